@@ -1,0 +1,164 @@
+// Mathematics of one rectangular bilinear cell with a bilinear modulus. Shared by CPU and CUDA.
+//
+// Local coordinates s (axis 0) and t (axis 1) run over [-1, 1]. Every bilinear field is written in modes
+//     g(s, t) = g_m + g_s s + g_t t + g_h s t,
+// and the modulus enters through its cell moments <x>, <x s>, <x t>, <x s t> (and <x s^2> = <x t^2> = <x>/3 by
+// 2 x 2 Gauss points). This "moment form" equals quadrature exactly and needs no quadrature loop.
+//
+// kReduced: the lambda term acts on the mean dilatation of the cell only (mean-dilatation / selective reduced
+// integration, Hughes 2000, section 4.4): plane strain without locking. Otherwise it is integrated fully.
+#pragma once
+#include "host_device.h"
+
+namespace elastofast {
+
+// Constants of all cells of a grid, with the area of the cell folded into the Lame numbers.
+template <class T>
+struct CellLaw {
+  T g0, g1;      // 2 / spacing: d/d(axis 0) = g0 d/ds, d/d(axis 1) = g1 d/dt
+  T lambda, mu;  // Lame numbers per unit modulus, times cell area
+};
+
+template <class T>
+EF_HD CellLaw<T> cell_law(double h0, double h1, double lambda, double mu) {
+  return {T(2 / h0), T(2 / h1), T(lambda * h0 * h1), T(mu * h0 * h1)};
+}
+
+// Nodes of a cell: a = (s-, t-), b = (s-, t+), c = (s+, t-), d = (s+, t+).
+template <class V>
+struct Corners {
+  V a, b, c, d;
+};
+
+// Moments <x>, <x s>, <x t>, <x s t> of a bilinear modulus given at the corners.
+template <class V>
+struct Moments {
+  V m, s, t, h;
+};
+
+template <class V, class T = V>
+EF_HD Moments<V> moments(const Corners<V>& x) {
+  const V p = x.a + x.b, q = x.c + x.d, e = x.b - x.a, f = x.d - x.c;
+  return {(p + q) * T(0.25), (q - p) * T(1.0 / 12), (e + f) * T(1.0 / 12), (f - e) * T(1.0 / 36)};
+}
+
+// Strains of a bilinear displacement:
+//   e00 = e0 + e0t t,  e11 = e1 + e1s s,  2 e01 = g + gs s + gt t.
+template <class V>
+struct Strain {
+  V e0, e0t, e1, e1s, g, gs, gt;
+};
+
+template <class V, class T>
+EF_HD Strain<V> strain(const CellLaw<T>& k, const Corners<V>& u, const Corners<V>& v) {
+  const T q0 = k.g0 * T(0.25), q1 = k.g1 * T(0.25);
+  const V us = (u.c - u.a) + (u.d - u.b), ut = (u.b - u.a) + (u.d - u.c), uh = (u.d - u.c) - (u.b - u.a);
+  const V vs = (v.c - v.a) + (v.d - v.b), vt = (v.b - v.a) + (v.d - v.c), vh = (v.d - v.c) - (v.b - v.a);
+  return {us * q0, uh * q0, vt * q1, vh * q1, ut * q1 + vs * q0, uh * q1, vh * q0};
+}
+
+// Generalised forces conjugate to the displacement modes, scattered to the corners.
+template <class V>
+struct CornerForces {
+  Corners<V> u, v;
+};
+
+template <bool kReduced, class V, class T>
+EF_HD CornerForces<V> cell_force(const CellLaw<T>& k, const Moments<V>& x, const Strain<V>& e) {
+  const T third = T(1.0 / 3);
+  const V x3 = x.m * third;
+  const V xe0 = x.m * e.e0 + x.t * e.e0t, xe0t = x.t * e.e0 + x3 * e.e0t;
+  const V xe1 = x.m * e.e1 + x.s * e.e1s, xe1s = x.s * e.e1 + x3 * e.e1s;
+  V s0, s0t, s1, s1s;
+  if constexpr (kReduced) {
+    const T mu2 = k.mu + k.mu;
+    const V p = x.m * (e.e0 + e.e1) * k.lambda;
+    s0 = xe0 * mu2 + p;
+    s1 = xe1 * mu2 + p;
+    s0t = xe0t * mu2;
+    s1s = xe1s * mu2;
+  } else {
+    const T c = k.lambda + k.mu + k.mu;
+    s0 = xe0 * c + xe1 * k.lambda;
+    s1 = xe1 * c + xe0 * k.lambda;
+    s0t = xe0t * c + (x.t * e.e1 + x.h * e.e1s) * k.lambda;
+    s1s = xe1s * c + (x.s * e.e0 + x.h * e.e0t) * k.lambda;
+  }
+  const V w = (x.m * e.g + x.s * e.gs + x.t * e.gt) * k.mu;
+  const V ws = (x.s * e.g + x3 * e.gs + x.h * e.gt) * k.mu;
+  const V wt = (x.t * e.g + x.h * e.gs + x3 * e.gt) * k.mu;
+  const T q0 = k.g0 * T(0.25), q1 = k.g1 * T(0.25);
+  const V fus = s0 * q0, fut = w * q1, fuh = s0t * q0 + ws * q1;
+  const V fvs = w * q0, fvt = s1 * q1, fvh = s1s * q1 + wt * q0;
+  return {{fuh - fus - fut, fut - fus - fuh, fus - fut - fuh, fus + fut + fuh},
+          {fvh - fvs - fvt, fvt - fvs - fvh, fvs - fvt - fvh, fvs + fvt + fvh}};
+}
+
+// d/dx of v^T K(x) u for one cell, one value a corner.
+template <bool kReduced, class V, class T>
+EF_HD Corners<V> cell_sensitivity(const CellLaw<T>& k, const Strain<V>& e, const Strain<V>& f) {
+  const T third = T(1.0 / 3);
+  const T c = kReduced ? k.mu + k.mu : k.lambda + k.mu + k.mu;
+  V qm = (e.e0 * f.e0 + e.e1 * f.e1 + (e.e0t * f.e0t + e.e1s * f.e1s) * third) * c;
+  V qs = (e.e1 * f.e1s + e.e1s * f.e1) * c;
+  V qt = (e.e0 * f.e0t + e.e0t * f.e0) * c;
+  V qh = (e.gs * f.gt + e.gt * f.gs) * k.mu;
+  if constexpr (kReduced) {
+    qm += (e.e0 + e.e1) * (f.e0 + f.e1) * k.lambda;
+  } else {
+    qm += (e.e0 * f.e1 + e.e1 * f.e0) * k.lambda;
+    qs += (e.e0 * f.e1s + e.e1s * f.e0) * k.lambda;
+    qt += (e.e0t * f.e1 + e.e1 * f.e0t) * k.lambda;
+    qh += (e.e0t * f.e1s + e.e1s * f.e0t) * k.lambda;
+  }
+  qm += (e.g * f.g + (e.gs * f.gs + e.gt * f.gt) * third) * k.mu;
+  qs += (e.g * f.gs + e.gs * f.g) * k.mu;
+  qt += (e.g * f.gt + e.gt * f.g) * k.mu;
+  qm = qm * T(0.25);
+  qs = qs * T(1.0 / 12);
+  qt = qt * T(1.0 / 12);
+  qh = qh * T(1.0 / 36);
+  return {qm - qs - qt + qh, qm - qs + qt - qh, qm + qs - qt - qh, qm + qs + qt + qh};
+}
+
+// The few numbers of a cell from which every entry of its stiffness matrix is a short sum.
+template <class V>
+struct StiffnessFactors {
+  V m;           // <x>
+  V tp, tm;      // <x (1 + t)^2>, <x (1 - t)^2>
+  V sp, sm;      // <x (1 + s)^2>, <x (1 - s)^2>
+  V x[2][2];     // <x (1 -+ s)(1 -+ t)> with the sign of s first
+};
+
+template <class V, class T = V>
+EF_HD StiffnessFactors<V> stiffness_factors(const Moments<V>& x) {
+  const V m43 = x.m * T(4.0 / 3), s2 = x.s + x.s, t2 = x.t + x.t;
+  const V p = x.m - x.s, q = x.m + x.s, e = x.t - x.h, f = x.t + x.h;
+  return {x.m, m43 + t2, m43 - t2, m43 + s2, m43 - s2, {{p - e, p + e}, {q - f, q + f}}};
+}
+
+// Entry of the cell stiffness: displacement component kA at corner (kS, kT) against kB at (kS2, kT2);
+// corner index 0 is the minus side.
+template <bool kReduced, int kA, int kS, int kT, int kB, int kS2, int kT2, class V, class T>
+EF_HD V stiffness_entry(const CellLaw<T>& k, const StiffnessFactors<V>& f) {
+  constexpr int sp = kS ? 1 : -1, tp = kT ? 1 : -1, sq = kS2 ? 1 : -1, tq = kT2 ? 1 : -1;
+  const T q00 = k.g0 * k.g0 * T(1.0 / 16), q11 = k.g1 * k.g1 * T(1.0 / 16), q01 = k.g0 * k.g1 * T(1.0 / 16);
+  const V m23 = f.m * T(2.0 / 3);
+  if constexpr (kA == kB) {
+    const V dd0 = kT == kT2 ? (kT ? f.tp : f.tm) : m23;  // mean of x d/ds d/ds without sign and scale
+    const V dd1 = kS == kS2 ? (kS ? f.sp : f.sm) : m23;
+    const T c = kReduced ? k.mu + k.mu : k.lambda + k.mu + k.mu;
+    const T w0 = T(sp * sq) * q00 * (kA == 0 ? c : k.mu);
+    const T w1 = T(tp * tq) * q11 * (kA == 1 ? c : k.mu);
+    V r = dd0 * w0 + dd1 * w1;
+    if constexpr (kReduced) r += f.m * (kA == 0 ? T(sp * sq) * q00 * k.lambda : T(tp * tq) * q11 * k.lambda);
+    return r;
+  } else if constexpr (kA == 0) {
+    const V lam = kReduced ? f.m : f.x[kS2][kT];
+    return lam * (T(sp * tq) * q01 * k.lambda) + f.x[kS][kT2] * (T(tp * sq) * q01 * k.mu);
+  } else {
+    return stiffness_entry<kReduced, 0, kS2, kT2, 1, kS, kT>(k, f);
+  }
+}
+
+}  // namespace elastofast

@@ -1,0 +1,813 @@
+// Row kernels of kernels.h. This file is compiled once for each instruction set (EF_ISA names it), so everything in
+// it must stay internal: no standard containers, nothing that the linker could share between instruction sets.
+#include "kernels.h"
+
+#include <utility>
+
+namespace elastofast {
+namespace {
+
+#define EF_LAMBDA __attribute__((always_inline))
+
+constexpr int kStrip = 256;  // columns worked on at a time: the row buffers then stay in the first-level cache
+
+// What the cells of one row give to their corners; entry c - i0 + 1 belongs to cell c of the strip from column i0.
+template <class T, int NC>
+struct CellRow {
+  alignas(64) T a[NC][kStrip + 2], b[NC][kStrip + 2], c[NC][kStrip + 2], d[NC][kStrip + 2];
+};
+
+template <class T, int NC>
+struct CellValues {
+  Corners<T> f[NC];
+};
+
+struct NoFix {
+  template <class Rows>
+  void operator()(int, int, int, int, Rows&) const {}
+};
+
+// Sums cell contributions at the nodes of rows [begin, end): row(j) gives a function of the cell's column, which
+// returns CellValues; fix(j, first cell, last cell, i0, buffers) may replace some of them; out(j, i0, i1, f) takes
+// the sums of one strip of one row.
+template <class T, int NC, class Row, class Fix, class Out>
+inline void gather_rows(int n0, int n1, int begin, int end, Row row, Fix fix, Out out) {
+  CellRow<T, NC> w;
+  alignas(64) T carry[NC][kStrip], f[NC][kStrip];
+  for (int i0 = 0; i0 < n1; i0 += kStrip) {
+    const int i1 = i0 + kStrip < n1 ? i0 + kStrip : n1, n = i1 - i0;
+    const int lo = i0 > 0 ? i0 - 1 : 0, hi = i1 < n1 ? i1 : n1 - 1;
+    for (int k = 0; k < NC; ++k) {
+      if (i0 == 0) w.b[k][0] = w.d[k][0] = T(0);
+      if (i1 == n1) w.a[k][n] = w.c[k][n] = T(0);
+      for (int i = 0; i < n; ++i) carry[k][i] = T(0);
+    }
+    for (int j = begin > 0 ? begin - 1 : 0; j < end; ++j) {
+      const bool cells = j < n0 - 1;
+      if (cells) {
+        const auto cell = row(j);
+#pragma GCC ivdep
+        for (int c = lo; c < hi; ++c) {
+          const CellValues<T, NC> v = cell(c);
+          const int p = c - i0 + 1;
+          for (int k = 0; k < NC; ++k) {
+            w.a[k][p] = v.f[k].a;
+            w.b[k][p] = v.f[k].b;
+            w.c[k][p] = v.f[k].c;
+            w.d[k][p] = v.f[k].d;
+          }
+        }
+        fix(j, lo, hi, i0, w);
+      }
+      if (j >= begin) {
+        for (int k = 0; k < NC; ++k) {
+          if (cells) {
+#pragma GCC ivdep
+            for (int i = 0; i < n; ++i) f[k][i] = carry[k][i] + w.a[k][i + 1] + w.b[k][i];
+          } else {
+            for (int i = 0; i < n; ++i) f[k][i] = carry[k][i];
+          }
+        }
+        out(j, i0, i1, f);
+      }
+      if (cells)
+        for (int k = 0; k < NC; ++k)
+#pragma GCC ivdep
+          for (int i = 0; i < n; ++i) carry[k][i] = w.c[k][i + 1] + w.d[k][i];
+    }
+  }
+}
+
+template <class T>
+EF_HD Corners<T> corners(const T* upper, const T* lower, int c) {
+  return {upper[c], upper[c + 1], lower[c], lower[c + 1]};
+}
+
+// ---------------------------------------------------------------------------------------------- the form
+
+template <bool kReduced, class T, class Out>
+inline void force_rows(const GridForm<T>& g, const T* x, const T* u, int begin, int end, Out out) {
+  const size_t n = size_t(g.n0) * g.n1;
+  const CellLaw<T> law = g.law;
+  gather_rows<T, 2>(
+      g.n0, g.n1, begin, end,
+      [&](int j) {
+        const size_t o = size_t(j) * g.n1;
+        const T *__restrict x0 = x + o, *__restrict x1 = x0 + g.n1, *__restrict u0 = u + o, *__restrict u1 = u0 + g.n1,
+                *__restrict v0 = u0 + n, *__restrict v1 = v0 + g.n1;
+        return [=](int c) EF_LAMBDA {
+          const Corners<T> xc = corners(x0, x1, c), uc = corners(u0, u1, c), vc = corners(v0, v1, c);
+          const CornerForces<T> f = cell_force<kReduced>(law, moments<T, T>(xc), strain(law, uc, vc));
+          return CellValues<T, 2>{{f.u, f.v}};
+        };
+      },
+      NoFix{}, out);
+}
+
+template <class T, class Out>
+inline void force_rows(const GridForm<T>& g, const T* x, const T* u, int begin, int end, Out out) {
+  g.reduced ? force_rows<true>(g, x, u, begin, end, out) : force_rows<false>(g, x, u, begin, end, out);
+}
+
+template <class T>
+void force(const GridForm<T>& g, const T* x, const T* u, T* f, int begin, int end) {
+  const size_t n = size_t(g.n0) * g.n1;
+  force_rows(g, x, u, begin, end, [&](int j, int i0, int i1, const T(*v)[kStrip]) {
+    for (int k = 0; k < 2; ++k) {
+      T* __restrict o = f + k * n + size_t(j) * g.n1 + i0;
+      for (int i = 0; i < i1 - i0; ++i) o[i] = v[k][i];
+    }
+  });
+}
+
+template <class T>
+void subtract(const GridForm<T>& g, const T* x, const T* shift, const T* d, T* r, int begin, int end) {
+  const size_t n = size_t(g.n0) * g.n1;
+  force_rows(g, x, d, begin, end, [&](int j, int i0, int i1, const T(*v)[kStrip]) {
+    for (int k = 0; k < 2; ++k) {
+      const size_t at = k * n + size_t(j) * g.n1 + i0;
+      T* __restrict o = r + at;
+      if (shift) {
+        const T *__restrict s = shift + at, *__restrict p = d + at;
+        for (int i = 0; i < i1 - i0; ++i) o[i] -= v[k][i] + s[i] * p[i];
+      } else {
+        for (int i = 0; i < i1 - i0; ++i) o[i] -= v[k][i];
+      }
+    }
+  });
+}
+
+template <class T>
+double apply_dot(const GridForm<T>& g, const T* x, const T* shift, const T* p, T* q, int begin, int end) {
+  const size_t n = size_t(g.n0) * g.n1;
+  double total = 0;
+  force_rows(g, x, p, begin, end, [&](int j, int i0, int i1, const T(*v)[kStrip]) {
+    for (int k = 0; k < 2; ++k) {
+      const size_t at = k * n + size_t(j) * g.n1 + i0;
+      T* __restrict o = q + at;
+      const T* __restrict w = p + at;
+      T sum = 0;
+      if (shift) {
+        const T* __restrict s = shift + at;
+#pragma omp simd reduction(+ : sum)
+        for (int i = 0; i < i1 - i0; ++i) {
+          o[i] = v[k][i] + s[i] * w[i];
+          sum += o[i] * w[i];
+        }
+      } else {
+#pragma omp simd reduction(+ : sum)
+        for (int i = 0; i < i1 - i0; ++i) {
+          o[i] = v[k][i];
+          sum += o[i] * w[i];
+        }
+      }
+      total += sum;
+    }
+  });
+  return total;
+}
+
+template <bool kReduced, class T>
+inline void sensitivity_rows(const GridForm<T>& g, const T* u, const T* v, T* out, int begin, int end) {
+  const size_t n = size_t(g.n0) * g.n1;
+  const CellLaw<T> law = g.law;
+  gather_rows<T, 1>(
+      g.n0, g.n1, begin, end,
+      [&](int j) {
+        const size_t o = size_t(j) * g.n1;
+        const T *__restrict u0 = u + o, *__restrict u1 = u0 + g.n1, *__restrict w0 = u0 + n, *__restrict w1 = w0 + g.n1;
+        const T *__restrict v0 = v + o, *__restrict v1 = v0 + g.n1, *__restrict z0 = v0 + n, *__restrict z1 = z0 + g.n1;
+        return [=](int c) EF_LAMBDA {
+          const Strain<T> e = strain(law, corners(u0, u1, c), corners(w0, w1, c));
+          const Strain<T> f = strain(law, corners(v0, v1, c), corners(z0, z1, c));
+          return CellValues<T, 1>{{cell_sensitivity<kReduced>(law, e, f)}};
+        };
+      },
+      NoFix{},
+      [&](int j, int i0, int i1, const T(*f)[kStrip]) {
+        T* __restrict o = out + size_t(j) * g.n1 + i0;
+        for (int i = 0; i < i1 - i0; ++i) o[i] = f[0][i];
+      });
+}
+
+template <class T>
+void sensitivity(const GridForm<T>& g, const T* u, const T* v, T* out, int begin, int end) {
+  g.reduced ? sensitivity_rows<true>(g, u, v, out, begin, end) : sensitivity_rows<false>(g, u, v, out, begin, end);
+}
+
+// ---------------------------------------------------------------------------------- compressed sparse rows
+
+constexpr int kBlock = 64;  // columns worked on at a time, so that all stencil entries of a block stay in cache
+
+// Calls body(integral_constant 0), ... (count - 1).
+template <class Body, int... Is>
+EF_HD void unroll(std::integer_sequence<int, Is...>, Body body) {
+  (body(std::integral_constant<int, Is>{}), ...);
+}
+
+// Writes entries[e] of the nodes i0 <= i < i1 of row j as CSR rows: kBlocks groups of the up to 9 neighbours.
+template <int kBlocks, class T>
+inline void write_rows(int n0, int n1, int j, int i0, int i1, const long long* indptr, T* values,
+                       const T (*entries)[kBlock]) {
+  const bool inside = j > 0 && j < n0 - 1;
+  for (int i = i0; i < i1; ++i) {
+    T* __restrict o = values + indptr[size_t(j) * n1 + i];
+    const int k = i - i0;
+    if (inside && i > 0 && i < n1 - 1) {
+      for (int e = 0; e < 9 * kBlocks; ++e) o[e] = entries[e][k];
+    } else {
+      for (int b = 0; b < kBlocks; ++b)
+        for (int dj = -1; dj <= 1; ++dj)
+          for (int di = -1; di <= 1; ++di)
+            if (j + dj >= 0 && j + dj < n0 && i + di >= 0 && i + di < n1)
+              *o++ = entries[9 * b + 3 * (dj + 1) + di + 1][k];
+    }
+  }
+}
+
+template <class T>
+struct FactorRow {
+  T v[9][kBlock + 1];
+  EF_HD StiffnessFactors<T> at(int k) const {
+    return {v[0][k], v[1][k], v[2][k], v[3][k], v[4][k], {{v[5][k], v[6][k]}, {v[7][k], v[8][k]}}};
+  }
+  EF_HD void set(int k, const StiffnessFactors<T>& f) {
+    v[0][k] = f.m, v[1][k] = f.tp, v[2][k] = f.tm, v[3][k] = f.sp, v[4][k] = f.sm;
+    v[5][k] = f.x[0][0], v[6][k] = f.x[0][1], v[7][k] = f.x[1][0], v[8][k] = f.x[1][1];
+  }
+};
+
+// Part of the entry (component A of a node, component B of its neighbour (DJ, DI)) from the cell row above (CJ = 0)
+// or below (CJ = 1) the node; left holds the factors of the cell to the left, right those of the cell to the right.
+template <bool kReduced, int A, int B, int DJ, int DI, int CJ, class T>
+EF_HD T node_entry(const CellLaw<T>& law, const StiffnessFactors<T>& left, const StiffnessFactors<T>& right) {
+  constexpr int S = 1 - CJ, S2 = S + DJ;
+  T r = 0;
+  if constexpr (S2 == 0 || S2 == 1) {
+    if constexpr (DI <= 0) r += stiffness_entry<kReduced, A, S, 1, B, S2, 1 + DI>(law, left);
+    if constexpr (DI >= 0) r += stiffness_entry<kReduced, A, S, 0, B, S2, DI>(law, right);
+  }
+  return r;
+}
+
+template <bool kReduced, class T>
+inline void stiffness_rows(const GridForm<T>& g, const T* x, const long long* indptr, T* values, int begin, int end) {
+  const CellLaw<T> law = g.law;
+  const int n1 = g.n1;
+  FactorRow<T> rows[2];
+  alignas(64) T entries[18][kBlock];
+  for (int i0 = 0; i0 < n1; i0 += kBlock) {
+    const int i1 = i0 + kBlock < n1 ? i0 + kBlock : n1;
+    const int lo = i0 > 0 ? i0 - 1 : 0, hi = i1 < n1 ? i1 : n1 - 1;
+    int filled = -1;  // the cell row that rows[filled & 1] holds
+    for (int j = begin; j < end; ++j) {
+      for (int r = j - 1; r <= j; ++r) {
+        if (r <= filled && r >= 0 && j > begin) continue;
+        FactorRow<T>& out = rows[r & 1];
+        for (auto& v : out.v)
+          for (int k = 0; k <= kBlock; ++k) v[k] = T(0);  // cells outside the grid have no stiffness
+        if (r < 0 || r >= g.n0 - 1) continue;
+        const T *__restrict x0 = x + size_t(r) * n1, *__restrict x1 = x0 + n1;
+#pragma GCC ivdep
+        for (int c = lo; c < hi; ++c)
+          out.set(c - i0 + 1, stiffness_factors<T, T>(moments<T, T>(corners(x0, x1, c))));
+        filled = r;
+      }
+      const FactorRow<T>&above = rows[(j - 1) & 1], &below = rows[j & 1];
+      auto component = [&](auto a) {
+        constexpr int A = decltype(a)::value;
+        unroll(std::make_integer_sequence<int, 18>{}, [&](auto e) EF_LAMBDA {
+          constexpr int E = decltype(e)::value, B = E / 9, DJ = E % 9 / 3 - 1, DI = E % 3 - 1;
+          T* __restrict o = entries[E];
+#pragma GCC ivdep
+          for (int k = 0; k < kBlock; ++k)
+            o[k] = node_entry<kReduced, A, B, DJ, DI, 0>(law, above.at(k), above.at(k + 1 <= kBlock ? k + 1 : k)) +
+                   node_entry<kReduced, A, B, DJ, DI, 1>(law, below.at(k), below.at(k + 1 <= kBlock ? k + 1 : k));
+        });
+        write_rows<2>(g.n0, n1, j, i0, i1, indptr + size_t(A) * g.n0 * n1, values, entries);
+      };
+      component(std::integral_constant<int, 0>{});
+      component(std::integral_constant<int, 1>{});
+    }
+  }
+}
+
+template <class T>
+void stiffness_values(const GridForm<T>& g, const T* x, const long long* indptr, T* values, int begin, int end) {
+  g.reduced ? stiffness_rows<true>(g, x, indptr, values, begin, end)
+            : stiffness_rows<false>(g, x, indptr, values, begin, end);
+}
+
+template <bool kReduced, class T>
+inline void contraction_rows(const GridForm<T>& g, const T* u, const long long* indptr, T* values, int begin, int end) {
+  const CellLaw<T> law = g.law;
+  const int n0 = g.n0, n1 = g.n1;
+  const size_t n = size_t(n0) * n1;
+  T cells[2][8][4][kBlock + 2];  // [row][dof][node of the modulus][cell]
+  alignas(64) T entries[9][kBlock];
+  for (int i0 = 0; i0 < n1; i0 += kBlock) {
+    const int i1 = i0 + kBlock < n1 ? i0 + kBlock : n1;
+    const int lo = i0 > 0 ? i0 - 1 : 0, hi = i1 < n1 ? i1 : n1 - 1;
+    for (int j = begin; j < end; ++j) {
+      for (int r = j - 1; r <= j; ++r) {
+        if (r == j - 1 && j > begin) continue;  // made for the row before
+        auto& out = cells[r & 1];
+        for (auto& dof : out)
+          for (auto& node : dof)
+            for (T& v : node) v = T(0);
+        if (r < 0 || r >= n0 - 1) continue;
+        const T *u0 = u + size_t(r) * n1, *u1 = u0 + n1, *v0 = u0 + n, *v1 = v0 + n1;
+        for (int q = 0; q < 4; ++q) {
+          const T s = T(q / 2 ? 1.0 / 12 : -1.0 / 12), t = T(q % 2 ? 1.0 / 12 : -1.0 / 12);
+          const Moments<T> unit = {T(0.25), s, t, s * t * 4};
+#pragma GCC ivdep
+          for (int c = lo; c < hi; ++c) {
+            const CornerForces<T> f = cell_force<kReduced>(law, unit, strain(law, corners(u0, u1, c), corners(v0, v1, c)));
+            const int k = c - i0 + 1;
+            out[0][q][k] = f.u.a, out[1][q][k] = f.u.b, out[2][q][k] = f.u.c, out[3][q][k] = f.u.d;
+            out[4][q][k] = f.v.a, out[5][q][k] = f.v.b, out[6][q][k] = f.v.c, out[7][q][k] = f.v.d;
+          }
+        }
+      }
+      for (int comp = 0; comp < 2; ++comp) {
+        for (int e = 0; e < 9; ++e) {
+          const int dj = e / 3 - 1, di = e % 3 - 1;
+          for (int k = 0; k < kBlock; ++k) entries[e][k] = T(0);
+          for (int cj = 0; cj < 2; ++cj)
+            for (int ci = 0; ci < 2; ++ci) {
+              const int s = 1 - cj, t = 1 - ci, s2 = s + dj, t2 = t + di;
+              if (s2 < 0 || s2 > 1 || t2 < 0 || t2 > 1) continue;
+              const T* __restrict from = cells[(j - 1 + cj) & 1][4 * comp + 2 * s + t][2 * s2 + t2] + ci;
+              for (int k = 0; k < kBlock; ++k) entries[e][k] += from[k];
+            }
+        }
+        write_rows<1>(n0, n1, j, i0, i1, indptr + comp * n, values, entries);
+      }
+    }
+  }
+}
+
+template <class T>
+void contraction_values(const GridForm<T>& g, const T* u, const long long* indptr, T* values, int begin, int end) {
+  g.reduced ? contraction_rows<true>(g, u, indptr, values, begin, end)
+            : contraction_rows<false>(g, u, indptr, values, begin, end);
+}
+
+// ------------------------------------------------------------------------------------- smoothers, transfers
+
+template <class T>
+EF_HD void block_inverse(T& p, T& q, T& r) {
+  const T w = T(1) / (p * r - q * q), t = p * w;
+  p = r * w;
+  q = -q * w;
+  r = t;
+}
+
+template <bool kShift, class T>
+inline void patch_rows(const Patch<T>& B, const T* r, T a, T b, T c, T* d, T* y, int begin, int end) {
+  const int n1 = B.n1, m1 = B.n1 - 1;
+  const size_t n = size_t(B.n0) * n1;
+  gather_rows<T, 2>(
+      B.n0, n1, begin, end,
+      [&](int j) {
+        const size_t o = size_t(j) * n1, at = size_t(j) * m1;
+        const T *__restrict u0 = r + o, *__restrict u1 = u0 + n1, *__restrict v0 = u0 + n, *__restrict v1 = v0 + n1;
+        const T* __restrict scale = B.scale + at;
+        const T *__restrict s0 = kShift ? B.shift0 + at : nullptr, *__restrict s1 = kShift ? B.shift1 + at : nullptr;
+        T p[4], q[4], w[4];
+        for (int k = 0; k < 4; ++k) p[k] = B.p[k], q[k] = B.q[k], w[k] = B.r[k];
+        return [=](int i) EF_LAMBDA {
+          T p_[4], q_[4], w_[4];
+          for (int k = 0; k < 4; ++k) {
+            p_[k] = p[k], q_[k] = q[k], w_[k] = w[k];
+            if constexpr (kShift) {
+              p_[k] += k == 1 ? s1[i] : s0[i];
+              w_[k] += k == 1 ? s0[i] : s1[i];
+              block_inverse(p_[k], q_[k], w_[k]);
+            }
+          }
+          T e = u0[i] + u0[i + 1], f = u1[i] + u1[i + 1], g = u0[i + 1] - u0[i], h = u1[i + 1] - u1[i];
+          const T um = e + f, us = f - e, ut = g + h, uh = h - g;
+          e = v0[i] + v0[i + 1], f = v1[i] + v1[i + 1], g = v0[i + 1] - v0[i], h = v1[i + 1] - v1[i];
+          const T vm = e + f, vs = f - e, vt = g + h, vh = h - g;
+          const T s = scale[i] * T(0.25);
+          const T fm = s * (p_[0] * um + q_[0] * vh), gh = s * (q_[0] * um + w_[0] * vh);
+          const T gm = s * (p_[1] * vm + q_[1] * uh), fh = s * (q_[1] * vm + w_[1] * uh);
+          const T fs = s * (p_[2] * us + q_[2] * vt), gt = s * (q_[2] * us + w_[2] * vt);
+          const T ft = s * (p_[3] * ut + q_[3] * vs), gs = s * (q_[3] * ut + w_[3] * vs);
+          return CellValues<T, 2>{{{fm - fs - ft + fh, fm - fs + ft - fh, fm + fs - ft - fh, fm + fs + ft + fh},
+                                   {gm - gs - gt + gh, gm - gs + gt - gh, gm + gs - gt - gh, gm + gs + gt + gh}}};
+        };
+      },
+      [&](int j, int lo, int hi, int i0, CellRow<T, 2>& w) {
+        for (int k = B.special_row[j]; k < B.special_row[j + 1]; ++k) {
+          const int i = B.special_col[k];
+          if (i < lo || i >= hi) continue;
+          const T* inverse = B.special + size_t(k) * kEntries;
+          const T* u = r + size_t(j) * n1 + i;
+          const T in[8] = {u[0], u[1], u[n1], u[n1 + 1], u[n], u[n + 1], u[n + n1], u[n + n1 + 1]};
+          T out[8] = {};
+          for (int p = 0; p < 8; ++p)
+            for (int q = 0; q < 8; ++q) out[p] += inverse[entry(p, q)] * in[q];
+          const int at = i - i0 + 1;
+          for (int comp = 0; comp < 2; ++comp) {
+            w.a[comp][at] = out[4 * comp];
+            w.b[comp][at] = out[4 * comp + 1];
+            w.c[comp][at] = out[4 * comp + 2];
+            w.d[comp][at] = out[4 * comp + 3];
+          }
+        }
+      },
+      [&](int j, int i0, int i1, const T(*f)[kStrip]) {
+        for (int k = 0; k < 2; ++k) {
+          const size_t at = k * n + size_t(j) * n1 + i0;
+          T *__restrict o = d + at, *__restrict z = y + at;
+          for (int i = 0; i < i1 - i0; ++i) {
+            o[i] = a * o[i] + b * f[k][i];
+            z[i] = c * z[i] + o[i];
+          }
+        }
+      });
+}
+
+template <class T>
+void patch(const Patch<T>& B, const T* r, T a, T b, T c, T* d, T* y, int begin, int end) {
+  B.shift0 ? patch_rows<true>(B, r, a, b, c, d, y, begin, end) : patch_rows<false>(B, r, a, b, c, d, y, begin, end);
+}
+
+// out(i, f0, f1) takes the product of a stored stencil with u at node (j, i). Neighbours outside the grid have zero
+// coefficients; their (finite) values are read from the rows around, for which level vectors keep room.
+template <class T, class Out>
+EF_HD void stencil_row(const Stencil<T>& A, const T* u, int j, Out out) {
+  const int n1 = A.n1;
+  const size_t n = size_t(A.n0) * n1;
+  const T *__restrict h = A.plane(j, 0), *__restrict k = A.plane(j - 1, 0);
+  const size_t ld = padded(n1);
+  const T *__restrict u1 = u + size_t(j) * n1, *__restrict u0 = u1 - n1, *__restrict u2 = u1 + n1;
+  const T *__restrict v1 = u1 + n, *__restrict v0 = v1 - n1, *__restrict v2 = v1 + n1;
+  const T *E = h + kEast * ld, *SW = h + kSouthWest * ld, *S = h + kSouth * ld, *SE = h + kSouthEast * ld;
+  const T *NE = k + kSouthWest * ld + 1, *N = k + kSouth * ld, *NW = k + kSouthEast * ld - 1, *Wt = E - 1;
+#pragma GCC ivdep
+  for (int i = 0; i < n1; ++i) {
+    const T f0 = h[i] * u1[i] + h[ld + i] * v1[i] +                                    //
+                 E[i] * u1[i + 1] + E[ld + i] * v1[i + 1] +                            //
+                 Wt[i] * u1[i - 1] + Wt[2 * ld + i] * v1[i - 1] +                      //
+                 SW[i] * u2[i - 1] + SW[ld + i] * v2[i - 1] +                          //
+                 S[i] * u2[i] + S[ld + i] * v2[i] +                                    //
+                 SE[i] * u2[i + 1] + SE[ld + i] * v2[i + 1] +                          //
+                 NE[i] * u0[i + 1] + NE[2 * ld + i] * v0[i + 1] +                      //
+                 N[i] * u0[i] + N[2 * ld + i] * v0[i] +                                //
+                 NW[i] * u0[i - 1] + NW[2 * ld + i] * v0[i - 1];
+    const T f1 = h[ld + i] * u1[i] + h[2 * ld + i] * v1[i] +                           //
+                 E[2 * ld + i] * u1[i + 1] + E[3 * ld + i] * v1[i + 1] +               //
+                 Wt[ld + i] * u1[i - 1] + Wt[3 * ld + i] * v1[i - 1] +                 //
+                 SW[2 * ld + i] * u2[i - 1] + SW[3 * ld + i] * v2[i - 1] +             //
+                 S[2 * ld + i] * u2[i] + S[3 * ld + i] * v2[i] +                       //
+                 SE[2 * ld + i] * u2[i + 1] + SE[3 * ld + i] * v2[i + 1] +             //
+                 NE[ld + i] * u0[i + 1] + NE[3 * ld + i] * v0[i + 1] +                 //
+                 N[ld + i] * u0[i] + N[3 * ld + i] * v0[i] +                           //
+                 NW[ld + i] * u0[i - 1] + NW[3 * ld + i] * v0[i - 1];
+    out(i, f0, f1);
+  }
+}
+
+template <class T>
+void stencil_update(const Stencil<T>& A, const T* r, T a, T b, T c, T* d, T* y, int begin, int end) {
+  const size_t n = size_t(A.n0) * A.n1;
+  for (int j = begin; j < end; ++j) {
+    const size_t o = size_t(j) * A.n1;
+    T *__restrict d0 = d + o, *__restrict d1 = d0 + n, *__restrict y0 = y + o, *__restrict y1 = y0 + n;
+    stencil_row(A, r, j, [=](int i, T f0, T f1) EF_LAMBDA {
+      const T e0 = a * d0[i] + b * f0, e1 = a * d1[i] + b * f1;
+      d0[i] = e0, d1[i] = e1;
+      y0[i] = c * y0[i] + e0, y1[i] = c * y1[i] + e1;
+    });
+  }
+}
+
+template <class T>
+void stencil_subtract(const Stencil<T>& A, const T* d, T* r, int begin, int end) {
+  const size_t n = size_t(A.n0) * A.n1;
+  for (int j = begin; j < end; ++j) {
+    T *__restrict r0 = r + size_t(j) * A.n1, *__restrict r1 = r0 + n;
+    stencil_row(A, d, j, [=](int i, T f0, T f1) EF_LAMBDA { r0[i] -= f0, r1[i] -= f1; });
+  }
+}
+
+// Where the 64 interior weights of an irregular coarse cell lie: node * 16 + component * 8 + corner dof.
+inline size_t irregular_cell(const AxisView& a0, const AxisView& a1, int J, int I) {
+  const int m1 = a1.n_coarse - 1, rest = m1 - a1.regular;
+  if (J < a0.regular) return size_t(J) * rest + (I - a1.regular);
+  return size_t(a0.regular) * rest + size_t(J - a0.regular) * m1 + I;
+}
+
+// Calls body(fine row, fine column, interior weights or null, bilinear weights[4]) for the fine nodes that one
+// coarse cell owns: those from its first corner on, and the last row and column of the grid.
+template <class T, class Body>
+inline void owned_nodes(const Transfer<T>& P, int J, int I, Body body) {
+  const int w0 = P.a0.width[J], w1 = P.a1.width[I], f0 = P.a0.first[J], f1 = P.a1.first[I];
+  const int e0 = J == P.a0.n_coarse - 2, e1 = I == P.a1.n_coarse - 2;
+  const T* interior = P.irregular + irregular_cell(P.a0, P.a1, J, I) * 64;
+  for (int p = 0; p < w0 + e0; ++p)
+    for (int q = 0; q < w1 + e1; ++q) {
+      const bool inside = p > 0 && p < w0 && q > 0 && q < w1;
+      const T s = p == w0 ? T(1) : P.place0[f0 + p], t = q == w1 ? T(1) : P.place1[f1 + q];
+      const T weights[4] = {(1 - s) * (1 - t), (1 - s) * t, s * (1 - t), s * t};
+      body(f0 + p, f1 + q, inside ? interior + ((p - 1) * (w1 - 1) + (q - 1)) * 16 : nullptr, weights);
+    }
+}
+
+template <class T>
+void restrict_rows(const Transfer<T>& P, const T* fine, T* coarse, int begin, int end) {
+  const int nf = P.a1.n_fine, nc = P.a1.n_coarse, ld = padded(nc - 1);
+  const size_t n = size_t(P.a0.n_fine) * nf, m = size_t(P.a0.n_coarse) * nc;
+  gather_rows<T, 2>(
+      P.a0.n_coarse, nc, begin, end,
+      [&](int J) {
+        const bool regular = J < P.a0.regular;
+        const int last = regular ? P.a1.regular : 0, y = regular ? 2 * J : 0;
+        const T *__restrict u0 = fine + size_t(y) * nf, *__restrict u1 = u0 + nf, *__restrict v0 = u0 + n,
+                *__restrict v1 = v0 + nf;
+        const T *__restrict Q = P.regular + size_t(regular ? J : 0) * 16 * ld, *__restrict place = P.place1;
+        const T s = regular ? P.place0[y + 1] : T(0);
+        return [=](int I) EF_LAMBDA {
+          CellValues<T, 2> o{};
+          if (I < last) {
+            const T t = place[2 * I + 1], cu = u1[2 * I + 1], cv = v1[2 * I + 1];
+            const T* q = Q + I;
+            o.f[0] = {u0[2 * I] + (1 - t) * u0[2 * I + 1] + (1 - s) * u1[2 * I] + q[0] * cu + q[8 * ld] * cv,
+                      t * u0[2 * I + 1] + q[ld] * cu + q[9 * ld] * cv,
+                      s * u1[2 * I] + q[2 * ld] * cu + q[10 * ld] * cv, q[3 * ld] * cu + q[11 * ld] * cv};
+            o.f[1] = {v0[2 * I] + (1 - t) * v0[2 * I + 1] + (1 - s) * v1[2 * I] + q[4 * ld] * cu + q[12 * ld] * cv,
+                      t * v0[2 * I + 1] + q[5 * ld] * cu + q[13 * ld] * cv,
+                      s * v1[2 * I] + q[6 * ld] * cu + q[14 * ld] * cv, q[7 * ld] * cu + q[15 * ld] * cv};
+          }
+          return o;
+        };
+      },
+      [&](int J, int lo, int hi, int i0, CellRow<T, 2>& w) {
+        for (int I = J < P.a0.regular && P.a1.regular > lo ? P.a1.regular : lo; I < hi; ++I) {
+          T out[8] = {};
+          owned_nodes(P, J, I, [&](int y, int x, const T* interior, const T* weights) {
+            const size_t at = size_t(y) * nf + x;
+            for (int k = 0; k < 8; ++k)
+              out[k] += interior ? interior[k] * fine[at] + interior[8 + k] * fine[at + n]
+                                 : weights[k % 4] * fine[at + (k / 4) * n];
+          });
+          const int p = I - i0 + 1;
+          for (int k = 0; k < 2; ++k)
+            w.a[k][p] = out[4 * k], w.b[k][p] = out[4 * k + 1], w.c[k][p] = out[4 * k + 2], w.d[k][p] = out[4 * k + 3];
+        }
+      },
+      [&](int j, int i0, int i1, const T(*f)[kStrip]) {
+        for (int k = 0; k < 2; ++k)
+          for (int i = i0; i < i1; ++i) coarse[k * m + size_t(j) * nc + i] = f[k][i - i0];
+      });
+}
+
+template <class T>
+void prolong_rows(const Transfer<T>& P, const T* coarse, T* fine, int begin, int end) {
+  const int nf = P.a1.n_fine, nc = P.a1.n_coarse, ld = padded(nc - 1);
+  const size_t n = size_t(P.a0.n_fine) * nf, m = size_t(P.a0.n_coarse) * nc;
+  for (int J = begin; J < end; ++J) {
+    const T *c0 = coarse + size_t(J) * nc, *c1 = c0 + nc;
+    int start = 0;
+    if (J < P.a0.regular) {
+      start = P.a1.regular;
+      const T s = P.place0[2 * J + 1];
+      const T *__restrict Q = P.regular + size_t(J) * 16 * ld, *__restrict place = P.place1;
+      for (int k = 0; k < 2; ++k) {
+        T *__restrict o0 = fine + k * n + size_t(2 * J) * nf, *__restrict o1 = o0 + nf;
+        const T *__restrict a0 = c0 + k * m, *__restrict a1 = c1 + k * m;
+        const T* q = Q + 8 * k * ld;
+#pragma GCC ivdep
+        for (int I = 0; I < start; ++I) {
+          const T t = place[2 * I + 1];
+          o0[2 * I] = a0[I];
+          o0[2 * I + 1] = (1 - t) * a0[I] + t * a0[I + 1];
+          o1[2 * I] = (1 - s) * a0[I] + s * a1[I];
+          o1[2 * I + 1] = q[I] * c0[I] + q[ld + I] * c0[I + 1] + q[2 * ld + I] * c1[I] + q[3 * ld + I] * c1[I + 1] +
+                          q[4 * ld + I] * c0[m + I] + q[5 * ld + I] * c0[m + I + 1] + q[6 * ld + I] * c1[m + I] +
+                          q[7 * ld + I] * c1[m + I + 1];
+        }
+      }
+    }
+    for (int I = start; I < nc - 1; ++I) {
+      const T in[8] = {c0[I],     c0[I + 1],     c1[I],     c1[I + 1],
+                       c0[m + I], c0[m + I + 1], c1[m + I], c1[m + I + 1]};
+      owned_nodes(P, J, I, [&](int y, int x, const T* interior, const T* weights) {
+        for (int k = 0; k < 2; ++k) {
+          T sum = 0;
+          if (interior)
+            for (int e = 0; e < 8; ++e) sum += interior[8 * k + e] * in[e];
+          else
+            for (int e = 0; e < 4; ++e) sum += weights[e] * in[4 * k + e];
+          fine[k * n + size_t(y) * nf + x] = sum;
+        }
+      });
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------- set-up
+
+// Eight cells side by side; the small dense algebra below is written once for it and for plain doubles.
+typedef double Lanes __attribute__((vector_size(64)));
+constexpr int kLanes = 8;
+
+EF_HD Lanes load(const double* p) {
+  Lanes v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+EF_HD void store(double* p, const Lanes& v) { __builtin_memcpy(p, &v, sizeof v); }
+
+template <bool kReduced>
+inline void cell_matrices_row(const GridForm<double>& g, const double* x, const double* share, int j, double* planes,
+                              int ld) {
+  const int n1 = g.n1, m1 = n1 - 1;
+  const size_t n = size_t(g.n0) * n1;
+  const CellLaw<double> law = g.law;
+  for (int c = 0; c < m1; c += kLanes) {
+    double tail[6][kLanes + 1];
+    const double* rows[6] = {x + size_t(j) * n1 + c, x + size_t(j + 1) * n1 + c};
+    if (share)
+      for (int k = 0; k < 4; ++k) rows[2 + k] = share + (k / 2) * n + size_t(j + k % 2) * n1 + c;
+    if (c + kLanes + 1 > n1)  // the last group must not read past the fields
+      for (int k = 0; k < (share ? 6 : 2); ++k) {
+        for (int i = 0; i <= kLanes; ++i) tail[k][i] = rows[k][c + i < n1 ? i : n1 - 1 - c];
+        rows[k] = tail[k];
+      }
+    const Corners<Lanes> xc = {load(rows[0]), load(rows[0] + 1), load(rows[1]), load(rows[1] + 1)};
+    const StiffnessFactors<Lanes> f = stiffness_factors<Lanes, double>(moments<Lanes, double>(xc));
+    unroll(std::make_integer_sequence<int, 64>{}, [&](auto e) EF_LAMBDA {
+      constexpr int P = decltype(e)::value / 8, Q = decltype(e)::value % 8;
+      if constexpr (P <= Q) {
+        Lanes v = stiffness_entry<kReduced, P / 4, P % 4 / 2, P % 2, Q / 4, Q % 4 / 2, Q % 2>(law, f);
+        if constexpr (P == Q)
+          if (share) v += load(rows[2 + P / 2] + P % 2);
+        store(planes + size_t(entry(P, Q)) * ld + c, v);
+      }
+    });
+  }
+}
+
+void cell_matrices(const GridForm<double>& g, const double* x, const double* share, int j, double* planes, int ld) {
+  g.reduced ? cell_matrices_row<true>(g, x, share, j, planes, ld) : cell_matrices_row<false>(g, x, share, j, planes, ld);
+}
+
+// Inverse of a symmetric positive definite matrix, packed, by symmetric sweeps.
+template <class V, int N, class At>
+inline void sweep_inverse(At at) {
+  for (int k = 0; k < N; ++k) {
+    const V d = 1.0 / at(k, k);
+    V row[N];
+    for (int p = 0; p < N; ++p) row[p] = at(k, p);
+    for (int p = 0; p < N; ++p) {
+      if (p == k) continue;
+      const V f = row[p] * d;
+      for (int q = p; q < N; ++q)
+        if (q != k) at(p, q) -= f * row[q];
+      at(k, p) = f;
+    }
+    at(k, k) = -d;
+  }
+  for (int p = 0; p < N; ++p)
+    for (int q = p; q < N; ++q) at(p, q) = -at(p, q);
+}
+
+void invert(double* planes, int ld, int n) {
+  for (int c = 0; c < n; c += kLanes) {
+    Lanes a[kEntries];
+    for (int e = 0; e < kEntries; ++e) a[e] = load(planes + size_t(e) * ld + c);
+    sweep_inverse<Lanes, 8>([&](int p, int q) -> Lanes& { return a[entry(p, q)]; });
+    for (int e = 0; e < kEntries; ++e) store(planes + size_t(e) * ld + c, a[e]);
+  }
+}
+
+// One coarse cell of w0 x w1 fine cells (1, 2 or 3 each): static condensation of its interior nodes, the other
+// nodes interpolated bilinearly. fine(k, e) is packed entry e of fine cell k (row major); place0[p], place1[q] are
+// the fractions of the interior lines. Gives the packed Galerkin matrix and the interior weights [node][2][8].
+template <class V, int W0, int W1, class Fine>
+inline void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin, V* weights) {
+  constexpr int kIn = (W0 - 1) * (W1 - 1), kDofs = kIn > 0 ? 2 * kIn : 1;
+  V inner[kDofs][kDofs] = {}, mixed[kDofs][8] = {};
+  for (int e = 0; e < kEntries; ++e) galerkin[e] = V{};
+  struct Node {
+    int interior;   // number of the interior node, or -1
+    int n;          // corners that interpolate it
+    int corner[2];
+    V weight[2];
+  };
+  auto node = [&](int p, int q) {
+    Node o{-1, 1, {0, 0}, {V{} + 1.0, V{}}};
+    const bool edge0 = p == 0 || p == W0, edge1 = q == 0 || q == W1;
+    const int base = 2 * (p == W0) + (q == W1);
+    if (!edge0 && !edge1) {
+      o.interior = (p - 1) * (W1 - 1) + q - 1;
+    } else {
+      o.corner[0] = base;
+      if (!edge0 || !edge1) {
+        const V t = edge0 ? place1[q] : place0[p];
+        o.n = 2;
+        o.corner[1] = base + (edge0 ? 1 : 2);
+        o.weight[0] = 1.0 - t;
+        o.weight[1] = t;
+      }
+    }
+    return o;
+  };
+  for (int p = 0; p < W0; ++p)
+    for (int q = 0; q < W1; ++q) {
+      const Node nodes[4] = {node(p, q), node(p, q + 1), node(p + 1, q), node(p + 1, q + 1)};
+      for (int r = 0; r < 8; ++r)
+        for (int c = 0; c < 8; ++c) {
+          const V v = fine(p * W1 + q, entry(r, c));
+          const Node &a = nodes[r % 4], &b = nodes[c % 4];
+          if (a.interior >= 0 && b.interior >= 0) {
+            inner[2 * a.interior + r / 4][2 * b.interior + c / 4] += v;
+          } else if (a.interior >= 0) {
+            for (int k = 0; k < b.n; ++k) mixed[2 * a.interior + r / 4][c / 4 * 4 + b.corner[k]] += b.weight[k] * v;
+          } else if (b.interior < 0) {
+            for (int k = 0; k < a.n; ++k)
+              for (int l = 0; l < b.n; ++l) {
+                const int row = r / 4 * 4 + a.corner[k], col = c / 4 * 4 + b.corner[l];
+                if (row <= col) galerkin[entry(row, col)] += a.weight[k] * b.weight[l] * v;
+              }
+          }
+        }
+    }
+  if constexpr (kIn > 0) {
+    for (int k = 0; k < kDofs; ++k) inner[k][k] += inner[k][k] == 0.0 ? V{} + 1.0 : V{};  // fixed dofs
+    sweep_inverse<V, kDofs>([&](int p, int q) -> V& { return p <= q ? inner[p][q] : inner[q][p]; });
+    for (int k = 0; k < kDofs; ++k)
+      for (int c = 0; c < 8; ++c) {
+        V sum = {};
+        for (int l = 0; l < kDofs; ++l) sum -= (k <= l ? inner[k][l] : inner[l][k]) * mixed[l][c];
+        weights[8 * k + c] = sum;
+      }
+    for (int r = 0; r < 8; ++r)
+      for (int c = r; c < 8; ++c)
+        for (int k = 0; k < kDofs; ++k) galerkin[entry(r, c)] += mixed[k][r] * weights[8 * k + c];
+  }
+}
+
+// Coarsens the cells [I, ...) of one coarse row with widths W0 x W1; Lanes cells at once or one.
+template <class V, int W0, int W1, class Load>
+inline void coarsen_at(const AxisView& a0, int row, Load load_fine, const V* place1, double* coarse, int ld_coarse, int I,
+                       double* weights_out, int ld_weights) {
+  V place0[3], galerkin[kEntries], weights[64];
+  for (int p = 1; p < W0; ++p) place0[p] = V{} + a0.place[a0.first[row] + p];
+  coarsen_cell<V, W0, W1>(load_fine, place0, place1, galerkin, weights);
+  for (int e = 0; e < kEntries; ++e) __builtin_memcpy(coarse + size_t(e) * ld_coarse + I, &galerkin[e], sizeof(V));
+  for (int k = 0; k < 16 * (W0 - 1) * (W1 - 1); ++k)
+    __builtin_memcpy(weights_out + size_t(k) * ld_weights, &weights[k], sizeof(V));
+}
+
+void coarsen_row(const AxisView& a0, const AxisView& a1, int row, const double* const* fine, int ld, double* coarse,
+                 int ld_coarse, double* interior, int ld_interior, double* irregular) {
+  int start = 0;
+  if (row < a0.regular) {
+    start = a1.regular;
+    for (int I = 0; I < start; I += kLanes) {
+      Lanes place1[2];
+      for (int k = 0; k < kLanes; ++k) place1[1][k] = a1.place[2 * (I + k < start ? I + k : I) + 1];
+      auto load_fine = [&](int cell, int e) EF_LAMBDA -> Lanes {
+        const double* p = fine[cell / 2] + size_t(e) * ld + 2 * I;
+        return cell % 2 ? __builtin_shufflevector(load(p), load(p + 8), 1, 3, 5, 7, 9, 11, 13, 15)
+                        : __builtin_shufflevector(load(p), load(p + 8), 0, 2, 4, 6, 8, 10, 12, 14);
+      };
+      coarsen_at<Lanes, 2, 2>(a0, row, load_fine, place1, coarse, ld_coarse, I, interior + I, ld_interior);
+    }
+  }
+  for (int I = start; I < a1.n_coarse - 1; ++I) {
+    const int first = a1.first[I];
+    const double place1[3] = {0, a1.place[first + 1], a1.width[I] > 2 ? a1.place[first + 2] : 1};
+    double* weights = irregular + 64 * irregular_cell(a0, a1, row, I);
+    unroll(std::make_integer_sequence<int, 9>{}, [&](auto k) {
+      constexpr int W0 = decltype(k)::value / 3 + 1, W1 = decltype(k)::value % 3 + 1;
+      if (a0.width[row] == W0 && a1.width[I] == W1)
+        coarsen_at<double, W0, W1>(
+            a0, row, [&](int cell, int e) { return fine[cell / W1][size_t(e) * ld + first + cell % W1]; }, place1, coarse,
+            ld_coarse, I, weights, 1);
+    });
+  }
+}
+
+template <class T>
+constexpr Kernels<T> kTable = {force<T>,          sensitivity<T>,    stiffness_values<T>, contraction_values<T>,
+                               subtract<T>,       apply_dot<T>,      patch<T>,            stencil_update<T>,
+                               stencil_subtract<T>, restrict_rows<T>, prolong_rows<T>};
+constexpr Setup kSetup = {cell_matrices, coarsen_row, invert};
+
+}  // namespace
+
+#define EF_JOIN_(a, b) a##b
+#define EF_JOIN(a, b) EF_JOIN_(a, b)
+#define EF_TEXT_(a) #a
+#define EF_TEXT(a) EF_TEXT_(a)
+
+extern const KernelTable EF_JOIN(kernels_, EF_ISA);
+const KernelTable EF_JOIN(kernels_, EF_ISA) = {EF_TEXT(EF_ISA), &kTable<float>, &kTable<double>, &kSetup};
+
+}  // namespace elastofast

@@ -1,0 +1,120 @@
+// Loops over grid rows, built once for each instruction set and chosen at run time.
+//
+// All kernels work on rows [begin, end) of the nodes they write, so that callers split the work over threads; every
+// output value is gathered by one thread in a fixed order, so results do not depend on the number of threads.
+// Dof fields are two planes of n0 * n1 values, component after component.
+#pragma once
+#include <cstddef>
+
+#include "cell.h"
+
+namespace elastofast {
+
+template <class T>
+struct GridForm {
+  int n0, n1;
+  bool reduced;
+  CellLaw<T> law;
+};
+
+// Half of a symmetric 9-point stencil of 2 x 2 blocks: the node itself (00, 01, 11) and its neighbours towards
+// (0,+1), (+1,-1), (+1,0), (+1,+1) (00, 01, 10, 11 each: row component, then the neighbour's component).
+// Rows are padded by zeros on both sides and start at row -1, which is zero too.
+constexpr int kPlanes = 19;
+constexpr int kEast = 3, kSouthWest = 7, kSouth = 11, kSouthEast = 15;
+constexpr int kPad = 16;
+inline int padded(int n) { return (n + 15) / 16 * 16 + 2 * kPad; }
+
+template <class T>
+struct Stencil {
+  int n0, n1;
+  T* data;  // plane p of row j begins at data + ((j + 1) * kPlanes + p) * padded(n1) + kPad
+  EF_HD T* plane(int j, int p) const { return data + (size_t(j + 1) * kPlanes + p) * padded(n1) + kPad; }
+  size_t size() const { return size_t(n0 + 1) * kPlanes * padded(n1); }
+};
+
+// Packed upper triangle of the symmetric 8 x 8 cell matrix; dof = component * 4 + corner (a, b, c, d).
+constexpr int kEntries = 36;
+EF_HD constexpr int entry(int p, int q) {
+  return p <= q ? p * (15 - p) / 2 + q : q * (15 - q) / 2 + p;
+}
+
+// How one axis is coarsened: every coarse cell spans width[c] (1, 2 or 3) fine cells from fine node first[c].
+// Fine node k lies in coarse cell cell[k] at the fraction place[k] of its length.
+struct AxisView {
+  int n_fine, n_coarse, regular;  // the first `regular` coarse cells are two fine cells wide
+  const int *first, *width;
+  const double* place;
+};
+
+// Interpolation inside coarse cells: bilinear on their edges, an exact block solve at their interior nodes.
+template <class T>
+struct Transfer {
+  AxisView a0, a1;
+  const T* regular;    // [coarse cell row][16][padded(coarse cells)]: the interior node of 2 x 2 cells, component * 8
+                       // + corner dof
+  const T* irregular;  // [cell][node][16]: cells outside the regular block, with up to 4 interior nodes
+  const T *place0, *place1;
+};
+
+template <class T>
+struct Patch;
+
+template <class T>
+struct Kernels {
+  // f = K(x) u
+  void (*force)(const GridForm<T>&, const T* x, const T* u, T* f, int begin, int end);
+  // v^T Psi_n u for every node n
+  void (*sensitivity)(const GridForm<T>&, const T* u, const T* v, T* g, int begin, int end);
+  // values of K(x) and D(u) in CSR order (rows of one component; columns of the stencil in order)
+  void (*stiffness_values)(const GridForm<T>&, const T* x, const long long* indptr, T* values, int begin, int end);
+  void (*contraction_values)(const GridForm<T>&, const T* u, const long long* indptr, T* values, int begin, int end);
+  // r -= (K(x) + diag(shift)) d;  shift may be null
+  void (*subtract)(const GridForm<T>&, const T* x, const T* shift, const T* d, T* r, int begin, int end);
+  // q = (K(x) + diag(shift)) p, returns p.q over these rows
+  double (*apply_dot)(const GridForm<T>&, const T* x, const T* shift, const T* p, T* q, int begin, int end);
+  // d = a d + b B r, then y = c y + d, with B the sum of scaled constant cell inverses (see Patch)
+  void (*patch)(const Patch<T>&, const T* r, T a, T b, T c, T* d, T* y, int begin, int end);
+  // the same with a stored stencil B, and r -= A d
+  void (*stencil_update)(const Stencil<T>&, const T* r, T a, T b, T c, T* d, T* y, int begin, int end);
+  void (*stencil_subtract)(const Stencil<T>&, const T* d, T* r, int begin, int end);
+  void (*restrict_rows)(const Transfer<T>&, const T* fine, T* coarse, int begin, int end);   // coarse node rows
+  void (*prolong_rows)(const Transfer<T>&, const T* coarse, T* fine, int begin, int end);    // coarse cell rows
+};
+
+// Patch smoother of the finest level: inverse of the homogeneous 4-node block, block-diagonal in the modes
+// (u_m, v_h), (v_m, u_h), (u_s, v_t), (u_t, v_s); each block is [p q; q r] + diag(shift) / modulus.
+template <class T>
+struct Patch {
+  int n0, n1;
+  T p[4], q[4], r[4];
+  const T* scale;           // (n0-1, n1-1): 1 / mean modulus, 0 where the cell is special
+  const T *shift0, *shift1; // (n0-1, n1-1): shift / mean modulus of each component, or null
+  const int* special_row;   // special cells (edges, fixed dofs) sorted by row: [n0] offsets
+  const int* special_col;
+  const T* special;         // [cell][36] packed inverses
+};
+
+// Set-up of one level, in double precision.
+struct Setup {
+  // stiffness entries of cell row j into planes[36][ld]
+  void (*cell_matrices)(const GridForm<double>&, const double* x, const double* share, int j, double* planes, int ld);
+  // Galerkin matrix and interior interpolation of one row of coarse cells from the fine cell rows below it
+  void (*coarsen_row)(const AxisView& a0, const AxisView& a1, int row, const double* const* fine, int ld_fine,
+                      double* coarse, int ld_coarse, double* interior, int ld_interior, double* irregular);
+  // packed inverses of n symmetric positive definite 8 x 8 matrices, planes[36][ld], in place
+  void (*invert)(double* planes, int ld, int n);
+};
+
+struct KernelTable {
+  const char* name;
+  const Kernels<float>* f32;
+  const Kernels<double>* f64;
+  const Setup* setup;
+};
+
+const KernelTable& kernels();             // the table in use
+bool select_kernels(const char* name);    // false if the name is unknown or the processor cannot run it
+const char* available_kernels(int i);     // names that this processor can run, nullptr past the last
+
+}  // namespace elastofast

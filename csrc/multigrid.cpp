@@ -1,0 +1,808 @@
+#include "multigrid.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "parallel.h"
+
+namespace elastofast {
+
+namespace {
+
+constexpr int kSmallest = 9;  // an axis with no more nodes ends the coarsening; the rest is a banded solve
+
+// A level vector: two planes of nodes with room around them, because stencil rows read past the edges.
+struct Field {
+  std::vector<float> memory;
+  float* data = nullptr;
+  void allocate(int n0, int n1) {
+    const size_t pad = size_t(n1) + kPad;
+    memory.assign(2 * size_t(n0) * n1 + 2 * pad, 0.f);
+    data = memory.data() + pad;
+  }
+};
+
+struct Axis {
+  std::vector<int> first, width;
+  std::vector<double> place;
+  std::vector<float> place32;
+  int n_fine = 0, n_coarse = 0, regular = 0;
+
+  // `position` holds the coordinates of the fine nodes and leaves with those of the coarse nodes.
+  void coarsen(std::vector<double>& position, bool halve) {
+    n_fine = int(position.size());
+    const int cells = n_fine - 1;
+    n_coarse = (halve ? cells / 2 : cells) + 1;
+    std::vector<double> coarse;
+    place.assign(n_fine, 0);
+    for (int c = 0; c < n_coarse - 1; ++c) {
+      first.push_back(halve ? 2 * c : c);
+      width.push_back(!halve ? 1 : c == n_coarse - 2 ? cells - 2 * c : 2);  // an odd count leaves the last one wide
+      coarse.push_back(position[first[c]]);
+      for (int k = 0; k < width[c]; ++k)
+        place[first[c] + k] = (position[first[c] + k] - position[first[c]]) /
+                              (position[first[c] + width[c]] - position[first[c]]);
+    }
+    place[cells] = 1;
+    coarse.push_back(position[cells]);
+    regular = halve ? n_coarse - 2 : 0;  // the last cell also owns the last line of nodes
+    place32.assign(place.begin(), place.end());
+    position = coarse;
+  }
+  AxisView view() const { return {n_fine, n_coarse, regular, first.data(), width.data(), place.data()}; }
+};
+
+// Cell matrices of a whole level, row after row.
+struct CellMatrices {
+  int cells0 = 0, cells1 = 0, ld = 0;
+  std::vector<double> data;
+  void allocate(int c0, int c1) {
+    cells0 = c0, cells1 = c1, ld = padded(c1);
+    data.assign(size_t(c0) * kEntries * ld, 0.0);
+  }
+  double* row(int j) { return data.data() + size_t(j) * kEntries * ld; }
+};
+
+double largest_eigenvalue(const std::vector<double>& diagonal, const std::vector<double>& off) {
+  const size_t n = diagonal.size();
+  double hi = 0;
+  for (size_t k = 0; k < n; ++k)
+    hi = std::max(hi, diagonal[k] + (k ? std::abs(off[k - 1]) : 0) + (k + 1 < n ? std::abs(off[k]) : 0));
+  double lo = 0;
+  for (int step = 0; step < 60; ++step) {  // bisection on the number of negative pivots of T - lambda I
+    const double mid = 0.5 * (lo + hi);
+    double pivot = diagonal[0] - mid;
+    bool above = pivot > 0;
+    for (size_t k = 1; k < n && !above; ++k) {
+      pivot = diagonal[k] - mid - off[k - 1] * off[k - 1] / (pivot == 0 ? 1e-300 : pivot);
+      above = pivot > 0;
+    }
+    (above ? lo : hi) = mid;
+  }
+  return hi;
+}
+
+}  // namespace
+
+struct Multigrid::Level {
+  int n0 = 0, n1 = 0;
+  Axis a0, a1;  // towards the next coarser level
+  std::vector<float> regular, irregular;
+  Transfer<float> transfer{};
+  std::vector<float> matrix_memory, smoother_memory;  // empty on the finest level
+  Stencil<float> matrix{}, smoother{};
+  FixedDofs fixed;
+  Field x, d, r;
+  double lmax = 1;
+
+  void allocate(int rows, int columns) {
+    n0 = rows, n1 = columns;
+    x.allocate(n0, n1), d.allocate(n0, n1), r.allocate(n0, n1);
+  }
+
+  // Stored stencil of the assembled cell matrices, and the sum of the inverted 4-node blocks as another.
+  void assemble(CellMatrices& cells) {
+    matrix = {n0, n1, nullptr};
+    matrix_memory.assign(matrix.size(), 0.f);
+    smoother_memory.assign(matrix.size(), 0.f);
+    matrix.data = matrix_memory.data();
+    smoother = {n0, n1, smoother_memory.data()};
+    const int ld = cells.ld, m0 = n0 - 1, m1 = n1 - 1;
+    for_rows(n0, n1 * 8, [&](int begin, int end) {
+      for (int j = begin; j < end; ++j) {
+        auto add = [&](int plane, int row, int p, int q, int shift) {
+          if (row < 0 || row >= m0) return;
+          const double* from = cells.row(row) + size_t(entry(p, q)) * ld;
+          float* to = matrix.plane(j, plane) + shift;
+          for (int c = 0; c < m1; ++c) to[c] += float(from[c]);
+        };
+        // corners a, b, c, d = 0..3 of a cell; node (j, i) is corner a of cell (j, i), b of (j, i-1), c of (j-1, i) ...
+        const int diagonal[3][2] = {{0, 0}, {0, 1}, {1, 1}};
+        for (int k = 0; k < 3; ++k)
+          for (int corner = 0; corner < 4; ++corner)
+            add(k, j - corner / 2, 4 * diagonal[k][0] + corner, 4 * diagonal[k][1] + corner, corner % 2);
+        for (int k = 0; k < 4; ++k) {
+          const int p = 4 * (k / 2), q = 4 * (k % 2);
+          add(kEast + k, j, p + 0, q + 1, 0);
+          add(kEast + k, j - 1, p + 2, q + 3, 0);
+          add(kSouthWest + k, j, p + 1, q + 2, 1);
+          add(kSouth + k, j, p + 0, q + 2, 0);
+          add(kSouth + k, j, p + 1, q + 3, 1);
+          add(kSouthEast + k, j, p + 0, q + 3, 0);
+        }
+        for (int k = 0; k < 3; k += 2) {  // fixed dofs: anything regular, their residual is zero
+          float* d = matrix.plane(j, k);
+          for (int i = 0; i < n1; ++i)
+            if (d[i] == 0) d[i] = 1;
+        }
+      }
+    });
+    for_rows(n0, n1 * 8, [&](int begin, int end) {
+      const int lanes = padded(m1);
+      std::vector<double> block(size_t(kEntries) * lanes);
+      for (int j = std::max(begin - 1, 0); j < std::min(end, m0); ++j) {
+        auto fill = [&](int p, int q, int row, int plane, int shift) {
+          const float* from = matrix.plane(row, plane) + shift;
+          double* to = block.data() + size_t(entry(p, q)) * lanes;
+          for (int c = 0; c < m1; ++c) to[c] = from[c];
+        };
+        auto visit = [&](auto&& body) {  // the 36 entries: dofs p, q; stencil row, plane, column shift
+          for (int corner = 0; corner < 4; ++corner) {
+            body(corner, corner, j + corner / 2, 0, corner % 2);
+            body(corner, 4 + corner, j + corner / 2, 1, corner % 2);
+            body(4 + corner, 4 + corner, j + corner / 2, 2, corner % 2);
+          }
+          for (int k = 0; k < 4; ++k) {
+            const int p = 4 * (k / 2), q = 4 * (k % 2);
+            body(p + 0, q + 1, j, kEast + k, 0);
+            body(p + 2, q + 3, j + 1, kEast + k, 0);
+            body(p + 0, q + 2, j, kSouth + k, 0);
+            body(p + 1, q + 3, j, kSouth + k, 1);
+            body(p + 0, q + 3, j, kSouthEast + k, 0);
+            body(p + 1, q + 2, j, kSouthWest + k, 1);
+          }
+        };
+        visit(fill);
+        kernels().setup->invert(block.data(), lanes, m1);
+        visit([&](int p, int q, int row, int plane, int shift) {
+          if (row < begin || row >= end) return;
+          const double* from = block.data() + size_t(entry(p, q)) * lanes;
+          float* to = smoother.plane(row, plane) + shift;
+          for (int c = 0; c < m1; ++c) to[c] += float(from[c]);
+        });
+      }
+    });
+  }
+};
+
+// Banded Cholesky of the coarsest level, numbered along its longer axis.
+struct Multigrid::Coarsest {
+  int n0, n1, half;
+  bool transposed;
+  std::vector<double> band;  // row i holds columns i - half .. i
+  std::vector<double> work;
+
+  size_t number(int k, int j, int i) const { return 2 * (transposed ? size_t(i) * n0 + j : size_t(j) * n1 + i) + k; }
+
+  Coarsest(CellMatrices& cells, double regularization) : n0(cells.cells0 + 1), n1(cells.cells1 + 1) {
+    transposed = n1 > n0;
+    half = 2 * (std::min(n0, n1) + 1) + 1;
+    const size_t n = 2 * size_t(n0) * n1;
+    band.assign(n * (half + 1), 0.0);
+    work.resize(n);
+    auto at = [&](size_t row, size_t col) -> double& { return band[row * (half + 1) + (col + half - row)]; };
+    for (int j = 0; j < n0 - 1; ++j)
+      for (int i = 0; i < n1 - 1; ++i)
+        for (int p = 0; p < 8; ++p)
+          for (int q = 0; q < 8; ++q) {
+            const size_t row = number(p / 4, j + p % 4 / 2, i + p % 2), col = number(q / 4, j + q % 4 / 2, i + q % 2);
+            if (col <= row) at(row, col) += cells.row(j)[size_t(entry(p, q)) * cells.ld + i];
+          }
+    double mean = 0;
+    for (size_t k = 0; k < n; ++k) mean += at(k, k) / n;
+    for (size_t k = 0; k < n; ++k) {
+      if (at(k, k) == 0) at(k, k) = mean > 0 ? mean : 1;
+      at(k, k) += regularization * mean;
+    }
+    for (size_t row = 0; row < n; ++row) {
+      const size_t start = row > size_t(half) ? row - half : 0;
+      for (size_t col = start; col <= row; ++col) {
+        double sum = at(row, col);
+        const size_t from = std::max(start, col > size_t(half) ? col - half : 0);
+        for (size_t k = from; k < col; ++k) sum -= at(row, k) * at(col, k);
+        // a pivot lost to rounding belongs to a mode that the caller projects out
+        at(row, col) = col < row ? sum / at(col, col) : std::sqrt(std::max(sum, 1e-14 * mean));
+      }
+    }
+  }
+
+  void solve(const float* b, float* x) {
+    const size_t n = work.size();
+    auto at = [&](size_t row, size_t col) { return band[row * (half + 1) + (col + half - row)]; };
+    for (int k = 0; k < 2; ++k)
+      for (int j = 0; j < n0; ++j)
+        for (int i = 0; i < n1; ++i) work[number(k, j, i)] = b[(size_t(k) * n0 + j) * n1 + i];
+    for (size_t row = 0; row < n; ++row) {
+      double sum = work[row];
+      for (size_t k = row > size_t(half) ? row - half : 0; k < row; ++k) sum -= at(row, k) * work[k];
+      work[row] = sum / at(row, row);
+    }
+    for (size_t row = n; row-- > 0;) {
+      const double value = work[row] /= at(row, row);
+      for (size_t k = row > size_t(half) ? row - half : 0; k < row; ++k) work[k] -= at(row, k) * value;
+    }
+    for (int k = 0; k < 2; ++k)
+      for (int j = 0; j < n0; ++j)
+        for (int i = 0; i < n1; ++i) x[(size_t(k) * n0 + j) * n1 + i] = float(work[number(k, j, i)]);
+  }
+};
+
+Multigrid::~Multigrid() = default;
+
+Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_t* fixed, const double* shift,
+                     std::vector<long> pins, const double* modes, MultigridOptions options)
+    : form_(form), options_(options), n_(size_t(form.n0) * form.n1), x_(x, x + n_), pins_(std::move(pins)) {
+  const int n0 = form.n0, n1 = form.n1;
+  const Setup& setup = *kernels().setup;
+  form32_ = {n0, n1, form.reduced,
+             {float(form.law.g0), float(form.law.g1), float(form.law.lambda), float(form.law.mu)}};
+  modulus_ = sum_rows(n0, n1, [&](int begin, int end) {
+    double s = 0;
+    for (size_t k = size_t(begin) * n1; k < size_t(end) * n1; ++k) s += x[k];
+    return s;
+  }) / double(n_);
+  x32_.resize(n_);
+  std::vector<double> scaled(n_), share;
+  for_rows(n0, n1, [&](int begin, int end) {
+    for (size_t k = size_t(begin) * n1; k < size_t(end) * n1; ++k) {
+      scaled[k] = x[k] / modulus_;
+      x32_[k] = float(scaled[k]);
+    }
+  });
+  if (shift) {
+    shift_.assign(shift, shift + 2 * n_);
+    shift32_.resize(2 * n_);
+    share.resize(2 * n_);
+    for (int k = 0; k < 2; ++k)
+      for (int j = 0; j < n0; ++j)
+        for (int i = 0; i < n1; ++i) {
+          const size_t at = (size_t(k) * n0 + j) * n1 + i;
+          const int cells = (j > 0 && j < n0 - 1 ? 2 : 1) * (i > 0 && i < n1 - 1 ? 2 : 1);
+          shift32_[at] = float(shift[at] / modulus_);
+          share[at] = shift[at] / modulus_ / cells;
+        }
+  }
+  if (!pins_.empty()) modes_.assign(modes, modes + pins_.size() * 2 * n_);
+  pin_values_.resize(pins_.size());
+  r_.resize(2 * n_), p_.resize(2 * n_), q_.resize(2 * n_);
+
+  // the hierarchy does not know of pins
+  std::vector<uint8_t> mask(fixed, fixed + 2 * n_);
+  fixed_.collect(mask, n0, n1);
+  for (long pin : pins_) mask[pin] = 0;
+
+  levels_.emplace_back(new Level);
+  levels_[0]->allocate(n0, n1);
+  levels_[0]->fixed.collect(mask, n0, n1);
+
+  std::vector<double> position0(n0), position1(n1);
+  for (int k = 0; k < n0; ++k) position0[k] = k;
+  for (int k = 0; k < n1; ++k) position1[k] = k;
+  double h0 = 2 / form.law.g0, h1 = 2 / form.law.g1;
+  GridForm<double> unit = form;
+
+  CellMatrices fine;  // of the level being coarsened; level 0 makes its rows on the way
+  auto finest_row = [&](int j, double* planes, int ld) {
+    setup.cell_matrices(unit, scaled.data(), shift ? share.data() : nullptr, j, planes, ld);
+    levels_[0]->fixed.clear_cells(planes, ld, n1 - 1, j);
+  };
+  if (std::min(n0, n1) <= kSmallest) {
+    fine.allocate(n0 - 1, n1 - 1);
+    for (int j = 0; j < n0 - 1; ++j) finest_row(j, fine.row(j), fine.ld);
+  }
+  while (std::min(levels_.back()->n0, levels_.back()->n1) > kSmallest) {
+    Level& L = *levels_.back();
+    const bool finest = levels_.size() == 1;
+    // cells longer than 1.9 times their width are left to the shorter side until they are about square
+    L.a0.coarsen(position0, h0 < 1.9 * h1);
+    L.a1.coarsen(position1, h1 < 1.9 * h0);
+    if (L.a0.n_coarse < L.n0) h0 *= 2;
+    if (L.a1.n_coarse < L.n1) h1 *= 2;
+    const AxisView v0 = L.a0.view(), v1 = L.a1.view();
+    const int c0 = v0.n_coarse - 1, c1 = v1.n_coarse - 1, ld = finest ? padded(L.n1 - 1) : fine.ld;
+    CellMatrices coarse;
+    coarse.allocate(c0, c1);
+    const size_t wide = size_t(c0) * c1 - size_t(v0.regular) * v1.regular;
+    L.regular.assign(size_t(v0.regular) * 16 * padded(c1), 0.f);
+    std::vector<double> irregular(64 * wide, 0.0);
+
+    std::unique_ptr<Level> next(new Level);
+    next->allocate(v0.n_coarse, v1.n_coarse);
+    std::vector<uint8_t> coarse_mask(2 * size_t(next->n0) * next->n1);
+    for (int k = 0; k < 2; ++k)
+      for (int j = 0; j < next->n0; ++j)
+        for (int i = 0; i < next->n1; ++i) {
+          const int y = j < c0 ? v0.first[j] : L.n0 - 1, z = i < c1 ? v1.first[i] : L.n1 - 1;
+          coarse_mask[(size_t(k) * next->n0 + j) * next->n1 + i] = mask[(size_t(k) * L.n0 + y) * L.n1 + z];
+        }
+    mask = coarse_mask;
+    next->fixed.collect(mask, next->n0, next->n1);
+
+    for_rows(c0, c1 * 8, [&](int begin, int end) {
+      std::vector<double> rows(finest ? size_t(3) * kEntries * ld : 0), interior(size_t(16) * padded(c1));
+      for (int J = begin; J < end; ++J) {
+        const double* below[3] = {};
+        for (int k = 0; k < v0.width[J]; ++k) {
+          if (finest) {
+            double* planes = rows.data() + size_t(k) * kEntries * ld;
+            finest_row(v0.first[J] + k, planes, ld);
+            below[k] = planes;
+          } else {
+            below[k] = fine.row(v0.first[J] + k);
+          }
+        }
+        setup.coarsen_row(v0, v1, J, below, ld, coarse.row(J), coarse.ld, interior.data(), padded(c1), irregular.data());
+        next->fixed.clear_cells(coarse.row(J), coarse.ld, c1, J);
+        if (J < v0.regular) {
+          float* out = L.regular.data() + size_t(J) * interior.size();
+          for (int k = 0; k < 16; ++k)
+            for (int I = 0; I < v1.regular; ++I) out[k * padded(c1) + I] = float(interior[k * padded(c1) + I]);
+        }
+      }
+    });
+    L.irregular.assign(irregular.begin(), irregular.end());
+    L.transfer = {v0, v1, L.regular.data(), L.irregular.data(), L.a0.place32.data(), L.a1.place32.data()};
+    levels_.push_back(std::move(next));
+    fine = std::move(coarse);
+    Level& N = *levels_.back();
+    if (std::min(N.n0, N.n1) > kSmallest) {
+      N.assemble(fine);
+      estimate_eigenvalue(N);
+    }
+  }
+  coarsest_.reset(new Coarsest(fine, pins_.empty() ? 0.0 : 1e-6));
+  if (levels_.size() > 1) {
+    set_up_patches(scaled.data(), shift ? share.data() : nullptr);
+    estimate_eigenvalue(*levels_[0]);
+  }
+}
+
+// The assembled 4-node block of any one cell, packed, from the up to nine cells around it.
+static void patch_block(const std::vector<const double*>& rows, int ld, int cells1, int i, double* block) {
+  for (int e = 0; e < kEntries; ++e) block[e] = 0;
+  for (int dj = -1; dj <= 1; ++dj) {
+    const double* planes = rows[dj + 1];
+    if (!planes) continue;
+    for (int di = -1; di <= 1; ++di) {
+      const int c = i + di;
+      if (c < 0 || c >= cells1) continue;
+      for (int p = 0; p < 8; ++p)
+        for (int q = p; q < 8; ++q) {
+          // the corners of the patch that are corners of this neighbour too
+          const int ps = p % 4 / 2 - dj, pt = p % 2 - di, qs = q % 4 / 2 - dj, qt = q % 2 - di;
+          if (ps < 0 || ps > 1 || pt < 0 || pt > 1 || qs < 0 || qs > 1 || qt < 0 || qt > 1) continue;
+          block[entry(p, q)] += planes[size_t(entry(p / 4 * 4 + 2 * ps + pt, q / 4 * 4 + 2 * qs + qt)) * ld + c];
+        }
+    }
+  }
+}
+
+void Multigrid::set_up_patches(const double* x, const double* share) {
+  const Level& L = *levels_[0];
+  const int n0 = form_.n0, n1 = form_.n1, m0 = n0 - 1, m1 = n1 - 1;
+  const Setup& setup = *kernels().setup;
+  const size_t cells = size_t(m0) * m1;
+
+  // special cells: at the edges of the grid, or with a fixed dof
+  std::vector<uint8_t> special(cells, 0);
+  for (int j = 0; j < m0; ++j) special[size_t(j) * m1] = special[size_t(j) * m1 + m1 - 1] = 1;
+  for (int i = 0; i < m1; ++i) special[i] = special[size_t(m0 - 1) * m1 + i] = 1;
+  for (int j = 0; j < n0; ++j)
+    for (int e = L.fixed.row[j]; e < L.fixed.row[j + 1]; ++e)
+      for (int s = 0; s < 2; ++s)
+        for (int t = 0; t < 2; ++t) {
+          const int y = j - s, c = L.fixed.dof[e].second - t;
+          if (y >= 0 && y < m0 && c >= 0 && c < m1) special[size_t(y) * m1 + c] = 1;
+        }
+  patch_row_.assign(1, 0);
+  for (int j = 0; j < m0; ++j) {
+    for (int i = 0; i < m1; ++i)
+      if (special[size_t(j) * m1 + i]) patch_col_.push_back(i);
+    patch_row_.push_back(int(patch_col_.size()));
+  }
+  patch_special_.resize(patch_col_.size() * kEntries);
+  const int ld = padded(m1);
+  for_rows(m0, n1, [&](int begin, int end) {
+    std::vector<double> memory(size_t(3) * kEntries * ld);
+    std::vector<double> blocks;
+    int made = -2;
+    for (int j = begin; j < end; ++j) {
+      std::vector<const double*> rows(3, nullptr);
+      for (int r = std::max(j - 1, 0); r <= std::min(j + 1, m0 - 1); ++r) {
+        double* planes = memory.data() + size_t(r % 3) * kEntries * ld;
+        if (r > made) {
+          setup.cell_matrices(form_, x, share, r, planes, ld);
+          L.fixed.clear_cells(planes, ld, m1, r);
+          made = r;
+        }
+        rows[r - j + 1] = planes;
+      }
+      const int count = patch_row_[j + 1] - patch_row_[j], lanes = padded(count);
+      blocks.assign(size_t(kEntries) * lanes, 0.0);
+      for (int k = 0; k < count; ++k) {
+        double block[kEntries];
+        patch_block(rows, ld, m1, patch_col_[patch_row_[j] + k], block);
+        for (int p = 0; p < 8; ++p)
+          if (block[entry(p, p)] == 0) block[entry(p, p)] = 1;  // fixed dofs, whose residual is zero
+        for (int e = 0; e < kEntries; ++e) blocks[size_t(e) * lanes + k] = block[e];
+      }
+      setup.invert(blocks.data(), lanes, count);
+      for (int k = 0; k < count; ++k)
+        for (int e = 0; e < kEntries; ++e)
+          patch_special_[size_t(patch_row_[j] + k) * kEntries + e] = float(blocks[size_t(e) * lanes + k]);
+    }
+  });
+
+  // the homogeneous block in modes, from a 3 x 3 cell grid of unit modulus
+  GridForm<double> small = form_;
+  small.n0 = small.n1 = 4;
+  const std::vector<double> ones(16, 1.0);
+  const int small_ld = padded(3);
+  std::vector<double> memory(size_t(3) * kEntries * small_ld);
+  std::vector<const double*> rows;
+  for (int j = 0; j < 3; ++j) {
+    double* planes = memory.data() + size_t(j) * kEntries * small_ld;
+    setup.cell_matrices(small, ones.data(), nullptr, j, planes, small_ld);
+    rows.push_back(planes);
+  }
+  double block[kEntries];
+  patch_block(rows, small_ld, 3, 1, block);
+  const double mode[4][4] = {{.5, .5, .5, .5}, {-.5, -.5, .5, .5}, {-.5, .5, -.5, .5}, {.5, -.5, -.5, .5}};  // m s t h
+  auto project = [&](int ca, int ma, int cb, int mb) {
+    double sum = 0;
+    for (int p = 0; p < 4; ++p)
+      for (int q = 0; q < 4; ++q) sum += mode[ma][p] * mode[mb][q] * block[entry(4 * ca + p, 4 * cb + q)];
+    return sum;
+  };
+  const int pairs[4][4] = {{0, 0, 1, 3}, {1, 0, 0, 3}, {0, 1, 1, 2}, {0, 2, 1, 1}};  // component, mode; component, mode
+  for (int k = 0; k < 4; ++k) {
+    const int* w = pairs[k];
+    double p = project(w[0], w[1], w[0], w[1]), q = project(w[0], w[1], w[2], w[3]), r = project(w[2], w[3], w[2], w[3]);
+    if (!share) {
+      const double det = p * r - q * q, t = p / det;
+      p = r / det, q = -q / det, r = t;
+    }
+    patch_.p[k] = float(p), patch_.q[k] = float(q), patch_.r[k] = float(r);
+  }
+  patch_.n0 = n0, patch_.n1 = n1;
+  patch_scale_.resize(cells);
+  if (share) patch_shift0_.resize(cells), patch_shift1_.resize(cells);
+  for_rows(m0, n1, [&](int begin, int end) {
+    for (int j = begin; j < end; ++j)
+      for (int i = 0; i < m1; ++i) {
+        const size_t c = size_t(j) * m1 + i, a = size_t(j) * n1 + i;
+        const float sum = float(x[a] + x[a + 1] + x[a + n1] + x[a + n1 + 1]);
+        patch_scale_[c] = special[c] ? 0.f : 4 / sum;
+        if (share) {
+          const float* s = shift32_.data() + a;
+          const float* t = s + n_;
+          patch_shift0_[c] = (s[0] + s[1] + s[n1] + s[n1 + 1]) / sum;
+          patch_shift1_[c] = (t[0] + t[1] + t[n1] + t[n1 + 1]) / sum;
+        }
+      }
+  });
+  patch_.scale = patch_scale_.data();
+  patch_.shift0 = share ? patch_shift0_.data() : nullptr;
+  patch_.shift1 = share ? patch_shift1_.data() : nullptr;
+  patch_.special_row = patch_row_.data();
+  patch_.special_col = patch_col_.data();
+  patch_.special = patch_special_.data();
+}
+
+void Multigrid::update(Level& L, const float* r, float a, float b, float c, float* d, float* y) {
+  const Kernels<float>& k = *kernels().f32;
+  for_rows(L.n0, L.n1, [&](int begin, int end) {
+    if (L.smoother.data)
+      k.stencil_update(L.smoother, r, a, b, c, d, y, begin, end);
+    else
+      k.patch(patch_, r, a, b, c, d, y, begin, end);
+  });
+}
+
+void Multigrid::subtract(Level& L, bool add_to_solution) {
+  const Kernels<float>& k = *kernels().f32;
+  const size_t n = size_t(L.n0) * L.n1;
+  for_rows(L.n0, L.n1, [&](int begin, int end) {
+    if (L.matrix.data) {
+      k.stencil_subtract(L.matrix, L.d.data, L.r.data, begin, end);
+    } else {
+      k.subtract(form32_, x32_.data(), shift32_.empty() ? nullptr : shift32_.data(), L.d.data, L.r.data, begin, end);
+      L.fixed.clear(L.r.data, L.n0, L.n1, begin, end);
+    }
+    if (add_to_solution)
+      for (int c = 0; c < 2; ++c) {
+        float* x = L.x.data + c * n;
+        const float* d = L.d.data + c * n;
+        for (size_t i = size_t(begin) * L.n1; i < size_t(end) * L.n1; ++i) x[i] += d[i];
+      }
+  });
+}
+
+void Multigrid::smooth(Level& L, bool zero_guess, bool keep_residual) {
+  const double hi = L.lmax, lo = hi / options_.ratio, theta = (hi + lo) / 2, delta = (hi - lo) / 2;
+  const double sigma = theta / delta;
+  double rho = 1 / sigma;
+  update(L, L.r.data, 0.f, float(1 / theta), zero_guess ? 0.f : 1.f, L.d.data, L.x.data);
+  for (int k = 1; k < options_.degree; ++k) {
+    subtract(L, false);
+    const double next = 1 / (2 * sigma - rho);
+    update(L, L.r.data, float(next * rho), float(2 * next / delta), 1.f, L.d.data, L.x.data);
+    rho = next;
+  }
+  if (keep_residual) subtract(L, false);
+}
+
+void Multigrid::cycle(size_t l) {
+  Level& L = *levels_[l];
+  if (l + 1 == levels_.size()) {
+    coarsest_->solve(L.r.data, L.x.data);
+    return;
+  }
+  Level& C = *levels_[l + 1];
+  const Kernels<float>& k = *kernels().f32;
+  smooth(L, true, true);
+  for_rows(C.n0, C.n1 * 2, [&](int begin, int end) {
+    k.restrict_rows(L.transfer, L.r.data, C.r.data, begin, end);
+    C.fixed.clear(C.r.data, C.n0, C.n1, begin, end);
+  });
+  cycle(l + 1);
+  for_rows(C.n0 - 1, C.n1 * 2, [&](int begin, int end) {
+    k.prolong_rows(L.transfer, C.x.data, L.d.data, begin, end);
+    L.fixed.clear(L.d.data, L.n0, L.n1, L.a0.first[begin], end < C.n0 - 1 ? L.a0.first[end] : L.n0);
+  });
+  subtract(L, true);
+  smooth(L, false, false);
+}
+
+// Largest eigenvalue of (smoother x matrix) by a few Lanczos steps (the recurrences of conjugate gradients).
+void Multigrid::estimate_eigenvalue(Level& L) {
+  constexpr int kSteps = 10;
+  constexpr double kMargin = 1.05;  // Lanczos approaches from below
+  const size_t n = 2 * size_t(L.n0) * L.n1;
+  Field residual, z, product;
+  residual.allocate(L.n0, L.n1), z.allocate(L.n0, L.n1), product.allocate(L.n0, L.n1);
+  uint32_t state = 1;
+  for (size_t i = 0; i < n; ++i) {
+    state = state * 1664525u + 1013904223u;
+    residual.data[i] = float(int32_t(state)) * 4.6566e-10f;
+  }
+  L.fixed.clear(residual.data, L.n0, L.n1, 0, L.n0);
+  auto dot = [&](const float* a, const float* b) {
+    return sum_rows(L.n0, 2 * L.n1, [&](int begin, int end) {
+      double sum = 0;
+      const size_t w = 2 * size_t(L.n1);
+#pragma omp simd reduction(+ : sum)
+      for (size_t i = begin * w; i < end * w; ++i) sum += double(a[i]) * b[i];
+      return sum;
+    });
+  };
+  std::vector<double> diagonal, off;
+  double rz = 0, previous_alpha = 1, beta = 0;
+  for (int step = 0; step < kSteps; ++step) {
+    update(L, residual.data, 0.f, 1.f, 0.f, z.data, product.data);
+    const double next = dot(residual.data, z.data);
+    if (!(next > 0)) break;
+    beta = step ? next / rz : 0;
+    rz = next;
+    for_rows(L.n0, 2 * L.n1, [&](int begin, int end) {
+      const size_t w = 2 * size_t(L.n1);
+      const float b = float(beta);
+      for (size_t i = begin * w; i < end * w; ++i) {
+        L.d.data[i] = z.data[i] + b * L.d.data[i];
+        L.r.data[i] = 0;
+      }
+    });
+    subtract(L, false);  // r = -A d
+    const double curvature = -dot(L.d.data, L.r.data);
+    if (!(curvature > 0)) break;
+    const double alpha = rz / curvature;
+    if (step) off.push_back(std::sqrt(beta) / previous_alpha);
+    diagonal.push_back(1 / alpha + (step ? beta / previous_alpha : 0));
+    previous_alpha = alpha;
+    for_rows(L.n0, 2 * L.n1, [&](int begin, int end) {
+      const size_t w = 2 * size_t(L.n1);
+      const float a = float(alpha);
+      for (size_t i = begin * w; i < end * w; ++i) residual.data[i] += a * L.r.data[i];
+    });
+  }
+  L.lmax = diagonal.empty() ? 1 : kMargin * largest_eigenvalue(diagonal, off);
+  std::fill(L.d.memory.begin(), L.d.memory.end(), 0.f);
+  std::fill(L.r.memory.begin(), L.r.memory.end(), 0.f);
+}
+
+// One V-cycle for a residual that is zero at every fixed dof. Leaves the result in z(i) = factor * (x(i) - sum of
+// modes(i) * pin values), with x the finest level's solution.
+double Multigrid::cycle_on(const double* r, double r_norm) {
+  Level& L = *levels_[0];
+  const int n0 = form_.n0, n1 = form_.n1;
+  if (!(r_norm > 0)) r_norm = 1;
+  for_rows(n0, 2 * n1, [&](int begin, int end) {
+    const size_t w = 2 * size_t(n1);
+    for (size_t i = begin * w; i < end * w; ++i) L.r.data[i] = float(r[i] / r_norm);
+  });
+  for (size_t k = 0; k < pins_.size(); ++k) {
+    // a reaction that leaves no net force along the mode
+    const double* mode = modes_.data() + k * 2 * n_;
+    const double net = sum_rows(n0, 2 * n1, [&](int begin, int end) {
+      double sum = 0;
+      const size_t w = 2 * size_t(n1);
+#pragma omp simd reduction(+ : sum)
+      for (size_t i = begin * w; i < end * w; ++i) sum += mode[i] * r[i];
+      return sum;
+    });
+    L.r.data[pins_[k]] = float(-net / r_norm);
+  }
+  cycle(0);
+  for (size_t k = 0; k < pins_.size(); ++k) pin_values_[k] = L.x.data[pins_[k]];
+  return r_norm / modulus_;
+}
+
+// Calls body(i, value of the V-cycle at dof i) over the rows of a chunk; both planes.
+template <class Body>
+void Multigrid::each_value(double factor, int begin, int end, Body body) const {
+  const float* x = levels_[0]->x.data;
+  for (int c = 0; c < 2; ++c) {
+    const size_t from = c * n_ + size_t(begin) * form_.n1, to = c * n_ + size_t(end) * form_.n1;
+    if (pins_.empty()) {
+      for (size_t i = from; i < to; ++i) body(i, factor * x[i]);
+    } else if (pins_.size() == 1) {
+      const double *mode = modes_.data(), pin = pin_values_[0];
+      for (size_t i = from; i < to; ++i) body(i, factor * (x[i] - pin * mode[i]));
+    } else {
+      for (size_t i = from; i < to; ++i) {
+        double v = x[i];
+        for (size_t k = 0; k < pins_.size(); ++k) v -= pin_values_[k] * modes_[k * 2 * n_ + i];
+        body(i, factor * v);
+      }
+    }
+  }
+}
+
+void Multigrid::precondition(const double* r, double* z) {
+  const int n0 = form_.n0, n1 = form_.n1;
+  double norm = 0;
+  std::copy(r, r + 2 * n_, r_.begin());
+  fixed_.clear(r_.data(), n0, n1, 0, n0);
+  for (size_t i = 0; i < 2 * n_; ++i) norm = std::max(norm, std::abs(r_[i]));
+  const double factor = cycle_on(r_.data(), norm);
+  for_rows(n0, n1, [&](int begin, int end) {
+    each_value(factor, begin, end, [&](size_t i, double v) { z[i] = v; });
+    fixed_.clear(z, n0, n1, begin, end);
+  });
+}
+
+double Multigrid::apply_dot(const double* p, double* q) {
+  const double* shift = shift_.empty() ? nullptr : shift_.data();
+  return sum_rows(form_.n0, form_.n1, [&](int begin, int end) {
+    const double s = kernels().f64->apply_dot(form_, x_.data(), shift, p, q, begin, end);
+    fixed_.clear(q, form_.n0, form_.n1, begin, end);
+    return s;
+  });
+}
+
+void Multigrid::apply(const double* p, double* q) {
+  std::copy(p, p + 2 * n_, p_.begin());
+  fixed_.clear(p_.data(), form_.n0, form_.n1, 0, form_.n0);
+  apply_dot(p_.data(), q);
+}
+
+SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_iterations, bool energy) {
+  const int n0 = form_.n0, n1 = form_.n1;
+  SolveResult result;
+  fixed_.clear(x, n0, n1, 0, n0);
+  auto residual = [&]() {
+    apply_dot(x, q_.data());
+    return sum_rows(n0, n1, [&](int begin, int end) {
+      double sum = 0;
+      for (int c = 0; c < 2; ++c)
+        for (size_t i = c * n_ + size_t(begin) * n1; i < c * n_ + size_t(end) * n1; ++i) r_[i] = b[i] - q_[i];
+      fixed_.clear(r_.data(), n0, n1, begin, end);
+      for (int c = 0; c < 2; ++c)
+        for (size_t i = c * n_ + size_t(begin) * n1; i < c * n_ + size_t(end) * n1; ++i) sum += r_[i] * r_[i];
+      return sum;
+    });
+  };
+  const double bb = sum_rows(n0, n1, [&](int begin, int end) {
+    double sum = 0;
+    for (int c = 0; c < 2; ++c)
+      for (size_t i = c * n_ + size_t(begin) * n1; i < c * n_ + size_t(end) * n1; ++i) sum += b[i] * b[i];
+    for (int j = begin; j < end; ++j)
+      for (int e = fixed_.row[j]; e < fixed_.row[j + 1]; ++e) {
+        const double v = b[fixed_.dof[e].first * n_ + size_t(j) * n1 + fixed_.dof[e].second];
+        sum -= v * v;
+      }
+    return sum;
+  });
+  const double norm = std::sqrt(std::max(bb, 0.0));
+  if (norm == 0) {
+    std::fill(x, x + 2 * n_, 0.0);
+    return result;
+  }
+  double rr = residual(), first_energy = 0;
+  if (energy) {  // the measure of b, so that a good first guess counts
+    std::copy(b, b + 2 * n_, p_.begin());
+    fixed_.clear(p_.data(), n0, n1, 0, n0);
+    const double factor = cycle_on(p_.data(), norm);
+    first_energy = sum_rows(n0, n1, [&](int begin, int end) {
+      double sum = 0;
+      each_value(factor, begin, end, [&](size_t i, double v) { sum += p_[i] * v; });
+      return sum;
+    });
+  }
+  // the recursive residual drifts from the true one at tight tolerances: begin again from the true one
+  for (int restart = 0; restart < 4; ++restart) {
+    double rz = 0;
+    bool small = !energy && std::sqrt(rr) <= rtol * norm;
+    while (!small && result.iterations < max_iterations) {
+      const double factor = cycle_on(r_.data(), std::sqrt(rr));
+      const double next = sum_rows(n0, n1, [&](int begin, int end) {
+        double sum = 0;
+        each_value(factor, begin, end, [&](size_t i, double v) { sum += r_[i] * v; });
+        return sum;
+      });
+      if (!std::isfinite(next)) {
+        result.converged = false;
+        result.residual = std::numeric_limits<double>::quiet_NaN();
+        return result;
+      }
+      if (energy && next <= rtol * rtol * first_energy) break;
+      const double beta = rz > 0 ? next / rz : 0;
+      rz = next;
+      for_rows(n0, n1, [&](int begin, int end) {
+        each_value(factor, begin, end, [&](size_t i, double v) { p_[i] = v + beta * p_[i]; });
+        fixed_.clear(p_.data(), n0, n1, begin, end);
+      });
+      const double alpha = rz / apply_dot(p_.data(), q_.data());
+      rr = sum_rows(n0, n1, [&](int begin, int end) {
+        double sum = 0;
+        for (int c = 0; c < 2; ++c) {
+          const size_t from = c * n_ + size_t(begin) * n1, to = c * n_ + size_t(end) * n1;
+#pragma omp simd reduction(+ : sum)
+          for (size_t i = from; i < to; ++i) {
+            x[i] += alpha * p_[i];
+            r_[i] -= alpha * q_[i];
+            sum += r_[i] * r_[i];
+          }
+        }
+        return sum;
+      });
+      ++result.iterations;
+      small = !energy && std::sqrt(rr) <= rtol * norm;
+    }
+    if (energy) break;
+    rr = residual();
+    if (std::sqrt(rr) <= rtol * norm || result.iterations >= max_iterations) break;
+  }
+  result.residual = std::sqrt(rr) / norm;
+  result.converged = energy ? result.iterations < max_iterations : result.residual <= rtol;
+  return result;
+}
+
+std::vector<double> Multigrid::eigenvalue_bounds() const {
+  std::vector<double> bounds;
+  for (size_t l = 0; l + 1 < levels_.size(); ++l) bounds.push_back(levels_[l]->lmax);
+  return bounds;
+}
+
+size_t Multigrid::bytes() const {
+  size_t total = sizeof(double) * (x_.size() + shift_.size() + modes_.size() + r_.size() + p_.size() + q_.size()) +
+                 sizeof(float) * (x32_.size() + shift32_.size() + patch_scale_.size() + patch_shift0_.size() +
+                                  patch_shift1_.size() + patch_special_.size());
+  for (const auto& L : levels_)
+    total += sizeof(float) * (L->regular.size() + L->irregular.size() + L->matrix_memory.size() +
+                              L->smoother_memory.size() + L->x.memory.size() + L->d.memory.size() + L->r.memory.size());
+  return total + sizeof(double) * coarsest_->band.size();
+}
+
+}  // namespace elastofast

@@ -1,0 +1,111 @@
+// Geometric multigrid for K(x) + diag(shift) on a grid, and conjugate gradients around it.
+//
+// Coarse operators are Galerkin products, kept as stored stencils; the finest level is matrix-free. Interpolation is
+// bilinear followed by one exact block solve at the nodes inside each coarse cell, which keeps the divergence right;
+// the smoother is a Chebyshev polynomial around the sum of inverted 4-node patches. The V-cycle runs in single
+// precision inside conjugate gradients in double precision.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+
+namespace elastofast {
+
+// Fixed dofs of a level, by row.
+struct FixedDofs {
+  std::vector<int> row;                   // offsets, n0 + 1
+  std::vector<std::pair<int, int>> dof;   // component, column
+  void collect(const std::vector<uint8_t>& mask, int n0, int n1) {
+    row.assign(1, 0);
+    dof.clear();
+    for (int j = 0; j < n0; ++j) {
+      for (int k = 0; k < 2; ++k)
+        for (int i = 0; i < n1; ++i)
+          if (mask[(size_t(k) * n0 + j) * n1 + i]) dof.push_back({k, i});
+      row.push_back(int(dof.size()));
+    }
+  }
+  template <class T>
+  void clear(T* field, int n0, int n1, int begin, int end) const {
+    for (int j = begin; j < end; ++j)
+      for (int e = row[j]; e < row[j + 1]; ++e) field[(size_t(dof[e].first) * n0 + j) * n1 + dof[e].second] = T(0);
+  }
+  // Removes the fixed dofs from the cell matrices of cell row j.
+  void clear_cells(double* planes, int ld, int cells, int j) const {
+    for (int s = 0; s < 2; ++s)
+      for (int e = row[j + s]; e < row[j + s + 1]; ++e)
+        for (int t = 0; t < 2; ++t) {
+          const int c = dof[e].second - t;
+          if (c < 0 || c >= cells) continue;
+          for (int q = 0; q < 8; ++q) planes[size_t(entry(4 * dof[e].first + 2 * s + t, q)) * ld + c] = 0;
+        }
+  }
+};
+
+struct MultigridOptions {
+  int degree = 2;         // Chebyshev degree of each smoothing
+  double ratio = 6;       // the smoother works on [lmax / ratio, lmax]
+};
+
+struct SolveResult {
+  int iterations = 0;
+  double residual = 0;  // true relative residual |b - A x| / |b|
+  bool converged = true;
+};
+
+class Multigrid {
+ public:
+  // x: modulus per node; fixed: 2N flags; shift: 2N values or null. pins: fixed dofs that are kept out of the
+  // hierarchy; modes: one row of 2N values for each pin, the rigid motion that is 1 at its own pin and 0 at others.
+  Multigrid(const GridForm<double>& form, const double* x, const uint8_t* fixed, const double* shift,
+            std::vector<long> pins, const double* modes, MultigridOptions options);
+  ~Multigrid();
+
+  void precondition(const double* r, double* z);
+  // Solves A x = b, beginning with the given x. Stops when |r| <= rtol |b|, or, with `energy`, when the
+  // preconditioned residual norm (about the error in the energy norm) has fallen by rtol.
+  SolveResult solve(const double* b, double* x, double rtol, int max_iterations, bool energy);
+  void apply(const double* p, double* q);  // q = A p, zero at fixed dofs
+
+  std::vector<double> eigenvalue_bounds() const;  // of the smoothed operator, one a level
+  size_t bytes() const;
+
+ private:
+  struct Level;
+  struct Coarsest;
+  void set_up_patches(const double* x, const double* shift);
+  void cycle(size_t l);
+  void smooth(Level& level, bool zero_guess, bool keep_residual);
+  void subtract(Level& level, bool add_to_solution);
+  void update(Level& level, const float* r, float a, float b, float c, float* d, float* y);
+  void estimate_eigenvalue(Level& level);
+  double cycle_on(const double* r, double r_norm);
+  template <class Body>
+  void each_value(double factor, int begin, int end, Body body) const;
+  double apply_dot(const double* p, double* q);
+
+  GridForm<double> form_;
+  GridForm<float> form32_;
+  MultigridOptions options_;
+  size_t n_;  // nodes
+  std::vector<double> x_, shift_;
+  std::vector<float> x32_, shift32_;
+  double modulus_ = 1;  // mean of x; the hierarchy works on x / modulus
+  std::vector<long> pins_;
+  std::vector<double> modes_;
+  std::vector<double> pin_values_;
+  FixedDofs fixed_;  // pins included; the levels' own lists leave them out
+  std::vector<std::unique_ptr<Level>> levels_;
+  std::unique_ptr<Coarsest> coarsest_;
+  // patches of the finest level
+  Patch<float> patch_{};
+  std::vector<float> patch_scale_, patch_shift0_, patch_shift1_, patch_special_;
+  std::vector<int> patch_row_, patch_col_;
+  // vectors of the conjugate gradients
+  std::vector<double> r_, p_, q_;
+};
+
+}  // namespace elastofast

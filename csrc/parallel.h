@@ -1,0 +1,31 @@
+// Work over rows in chunks whose bounds do not depend on the number of threads, so that sums do not either.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+namespace elastofast {
+
+constexpr int kChunks = 16;
+constexpr long kSerial = 8192;  // nodes below which starting threads costs more than it saves
+
+// body(begin, end) for chunks of the rows [0, n), each row holding `width` values.
+template <class Body>
+void for_rows(int n, int width, Body body) {
+  const int chunks = std::min(n, kChunks);
+#pragma omp parallel for schedule(static) if (long(n) * width > kSerial)
+  for (int c = 0; c < chunks; ++c) body(int(long(n) * c / chunks), int(long(n) * (c + 1) / chunks));
+}
+
+// The same with a value summed over the chunks.
+template <class Body>
+double sum_rows(int n, int width, Body body) {
+  double parts[kChunks] = {};
+  const int chunks = std::min(n, kChunks);
+#pragma omp parallel for schedule(static) if (long(n) * width > kSerial)
+  for (int c = 0; c < chunks; ++c) parts[c] = body(int(long(n) * c / chunks), int(long(n) * (c + 1) / chunks));
+  double total = 0;
+  for (int c = 0; c < chunks; ++c) total += parts[c];
+  return total;
+}
+
+}  // namespace elastofast

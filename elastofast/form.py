@@ -1,0 +1,285 @@
+"""The trilinear form a(x; u, v) = sum_n x_n v^T Psi_n u and its partial contractions."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from .geometry import Grid, Mesh
+from .laws import Law
+
+__all__ = ["ElasticForm"]
+
+
+class ElasticForm:
+    """Elastic energy form of one body: linear in the modulus x and in both displacements u and v.
+
+    The modulus is nodal and interpolated inside each cell: bilinear on the cells of a `Grid` (2 x 2 Gauss
+    points; in plane strain the volumetric term acts on the mean dilatation of the cell), the mean of its
+    nodes on a simplex of a `Mesh`.
+
+    Parameters
+    ----------
+    geometry : Grid or Mesh
+        N nodes in d dimensions.
+    law : PlaneStress, PlaneStrain or Solid
+        Material law of the same dimension.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of another type, or the law of another dimension.
+
+    Notes
+    -----
+    Shapes: x is ``(..., *geometry.node_shape)`` or ``(..., N)``, u is ``(..., d, *geometry.node_shape)`` or
+    ``(..., d, N)``; leading axes are a batch and broadcast. The result has the layout of the displacement
+    argument. float64 and float32 are computed in their own precision; other real dtypes become float64.
+
+    Examples
+    --------
+    >>> import numpy as np, elastofast as ef
+    >>> form = ef.ElasticForm(ef.Grid((9, 9), (1e-3, 1e-3)), ef.PlaneStress(0.495))
+    >>> x, u = np.full((9, 9), 1e4), np.random.default_rng(0).normal(size=(2, 9, 9))
+    >>> bool(np.allclose(form.stiffness(x) @ u.ravel(), form.force(x, u).ravel()))
+    True
+    """
+
+    def __init__(self, geometry, law):
+        if not isinstance(geometry, Grid | Mesh):
+            raise TypeError(f"geometry must be a Grid or a Mesh, got {type(geometry).__name__}")
+        if not isinstance(law, Law):
+            raise TypeError(f"law must be PlaneStress, PlaneStrain or Solid, got {type(law).__name__}")
+        if law.dim != geometry.dim:
+            raise ValueError(f"law {type(law).__name__} is {law.dim}-D, but the geometry is {geometry.dim}-D")
+        self.geometry = geometry
+        self.law = law
+        if isinstance(geometry, Grid):
+            from .grid_kernels import GridBackend
+
+            self.backend = GridBackend(geometry, law)
+        else:
+            from .mesh_kernels import MeshBackend
+
+            self.backend = MeshBackend(geometry, law)
+
+    def __repr__(self):
+        return f"ElasticForm({self.geometry!r}, {self.law!r})"
+
+    @property
+    def node_shape(self) -> tuple[int, ...]:
+        """Shape of a node field."""
+        return self.geometry.node_shape
+
+    @property
+    def dof_shape(self) -> tuple[int, ...]:
+        """Shape of a dof field, ``(d, *node_shape)``."""
+        return (self.geometry.dim, *self.geometry.node_shape)
+
+    def force(self, x, u):
+        """K(x) u, which is also D(u) x: the nodal forces of displacement u at modulus x.
+
+        Parameters
+        ----------
+        x : array_like, shape (..., *node_shape) or (..., N)
+            Modulus in pascals; any sign, since the form is linear in it.
+        u : array_like, shape (..., d, *node_shape) or (..., d, N)
+            Displacement in metres.
+
+        Returns
+        -------
+        array, shape (..., d, *node_shape) or (..., d, N)
+            Newtons (2-D: per metre of thickness).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If shapes, dtypes or values do not fit.
+        """
+        x, xb, _ = self._field(x, "x", 0)
+        u, ub, flat = self._field(u, "u", 1)
+        _same_dtype(x=x, u=u)
+        batch = _broadcast(xb, ub, "x", "u")
+        if xb != batch and prod(xb) != 1:
+            x = np.ascontiguousarray(np.broadcast_to(x.reshape(*xb, -1), (*batch, x.shape[-1])))
+        u = self._spread(u, ub, batch)
+        x = x.reshape(-1, x.shape[-1])
+        if len(x) not in (1, len(u)) or (len(x) == 1 and len(u) > 1 and isinstance(self.geometry, Mesh)):
+            x = np.ascontiguousarray(np.broadcast_to(x, (len(u), x.shape[-1])))
+        f = self.backend.force(x, u)
+        _check_finite(f, x=x, u=u)
+        return f.reshape(*batch, self.geometry.dim, *self._tail(flat))
+
+    def sensitivity(self, u, v):
+        """D(u)^T v: the derivative of v^T K(x) u by the modulus of each node.
+
+        Parameters
+        ----------
+        u, v : array_like, shape (..., d, *node_shape) or (..., d, N)
+            Displacements in metres.
+
+        Returns
+        -------
+        array, shape (..., *node_shape) or (..., N)
+            Entry n is v^T Psi_n u, joules per pascal (2-D: per metre of thickness).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If shapes, dtypes or values do not fit.
+        """
+        u, ub, flat = self._field(u, "u", 1)
+        v, vb, _ = self._field(v, "v", 1)
+        _same_dtype(u=u, v=v)
+        batch = _broadcast(ub, vb, "u", "v")
+        g = self.backend.sensitivity(self._spread(u, ub, batch), self._spread(v, vb, batch))
+        _check_finite(g, u=u, v=v)
+        return g.reshape(*batch, *self._tail(flat))
+
+    def stiffness(self, x, out=None):
+        """K(x) as a sparse matrix.
+
+        Parameters
+        ----------
+        x : array_like, shape node_shape or (N,)
+            Modulus in pascals.
+        out : scipy.sparse.csr_array, optional
+            An earlier result of this method, whose values are overwritten: no memory is allocated.
+
+        Returns
+        -------
+        scipy.sparse.csr_array, shape (d N, d N)
+            Dof number = component * N + node. All results share one (read-only) sparsity pattern.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If shape, dtype or values do not fit.
+        """
+        x, batch, _ = self._field(x, "x", 0)
+        self._single(batch, "x", self.node_shape)
+        matrix = self.backend.stiffness(x.reshape(-1), out)
+        _check_finite(matrix.data, x=x)
+        return matrix
+
+    def contraction(self, u, out=None):
+        """D(u) as a sparse matrix: D(u) x = K(x) u.
+
+        Parameters
+        ----------
+        u : array_like, shape (d, *node_shape) or (d, N)
+            Displacement in metres.
+        out : scipy.sparse.csr_array, optional
+            An earlier result of this method, whose values are overwritten.
+
+        Returns
+        -------
+        scipy.sparse.csr_array, shape (d N, N)
+            Row number = component * N + node. All results share one (read-only) sparsity pattern.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If shape, dtype or values do not fit.
+        """
+        u, batch, _ = self._field(u, "u", 1)
+        self._single(batch, "u", self.dof_shape)
+        matrix = self.backend.contraction(u.reshape(self.geometry.dim, -1), out)
+        _check_finite(matrix.data, u=u)
+        return matrix
+
+    def solver(self, x, active, shift=None):
+        """Solver for K(x) + diag(shift) restricted to the active dofs.
+
+        Parameters
+        ----------
+        x : array of float64, N values
+            Modulus in pascals, positive.
+        active : array of bool, d N values
+            Dofs to solve for.
+        shift : array of float64, d N values, optional
+            Diagonal to add, not negative.
+
+        Returns
+        -------
+        GridSolver or MeshSolver
+            With methods ``solve`` and ``precondition`` on fields of shape (d, N).
+        """
+        return self.backend.solver(x, active, shift)
+
+    def _field(self, value, name, ranks):
+        """Contiguous float array (batch, [d,] N), its batch shape, and whether nodes came as one axis."""
+        array = as_float(value, name)
+        nodes, n = self.node_shape, self.geometry.n_nodes
+        lead = (self.geometry.dim,) * ranks
+        for tail, flat in ((lead + nodes, False), ((*lead, n), True)):
+            if array.ndim >= len(tail) and array.shape[array.ndim - len(tail) :] == tail:
+                batch = array.shape[: array.ndim - len(tail)]
+                return np.ascontiguousarray(array).reshape(*batch, *lead, n), batch, flat
+        wanted = " or ".join(dict.fromkeys(str(("...", *lead, *t)).replace("'", "") for t in (nodes, (n,))))
+        raise ValueError(f"{name} must have shape {wanted}, got {array.shape}")
+
+    def _spread(self, field, batch, wanted):
+        """Field (*batch, d, N) as (B, d, N), one entry for each of the wanted batch."""
+        tail = field.shape[len(batch) :]
+        if batch != wanted:
+            field = np.ascontiguousarray(np.broadcast_to(field.reshape(*batch, *tail), (*wanted, *tail)))
+        return field.reshape(-1, *tail)
+
+    def _tail(self, flat):
+        return (self.geometry.n_nodes,) if flat else self.node_shape
+
+    @staticmethod
+    def _single(batch, name, shape):
+        if prod(batch) != 1:
+            raise ValueError(f"{name} must be one field of shape {shape}, got a batch of shape {batch}")
+
+
+def as_float(value, name) -> np.ndarray:
+    """Host array of float64 or float32; other real numbers become float64."""
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # arrays of other devices refuse to be copied silently
+        raise TypeError(f"{name} must be an array in host memory, got {type(value).__name__}: {error}") from error
+    if array.dtype in (np.float64, np.float32):
+        return array
+    if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
+        raise TypeError(f"{name} must hold real numbers (float64 or float32), got dtype {array.dtype}")
+    return array.astype(np.float64)
+
+
+def _same_dtype(**arrays):
+    (a, first), (b, second) = arrays.items()
+    if first.dtype != second.dtype:
+        raise TypeError(f"{a} and {b} must have one dtype, got {first.dtype} and {second.dtype}")
+
+
+def _broadcast(a, b, name_a, name_b):
+    try:
+        return np.broadcast_shapes(a, b)
+    except ValueError:
+        raise ValueError(f"batch axes of {name_a} {a} and {name_b} {b} do not broadcast") from None
+
+
+def _check_finite(result, **arguments):
+    """Look for NaN and infinity in the arguments if they reached the result: one cheap pass when all is well."""
+    flat = result.reshape(-1)
+    if np.isfinite(np.dot(flat, flat)):
+        return
+    for name, array in arguments.items():
+        bad = ~np.isfinite(array)
+        if bad.any():
+            raise ValueError(f"{name} must be finite, {int(bad.sum())} of its {bad.size} values are NaN or infinite")
+
+
+def check_modulus(x, form, name="x") -> np.ndarray:
+    """Positive finite float64 modulus as (*batch, N), with the batch shape."""
+    array, batch, _ = form._field(x, name, 0)
+    low, high = array.min(), array.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        bad = ~np.isfinite(array)
+        raise ValueError(f"{name} must be finite, {int(bad.sum())} of its {bad.size} values are NaN or infinite")
+    if low <= 0:
+        raise ValueError(f"{name} must be positive (pascals) at every node, its smallest value is {low:g}")
+    return array.astype(np.float64, copy=False), batch

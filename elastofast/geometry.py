@@ -1,0 +1,206 @@
+"""Where the nodes are: structured grids and simplex meshes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Structured grid of rectangular cells.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Number of nodes along each axis, two or more each. Axis 0 is axial (depth), axis 1 lateral.
+    spacing : tuple of float
+        Distance between neighbouring nodes along each axis, in metres.
+
+    Raises
+    ------
+    ValueError
+        If the grid is not two-dimensional, an axis has fewer than two nodes, or a spacing is not positive
+        and finite.
+
+    Examples
+    --------
+    >>> import elastofast as ef
+    >>> ef.Grid(shape=(512, 512), spacing=(75e-6, 75e-6)).n_nodes
+    262144
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+
+    def __post_init__(self):
+        shape = tuple(int(n) for n in self.shape)
+        spacing = tuple(float(h) for h in np.atleast_1d(self.spacing))
+        if any(n != m for n, m in zip(shape, self.shape, strict=True)):
+            raise ValueError(f"shape must hold whole numbers, got {self.shape}")
+        if len(shape) != len(spacing):
+            raise ValueError(
+                f"spacing must have one entry per axis of shape ({len(shape)}), got {len(spacing)}: {spacing}"
+            )
+        if len(shape) != 2:
+            raise ValueError(
+                f"shape must have 2 axes (axial, lateral), got {len(shape)}; "
+                "three-dimensional bodies are supported as tetrahedral Mesh"
+            )
+        if min(shape) < 2:
+            raise ValueError(f"shape needs at least 2 nodes along every axis, got {shape}")
+        if not all(np.isfinite(h) and h > 0 for h in spacing):
+            raise ValueError(f"spacing must be positive and finite (metres), got {spacing}")
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "spacing", spacing)
+
+    @property
+    def dim(self) -> int:
+        """Number of space dimensions d."""
+        return len(self.shape)
+
+    @property
+    def node_shape(self) -> tuple[int, ...]:
+        """Shape of one node field, ``grid.shape``."""
+        return self.shape
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of nodes N."""
+        return prod(self.shape)
+
+    @cached_property
+    def points(self) -> np.ndarray:
+        """Node coordinates in metres, shape (N, d), column i along axis i."""
+        axes = [h * np.arange(n) for n, h in zip(self.shape, self.spacing, strict=True)]
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, self.dim)
+
+    @cached_property
+    def node_weights(self) -> np.ndarray:
+        """Volume (2-D: area, m^2) that belongs to each node, shape (N,); they sum to the body's volume."""
+        axes = []
+        for n, h in zip(self.shape, self.spacing, strict=True):
+            w = np.full(n, h)
+            w[[0, -1]] = h / 2
+            axes.append(w)
+        return np.multiply.outer(axes[0], axes[1]).ravel()
+
+
+class Mesh:
+    """Mesh of simplices: triangles in 2-D, tetrahedra in 3-D.
+
+    Parameters
+    ----------
+    points : array_like of float, shape (N, d)
+        Node coordinates in metres, d = 2 or 3. Column i is the coordinate of displacement component i.
+    cells : array_like of int, shape (M, d + 1)
+        Zero-based node numbers of each simplex, in any orientation.
+
+    Raises
+    ------
+    ValueError
+        If coordinates are not finite, cells name nodes that do not exist, a cell has no area, or a node
+        belongs to no cell.
+    """
+
+    def __init__(self, points, cells):
+        points = np.array(points, dtype=np.float64, order="C")
+        cells = np.array(cells)
+        if points.ndim != 2 or points.shape[1] not in (2, 3):
+            raise ValueError(f"points must have shape (N, 2) or (N, 3), got {points.shape}")
+        if not np.isfinite(points).all():
+            bad = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
+            raise ValueError(f"points must be finite, node {bad} is {points[bad]}")
+        d = points.shape[1]
+        if cells.ndim != 2 or cells.shape[1] != d + 1 or len(cells) == 0:
+            raise ValueError(f"cells must have shape (M, {d + 1}) for {d}-D points, got {cells.shape}")
+        if not np.issubdtype(cells.dtype, np.integer):
+            raise ValueError(f"cells must hold integers, got dtype {cells.dtype}")
+        if cells.min() < 0 or cells.max() >= len(points):
+            raise ValueError(
+                f"cells must hold node numbers from 0 to {len(points) - 1}, "
+                f"got {cells.min()} to {cells.max()} (numbering starts at zero)"
+            )
+        cells = np.ascontiguousarray(cells, dtype=np.int64)
+        edges = points[cells[:, 1:]] - points[cells[:, :1]]
+        volume = np.linalg.det(edges) / (2.0 if d == 2 else 6.0)
+        size = np.abs(edges).max(axis=(1, 2)) ** d
+        flat = np.flatnonzero(np.abs(volume) <= 1e-12 * size)
+        if len(flat):
+            raise ValueError(f"cells must have positive area; cell {flat[0]} {cells[flat[0]]} has none")
+        lonely = np.setdiff1d(np.arange(len(points)), cells)
+        if len(lonely):
+            raise ValueError(
+                f"every node must belong to a cell; {len(lonely)} do not, the first is node {lonely[0]}"
+            )
+        # one orientation for all, so that volumes are positive
+        flip = volume < 0
+        cells[np.ix_(flip, [0, 1])] = cells[np.ix_(flip, [1, 0])]
+        self.points = points
+        self.cells = cells
+        self.cell_volumes = np.abs(volume)
+        for a in (self.points, self.cells, self.cell_volumes):
+            a.setflags(write=False)
+
+    def __repr__(self):
+        return f"Mesh({self.n_nodes} nodes, {len(self.cells)} {'triangles' if self.dim == 2 else 'tetrahedra'})"
+
+    @property
+    def dim(self) -> int:
+        """Number of space dimensions d."""
+        return self.points.shape[1]
+
+    @property
+    def node_shape(self) -> tuple[int, ...]:
+        """Shape of one node field, (N,)."""
+        return (len(self.points),)
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of nodes N."""
+        return len(self.points)
+
+    @cached_property
+    def node_weights(self) -> np.ndarray:
+        """Volume (2-D: area, m^2) that belongs to each node, shape (N,); they sum to the body's volume."""
+        share = np.repeat(self.cell_volumes / (self.dim + 1), self.dim + 1)
+        return np.bincount(self.cells.ravel(), share, minlength=self.n_nodes)
+
+    @classmethod
+    def read(cls, path) -> Mesh:
+        """Read the triangles (or tetrahedra) of any file that meshio knows.
+
+        Parameters
+        ----------
+        path : path-like
+            Mesh file; coordinates in metres. Planar files with a constant third coordinate become 2-D.
+
+        Raises
+        ------
+        ValueError
+            If the file cannot be read or holds neither triangles nor tetrahedra.
+        """
+        import meshio
+
+        try:
+            file = meshio.read(path)
+        except (Exception, SystemExit) as error:  # meshio ends the process on some foreign files
+            raise ValueError(f"path: cannot read a mesh from {str(path)!r}: {error}") from error
+        cells = file.cells_dict
+        if "tetra" in cells:
+            used, points = cells["tetra"], file.points
+        elif "triangle" in cells:
+            used, points = cells["triangle"], file.points
+            if points.shape[1] == 3:
+                if np.ptp(points[:, 2]) > 1e-9 * np.ptp(points):
+                    raise ValueError(f"path: the triangles of {str(path)!r} do not lie in a plane z = constant")
+                points = points[:, :2]
+        else:
+            raise ValueError(
+                f"path: {str(path)!r} holds neither triangles nor tetrahedra, only {sorted(cells) or 'no cells'}"
+            )
+        nodes, numbers = np.unique(used, return_inverse=True)  # drop nodes of lines, points, other blocks
+        return cls(points[nodes], numbers.reshape(used.shape))

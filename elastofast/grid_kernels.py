@@ -1,0 +1,225 @@
+"""The form and its solver on a structured `Grid`: thin shells over the C++ core."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from . import _core
+from .boundary import rigid_modes
+from .mesh_solver import Solution
+
+__all__ = ["GridBackend", "GridSolver"]
+
+# Chebyshev degree and interval [lmax / ratio, lmax] of the smoother. Plane stress is content with little; nearly
+# incompressible plane strain needs more of the spectrum damped.
+SMOOTHER = {"plane_stress": (2, 6.0), "plane_strain": (4, 30.0)}
+
+
+class GridBackend:
+    """The four contractions of the form on one `Grid` with one law.
+
+    Arrays must be contiguous, of one dtype (float64 or float32) and of the shapes below; `ElasticForm` sees
+    to that. Results have the dtype of the arguments.
+    """
+
+    def __init__(self, grid, law):
+        self.grid = grid
+        self.law = law
+        self.core = _core.GridForm(
+            *grid.shape, *grid.spacing, law.lame_lambda, law.lame_mu, law.name == "plane_strain"
+        )
+
+    def force(self, x, u):
+        """K(x) u for a batch: x (1 or B, N) in pascals and u (B, 2, N) in metres give newtons, (B, 2, N)."""
+        return self.core.force(x, u)
+
+    def sensitivity(self, u, v):
+        """D(u)^T v for a batch: u and v (B, 2, N) give v^T Psi_n u for every node n, (B, N)."""
+        return self.core.sensitivity(u, v)
+
+    def stiffness(self, x, out=None):
+        """K(x) of x (N,) as a 2N x 2N CSR array, dof = component * N + node; pattern shared by all results."""
+        starts, pattern = self._stiffness_pattern
+        out = _matrix(out, pattern, x.dtype, 2 * self.grid.n_nodes)
+        self.core.stiffness_values(x, starts, out.data)
+        return out
+
+    def contraction(self, u, out=None):
+        """D(u) of u (2, N) as a 2N x N CSR array, row = component * N + node; pattern as in `stiffness`."""
+        starts, pattern = self._contraction_pattern
+        out = _matrix(out, pattern, u.dtype, self.grid.n_nodes)
+        self.core.contraction_values(u, starts, out.data)
+        return out
+
+    @cached_property
+    def _neighbours(self):
+        """Node numbers of the up to nine neighbours, sorted, as CSR (indptr, indices)."""
+        n0, n1 = self.grid.shape
+        i, j = np.meshgrid(np.arange(n0), np.arange(n1), indexing="ij")
+        offsets = np.array([(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1)])
+        rows, columns = i[..., None] + offsets[:, 0], j[..., None] + offsets[:, 1]
+        exists = (rows >= 0) & (rows < n0) & (columns >= 0) & (columns < n1)
+        indptr = np.concatenate([[0], np.cumsum(exists.reshape(n0 * n1, 9).sum(axis=1))])
+        return indptr, (rows * n1 + columns)[exists]
+
+    @cached_property
+    def _stiffness_pattern(self):
+        indptr, nodes = self._neighbours
+        n, counts = self.grid.n_nodes, np.diff(indptr)
+        # a row lists its neighbours twice: component 0, then component 1
+        place = np.arange(len(nodes)) + np.repeat(indptr[:-1], counts)
+        columns = np.empty(2 * len(nodes), np.int64)
+        columns[place] = nodes
+        columns[place + np.repeat(counts, counts)] = nodes + n
+        starts = np.concatenate([2 * indptr[:-1], 2 * indptr[:-1] + 2 * len(nodes), [4 * len(nodes)]])
+        return _pattern(starts, np.tile(columns, 2))
+
+    @cached_property
+    def _contraction_pattern(self):
+        indptr, nodes = self._neighbours
+        starts = np.concatenate([indptr[:-1], indptr[:-1] + len(nodes), [2 * len(nodes)]])
+        return _pattern(starts, np.tile(nodes, 2))
+
+    def solver(self, x, active, shift=None):
+        """`GridSolver` for K(x) + diag(shift) on the active dofs."""
+        return GridSolver(self, x, active, shift)
+
+
+def _pattern(starts, columns):
+    """The kernels' 64-bit row starts, and the CSR pattern in scipy's smallest index type, read-only."""
+    dtype = np.int32 if starts[-1] <= np.iinfo(np.int32).max else np.int64
+    pattern = starts.astype(dtype), columns.astype(dtype)
+    for a in pattern:
+        a.setflags(write=False)  # all matrices share it
+    return np.ascontiguousarray(starts, np.int64), pattern
+
+
+def _matrix(out, pattern, dtype, n_columns):
+    indptr, indices = pattern
+    if out is not None:
+        if out.indices is not indices or out.dtype != dtype:
+            raise ValueError("out must be a matrix that this form returned for arguments of the same dtype")
+        return out
+    matrix = csr_array(
+        (np.empty(len(indices), dtype), indices, indptr), shape=(len(indptr) - 1, n_columns), copy=False
+    )
+    matrix.has_canonical_format = True
+    return matrix
+
+
+class GridSolver:
+    """Multigrid-preconditioned conjugate gradients for A w = b, A = K(x) + diag(shift), on the active dofs.
+
+    All other dofs are zero going in and coming out. The hierarchy works in single precision inside
+    conjugate gradients in double precision.
+
+    Parameters
+    ----------
+    backend : GridBackend
+    x : array of float64, shape (N,)
+        Nodal modulus in pascals, positive.
+    active : array of bool, shape (2, N)
+        Dofs to solve for.
+    shift : array of float64, shape (2, N), optional
+        Not negative; default zero.
+    """
+
+    def __init__(self, backend, x, active, shift=None):
+        n = backend.grid.n_nodes
+        self.active = np.ascontiguousarray(active, bool).reshape(2, n)
+        if not self.active.any():
+            raise ValueError("active marks no dof: there is nothing to solve for")
+        x = np.ascontiguousarray(x, np.float64).reshape(n)
+        fixed = ~self.active
+        pins, modes = _pins(backend.grid, fixed)
+        if shift is not None:
+            shift = np.ascontiguousarray(shift, np.float64).reshape(2, n)
+        degree, ratio = SMOOTHER[backend.law.name]
+        self._core = _core.Multigrid(
+            backend.core, x, fixed.view(np.uint8), shift, pins, modes, degree=degree, ratio=ratio
+        )
+
+    def solve(self, b, x0=None, rtol=1e-8, maxiter=200, energy=False) -> Solution:
+        """Solve to a true relative residual of ``rtol``.
+
+        Parameters
+        ----------
+        b : array of float64, shape (2, N)
+            Right-hand side; entries on inactive dofs are ignored.
+        x0 : array of float64, shape (2, N), optional
+            Initial guess.
+        rtol : float
+            Bound for ||b - A w|| / ||b||, or, with ``energy``, for the error in the energy norm relative to
+            the solution's, as the preconditioner sees it.
+        maxiter : int
+            Limit on the iterations.
+
+        Raises
+        ------
+        RuntimeError
+            If the residual is not reached; the message says what was.
+        """
+        b = np.ascontiguousarray(b, np.float64).reshape(self.active.shape)
+        w = np.zeros(self.active.shape) if x0 is None else np.array(x0, np.float64).reshape(self.active.shape)
+        iterations, residual, converged = self._core.solve(b, w, rtol, maxiter, energy)
+        if not converged:
+            raise RuntimeError(
+                f"the solve stopped at a relative residual of {residual:.1e} after {iterations} iterations, "
+                f"{rtol:.1e} was asked for. Try a larger rtol; a Poisson ratio close to 0.5, a modulus that "
+                "spans many decades and very flat cells make the system hard"
+            )
+        return Solution(w, iterations, residual)
+
+    def precondition(self, r):
+        """One V-cycle, symmetric positive definite, about A^-1 r for r (2, N)."""
+        return self._core.precondition(np.ascontiguousarray(r, np.float64).reshape(self.active.shape))
+
+    def apply(self, w):
+        """A w for w (2, N); zero on inactive dofs."""
+        return self._core.apply(np.ascontiguousarray(w, np.float64).reshape(self.active.shape))
+
+
+def _pins(grid, fixed):
+    """Fixed dofs to be kept out of the hierarchy, and the rigid motions that they hold.
+
+    A single fixed dof is a slow mode of multigrid: coarse grids do not see it. If a body is held against some
+    motion by such pins only, they are treated exactly instead: as many pins as motions, and for each the
+    motion that is one at its own pin and zero at the others.
+
+    Returns
+    -------
+    pins : list of int
+        Dof numbers, component * N + node.
+    modes : array of float64, shape (len(pins), 2, N)
+    """
+    n = grid.n_nodes
+    maps = fixed.reshape(2, *grid.shape)
+    around = np.zeros(maps.shape, np.uint8)
+    wide = np.pad(maps, ((0, 0), (1, 1), (1, 1))).astype(np.uint8)
+    if 0 < fixed.sum() < 0.5 * fixed.size:
+        for i in range(3):
+            for j in range(3):
+                around += wide[:, i : i + grid.shape[0], j : j + grid.shape[1]]
+    alone = np.flatnonzero(maps & (around == 1))
+    modes = rigid_modes(grid).reshape(3, 2 * n)
+    rest = fixed.ravel().copy()
+    rest[alone] = False
+    values, vectors = np.linalg.eigh(modes[:, rest] @ modes[:, rest].T / n)
+    free = vectors[:, values < 1e-12].T @ modes  # motions that only pins hold
+    pins: list[int] = []
+    held = []
+    while len(free) and len(alone):
+        k, p = np.unravel_index(np.argmax(np.abs(free[:, alone])), (len(free), len(alone)))
+        pin, mode = int(alone[p]), free[k]
+        if abs(mode[pin]) < 1e-9:
+            break  # a motion that nothing holds is for check_support to name
+        held.append(mode / mode[pin])
+        pins.append(pin)
+        free = np.delete(free, k, axis=0)
+        free = free - np.outer(free[:, pin], held[-1])
+    motions = np.array(held).reshape(len(pins), 2 * n)
+    motions = np.linalg.solve(motions[:, pins].T, motions) if len(pins) > 1 else motions
+    return pins, np.ascontiguousarray(motions.reshape(len(pins), 2, n))
