@@ -45,7 +45,7 @@ void for_batch(const Form& f, long batch, Body body) {
     for_rows(f.n0, f.n1, [&](int begin, int end) { body(0L, begin, end); });
     return;
   }
-  const int chunks = long(f.nodes()) > kSerial ? kChunks : 1;
+  const int chunks = chunk_count(f.n0, f.n1);
 #pragma omp parallel for schedule(static) if (batch * long(f.nodes()) > kSerial)
   for (long k = 0; k < batch * chunks; ++k) {
     const int c = int(k % chunks);

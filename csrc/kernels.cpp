@@ -2,12 +2,68 @@
 // it must stay internal: no standard containers, nothing that the linker could share between instruction sets.
 #include "kernels.h"
 
+#include <type_traits>
 #include <utility>
 
 namespace elastofast {
 namespace {
 
 #define EF_LAMBDA __attribute__((always_inline))
+
+// Cells are worked on several at a time in vectors of the processor's own width: the functions of cell.h take either
+// one number or a vector of them.
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+
+template <class V, class T>
+EF_HD V load(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T, class V>
+EF_HD void store(T* p, const V& v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+// Every second value from p on: p[0], p[2], ... or p[1], p[3], ...
+template <class V, class T, size_t... Is>
+EF_HD V strided(const T* p, int offset, std::index_sequence<Is...>) {
+  const V a = load<V>(p), b = load<V>(p + sizeof...(Is));
+  return offset ? __builtin_shufflevector(a, b, (2 * Is + 1)...) : __builtin_shufflevector(a, b, (2 * Is)...);
+}
+template <class V, class T>
+EF_HD V even(const T* p) {
+  if constexpr (sizeof(V) == sizeof(T)) return p[0];
+  else return strided<V>(p, 0, std::make_index_sequence<sizeof(V) / sizeof(T)>{});
+}
+template <class V, class T>
+EF_HD V odd(const T* p) {
+  if constexpr (sizeof(V) == sizeof(T)) return p[1];
+  else return strided<V>(p, 1, std::make_index_sequence<sizeof(V) / sizeof(T)>{});
+}
+
+// Calls body(c, V) so that all c of [lo, hi) are covered by vectors; the last one may overlap the one before.
+template <class T, class Body>
+EF_HD void for_vectors(int lo, int hi, Body body) {
+  constexpr int kWidth = sizeof(Vector<T>) / sizeof(T);
+  if (hi - lo >= kWidth) {
+    for (int c = lo; c < hi; c += kWidth) body(c + kWidth <= hi ? c : hi - kWidth, Vector<T>{});
+  } else {
+    for (int c = lo; c < hi; ++c) body(c, T{});
+  }
+}
 
 constexpr int kStrip = 256;  // columns worked on at a time: the row buffers then stay in the first-level cache
 
@@ -17,23 +73,24 @@ struct CellRow {
   alignas(64) T a[NC][kStrip + 2], b[NC][kStrip + 2], c[NC][kStrip + 2], d[NC][kStrip + 2];
 };
 
-template <class T, int NC>
+template <class V, int NC>
 struct CellValues {
-  Corners<T> f[NC];
+  Corners<V> f[NC];
 };
 
 struct NoFix {
   template <class Rows>
   void operator()(int, int, int, int, Rows&) const {}
 };
+constexpr auto kAllCells = [](int) { return 1 << 30; };
 
-// Sums cell contributions at the nodes of rows [begin, end): row(j) gives a function of the cell's column, which
-// returns CellValues; fix(j, first cell, last cell, i0, buffers) may replace some of them; out(j, i0, i1, f) takes
-// the sums of one strip of one row.
-template <class T, int NC, class Row, class Fix, class Out>
-inline void gather_rows(int n0, int n1, int begin, int end, Row row, Fix fix, Out out) {
+// Sums cell contributions at the nodes of rows [begin, end): row(j) gives a function of the first cell's column and
+// of the vector (or number) type, which returns CellValues, for cells below limit(j); fix(j, first cell, end, i0,
+// buffers) adds the others or replaces some; out(j) gives a function that takes component, column and sum.
+template <class T, int NC, class Limit, class Row, class Fix, class Out>
+inline void gather_rows(int n0, int n1, int begin, int end, Limit limit, Row row, Fix fix, Out out) {
   CellRow<T, NC> w;
-  alignas(64) T carry[NC][kStrip], f[NC][kStrip];
+  alignas(64) T carry[NC][kStrip];
   for (int i0 = 0; i0 < n1; i0 += kStrip) {
     const int i1 = i0 + kStrip < n1 ? i0 + kStrip : n1, n = i1 - i0;
     const int lo = i0 > 0 ? i0 - 1 : 0, hi = i1 < n1 ? i1 : n1 - 1;
@@ -43,44 +100,40 @@ inline void gather_rows(int n0, int n1, int begin, int end, Row row, Fix fix, Ou
       for (int i = 0; i < n; ++i) carry[k][i] = T(0);
     }
     for (int j = begin > 0 ? begin - 1 : 0; j < end; ++j) {
-      const bool cells = j < n0 - 1;
-      if (cells) {
+      if (j < n0 - 1) {
         const auto cell = row(j);
-#pragma GCC ivdep
-        for (int c = lo; c < hi; ++c) {
-          const CellValues<T, NC> v = cell(c);
+        const int top = limit(j);
+        for_vectors<T>(lo, hi < top ? hi : top, [&](int c, auto kind) EF_LAMBDA {
+          const CellValues<decltype(kind), NC> v = cell(c, kind);
           const int p = c - i0 + 1;
           for (int k = 0; k < NC; ++k) {
-            w.a[k][p] = v.f[k].a;
-            w.b[k][p] = v.f[k].b;
-            w.c[k][p] = v.f[k].c;
-            w.d[k][p] = v.f[k].d;
+            store(&w.a[k][p], v.f[k].a);
+            store(&w.b[k][p], v.f[k].b);
+            store(&w.c[k][p], v.f[k].c);
+            store(&w.d[k][p], v.f[k].d);
           }
-        }
+        });
         fix(j, lo, hi, i0, w);
+      } else {
+        for (int k = 0; k < NC; ++k)
+          for (int i = 0; i <= n; ++i) w.a[k][i] = w.b[k][i] = T(0);
       }
       if (j >= begin) {
-        for (int k = 0; k < NC; ++k) {
-          if (cells) {
-#pragma GCC ivdep
-            for (int i = 0; i < n; ++i) f[k][i] = carry[k][i] + w.a[k][i + 1] + w.b[k][i];
-          } else {
-            for (int i = 0; i < n; ++i) f[k][i] = carry[k][i];
-          }
-        }
-        out(j, i0, i1, f);
-      }
-      if (cells)
+        const auto take = out(j);
         for (int k = 0; k < NC; ++k)
 #pragma GCC ivdep
-          for (int i = 0; i < n; ++i) carry[k][i] = w.c[k][i + 1] + w.d[k][i];
+          for (int i = 0; i < n; ++i) take(k, i0 + i, carry[k][i] + w.a[k][i + 1] + w.b[k][i]);
+      }
+      for (int k = 0; k < NC; ++k)
+#pragma GCC ivdep
+        for (int i = 0; i < n; ++i) carry[k][i] = w.c[k][i + 1] + w.d[k][i];
     }
   }
 }
 
-template <class T>
-EF_HD Corners<T> corners(const T* upper, const T* lower, int c) {
-  return {upper[c], upper[c + 1], lower[c], lower[c + 1]};
+template <class V, class T>
+EF_HD Corners<V> corners(const T* upper, const T* lower, int c) {
+  return {load<V>(upper + c), load<V>(upper + c + 1), load<V>(lower + c), load<V>(lower + c + 1)};
 }
 
 // ---------------------------------------------------------------------------------------------- the form
@@ -90,15 +143,17 @@ inline void force_rows(const GridForm<T>& g, const T* x, const T* u, int begin, 
   const size_t n = size_t(g.n0) * g.n1;
   const CellLaw<T> law = g.law;
   gather_rows<T, 2>(
-      g.n0, g.n1, begin, end,
+      g.n0, g.n1, begin, end, kAllCells,
       [&](int j) {
         const size_t o = size_t(j) * g.n1;
         const T *__restrict x0 = x + o, *__restrict x1 = x0 + g.n1, *__restrict u0 = u + o, *__restrict u1 = u0 + g.n1,
                 *__restrict v0 = u0 + n, *__restrict v1 = v0 + g.n1;
-        return [=](int c) EF_LAMBDA {
-          const Corners<T> xc = corners(x0, x1, c), uc = corners(u0, u1, c), vc = corners(v0, v1, c);
-          const CornerForces<T> f = cell_force<kReduced>(law, moments<T, T>(xc), strain(law, uc, vc));
-          return CellValues<T, 2>{{f.u, f.v}};
+        return [=](int c, auto kind) EF_LAMBDA {
+          using V = decltype(kind);
+          const Moments<V> m = moments<V, T>(corners<V>(x0, x1, c));
+          const CornerForces<V> f =
+              cell_force<kReduced>(law, m, strain(law, corners<V>(u0, u1, c), corners<V>(v0, v1, c)));
+          return CellValues<V, 2>{{f.u, f.v}};
         };
       },
       NoFix{}, out);
@@ -112,58 +167,46 @@ inline void force_rows(const GridForm<T>& g, const T* x, const T* u, int begin, 
 template <class T>
 void force(const GridForm<T>& g, const T* x, const T* u, T* f, int begin, int end) {
   const size_t n = size_t(g.n0) * g.n1;
-  force_rows(g, x, u, begin, end, [&](int j, int i0, int i1, const T(*v)[kStrip]) {
-    for (int k = 0; k < 2; ++k) {
-      T* __restrict o = f + k * n + size_t(j) * g.n1 + i0;
-      for (int i = 0; i < i1 - i0; ++i) o[i] = v[k][i];
-    }
+  force_rows(g, x, u, begin, end, [&](int j) {
+    T* __restrict o = f + size_t(j) * g.n1;
+    return [=](int k, int i, T v) EF_LAMBDA { o[k * n + i] = v; };
   });
 }
 
 template <class T>
 void subtract(const GridForm<T>& g, const T* x, const T* shift, const T* d, T* r, int begin, int end) {
   const size_t n = size_t(g.n0) * g.n1;
-  force_rows(g, x, d, begin, end, [&](int j, int i0, int i1, const T(*v)[kStrip]) {
-    for (int k = 0; k < 2; ++k) {
-      const size_t at = k * n + size_t(j) * g.n1 + i0;
+  auto run = [&](auto shifted) {
+    force_rows(g, x, d, begin, end, [&](int j) {
+      const size_t at = size_t(j) * g.n1;
       T* __restrict o = r + at;
-      if (shift) {
-        const T *__restrict s = shift + at, *__restrict p = d + at;
-        for (int i = 0; i < i1 - i0; ++i) o[i] -= v[k][i] + s[i] * p[i];
-      } else {
-        for (int i = 0; i < i1 - i0; ++i) o[i] -= v[k][i];
-      }
-    }
-  });
+      const T *__restrict s = shift + at, *__restrict p = d + at;
+      return [=](int k, int i, T v) EF_LAMBDA {
+        if constexpr (decltype(shifted)::value) v += s[k * n + i] * p[k * n + i];
+        o[k * n + i] -= v;
+      };
+    });
+  };
+  shift ? run(std::true_type{}) : run(std::false_type{});
 }
 
 template <class T>
 double apply_dot(const GridForm<T>& g, const T* x, const T* shift, const T* p, T* q, int begin, int end) {
   const size_t n = size_t(g.n0) * g.n1;
-  double total = 0;
-  force_rows(g, x, p, begin, end, [&](int j, int i0, int i1, const T(*v)[kStrip]) {
-    for (int k = 0; k < 2; ++k) {
-      const size_t at = k * n + size_t(j) * g.n1 + i0;
-      T* __restrict o = q + at;
-      const T* __restrict w = p + at;
-      T sum = 0;
-      if (shift) {
-        const T* __restrict s = shift + at;
-#pragma omp simd reduction(+ : sum)
-        for (int i = 0; i < i1 - i0; ++i) {
-          o[i] = v[k][i] + s[i] * w[i];
-          sum += o[i] * w[i];
-        }
-      } else {
-#pragma omp simd reduction(+ : sum)
-        for (int i = 0; i < i1 - i0; ++i) {
-          o[i] = v[k][i];
-          sum += o[i] * w[i];
-        }
-      }
-      total += sum;
-    }
+  force_rows(g, x, p, begin, end, [&](int j) {
+    const size_t at = size_t(j) * g.n1;
+    T* __restrict o = q + at;
+    const T *__restrict s = shift ? shift + at : nullptr, *__restrict w = p + at;
+    return [=](int k, int i, T v) EF_LAMBDA { o[k * n + i] = s ? v + s[k * n + i] * w[k * n + i] : v; };
   });
+  double total = 0;
+  for (int k = 0; k < 2; ++k) {
+    const size_t from = k * n + size_t(begin) * g.n1, to = k * n + size_t(end) * g.n1;
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (size_t i = from; i < to; ++i) sum += p[i] * q[i];
+    total += sum;
+  }
   return total;
 }
 
@@ -172,21 +215,22 @@ inline void sensitivity_rows(const GridForm<T>& g, const T* u, const T* v, T* ou
   const size_t n = size_t(g.n0) * g.n1;
   const CellLaw<T> law = g.law;
   gather_rows<T, 1>(
-      g.n0, g.n1, begin, end,
+      g.n0, g.n1, begin, end, kAllCells,
       [&](int j) {
         const size_t o = size_t(j) * g.n1;
         const T *__restrict u0 = u + o, *__restrict u1 = u0 + g.n1, *__restrict w0 = u0 + n, *__restrict w1 = w0 + g.n1;
         const T *__restrict v0 = v + o, *__restrict v1 = v0 + g.n1, *__restrict z0 = v0 + n, *__restrict z1 = z0 + g.n1;
-        return [=](int c) EF_LAMBDA {
-          const Strain<T> e = strain(law, corners(u0, u1, c), corners(w0, w1, c));
-          const Strain<T> f = strain(law, corners(v0, v1, c), corners(z0, z1, c));
-          return CellValues<T, 1>{{cell_sensitivity<kReduced>(law, e, f)}};
+        return [=](int c, auto kind) EF_LAMBDA {
+          using V = decltype(kind);
+          const Strain<V> e = strain(law, corners<V>(u0, u1, c), corners<V>(w0, w1, c));
+          const Strain<V> f = strain(law, corners<V>(v0, v1, c), corners<V>(z0, z1, c));
+          return CellValues<V, 1>{{cell_sensitivity<kReduced>(law, e, f)}};
         };
       },
       NoFix{},
-      [&](int j, int i0, int i1, const T(*f)[kStrip]) {
-        T* __restrict o = out + size_t(j) * g.n1 + i0;
-        for (int i = 0; i < i1 - i0; ++i) o[i] = f[0][i];
+      [&](int j) {
+        T* __restrict o = out + size_t(j) * g.n1;
+        return [=](int, int i, T v) EF_LAMBDA { o[i] = v; };
       });
 }
 
@@ -228,21 +272,25 @@ inline void write_rows(int n0, int n1, int j, int i0, int i1, const long long* i
 template <class T>
 struct FactorRow {
   T v[9][kBlock + 1];
-  EF_HD StiffnessFactors<T> at(int k) const {
-    return {v[0][k], v[1][k], v[2][k], v[3][k], v[4][k], {{v[5][k], v[6][k]}, {v[7][k], v[8][k]}}};
+  template <class V>
+  EF_HD StiffnessFactors<V> at(int k) const {
+    return {load<V>(&v[0][k]), load<V>(&v[1][k]), load<V>(&v[2][k]),
+            load<V>(&v[3][k]), load<V>(&v[4][k]), {{load<V>(&v[5][k]), load<V>(&v[6][k])},
+                                                   {load<V>(&v[7][k]), load<V>(&v[8][k])}}};
   }
-  EF_HD void set(int k, const StiffnessFactors<T>& f) {
-    v[0][k] = f.m, v[1][k] = f.tp, v[2][k] = f.tm, v[3][k] = f.sp, v[4][k] = f.sm;
-    v[5][k] = f.x[0][0], v[6][k] = f.x[0][1], v[7][k] = f.x[1][0], v[8][k] = f.x[1][1];
+  template <class V>
+  EF_HD void set(int k, const StiffnessFactors<V>& f) {
+    const V all[9] = {f.m, f.tp, f.tm, f.sp, f.sm, f.x[0][0], f.x[0][1], f.x[1][0], f.x[1][1]};
+    for (int e = 0; e < 9; ++e) store(&v[e][k], all[e]);
   }
 };
 
 // Part of the entry (component A of a node, component B of its neighbour (DJ, DI)) from the cell row above (CJ = 0)
 // or below (CJ = 1) the node; left holds the factors of the cell to the left, right those of the cell to the right.
-template <bool kReduced, int A, int B, int DJ, int DI, int CJ, class T>
-EF_HD T node_entry(const CellLaw<T>& law, const StiffnessFactors<T>& left, const StiffnessFactors<T>& right) {
+template <bool kReduced, int A, int B, int DJ, int DI, int CJ, class V, class T>
+EF_HD V node_entry(const CellLaw<T>& law, const StiffnessFactors<V>& left, const StiffnessFactors<V>& right) {
   constexpr int S = 1 - CJ, S2 = S + DJ;
-  T r = 0;
+  V r = {};
   if constexpr (S2 == 0 || S2 == 1) {
     if constexpr (DI <= 0) r += stiffness_entry<kReduced, A, S, 1, B, S2, 1 + DI>(law, left);
     if constexpr (DI >= 0) r += stiffness_entry<kReduced, A, S, 0, B, S2, DI>(law, right);
@@ -268,9 +316,10 @@ inline void stiffness_rows(const GridForm<T>& g, const T* x, const long long* in
           for (int k = 0; k <= kBlock; ++k) v[k] = T(0);  // cells outside the grid have no stiffness
         if (r < 0 || r >= g.n0 - 1) continue;
         const T *__restrict x0 = x + size_t(r) * n1, *__restrict x1 = x0 + n1;
-#pragma GCC ivdep
-        for (int c = lo; c < hi; ++c)
-          out.set(c - i0 + 1, stiffness_factors<T, T>(moments<T, T>(corners(x0, x1, c))));
+        for_vectors<T>(lo, hi, [&](int c, auto kind) EF_LAMBDA {
+          using V = decltype(kind);
+          out.set(c - i0 + 1, stiffness_factors<V, T>(moments<V, T>(corners<V>(x0, x1, c))));
+        });
         filled = r;
       }
       const FactorRow<T>&above = rows[(j - 1) & 1], &below = rows[j & 1];
@@ -278,11 +327,12 @@ inline void stiffness_rows(const GridForm<T>& g, const T* x, const long long* in
         constexpr int A = decltype(a)::value;
         unroll(std::make_integer_sequence<int, 18>{}, [&](auto e) EF_LAMBDA {
           constexpr int E = decltype(e)::value, B = E / 9, DJ = E % 9 / 3 - 1, DI = E % 3 - 1;
-          T* __restrict o = entries[E];
-#pragma GCC ivdep
-          for (int k = 0; k < kBlock; ++k)
-            o[k] = node_entry<kReduced, A, B, DJ, DI, 0>(law, above.at(k), above.at(k + 1 <= kBlock ? k + 1 : k)) +
-                   node_entry<kReduced, A, B, DJ, DI, 1>(law, below.at(k), below.at(k + 1 <= kBlock ? k + 1 : k));
+          for_vectors<T>(0, kBlock, [&](int k, auto kind) EF_LAMBDA {
+            using V = decltype(kind);
+            store(&entries[E][k],
+                  node_entry<kReduced, A, B, DJ, DI, 0>(law, above.template at<V>(k), above.template at<V>(k + 1)) +
+                      node_entry<kReduced, A, B, DJ, DI, 1>(law, below.template at<V>(k), below.template at<V>(k + 1)));
+          });
         });
         write_rows<2>(g.n0, n1, j, i0, i1, indptr + size_t(A) * g.n0 * n1, values, entries);
       };
@@ -320,13 +370,14 @@ inline void contraction_rows(const GridForm<T>& g, const T* u, const long long* 
         for (int q = 0; q < 4; ++q) {
           const T s = T(q / 2 ? 1.0 / 12 : -1.0 / 12), t = T(q % 2 ? 1.0 / 12 : -1.0 / 12);
           const Moments<T> unit = {T(0.25), s, t, s * t * 4};
-#pragma GCC ivdep
-          for (int c = lo; c < hi; ++c) {
-            const CornerForces<T> f = cell_force<kReduced>(law, unit, strain(law, corners(u0, u1, c), corners(v0, v1, c)));
-            const int k = c - i0 + 1;
-            out[0][q][k] = f.u.a, out[1][q][k] = f.u.b, out[2][q][k] = f.u.c, out[3][q][k] = f.u.d;
-            out[4][q][k] = f.v.a, out[5][q][k] = f.v.b, out[6][q][k] = f.v.c, out[7][q][k] = f.v.d;
-          }
+          for_vectors<T>(lo, hi, [&](int c, auto kind) EF_LAMBDA {
+            using V = decltype(kind);
+            const Moments<V> x = {V{} + unit.m, V{} + unit.s, V{} + unit.t, V{} + unit.h};
+            const CornerForces<V> f =
+                cell_force<kReduced>(law, x, strain(law, corners<V>(u0, u1, c), corners<V>(v0, v1, c)));
+            const V all[8] = {f.u.a, f.u.b, f.u.c, f.u.d, f.v.a, f.v.b, f.v.c, f.v.d};
+            for (int e = 0; e < 8; ++e) store(&out[e][q][c - i0 + 1], all[e]);
+          });
         }
       }
       for (int comp = 0; comp < 2; ++comp) {
@@ -355,20 +406,20 @@ void contraction_values(const GridForm<T>& g, const T* u, const long long* indpt
 
 // ------------------------------------------------------------------------------------- smoothers, transfers
 
-template <class T>
-EF_HD void block_inverse(T& p, T& q, T& r) {
-  const T w = T(1) / (p * r - q * q), t = p * w;
+template <class V>
+EF_HD void block_inverse(V& p, V& q, V& r) {
+  const V w = 1 / (p * r - q * q), t = p * w;
   p = r * w;
   q = -q * w;
   r = t;
 }
 
-template <bool kShift, class T>
-inline void patch_rows(const Patch<T>& B, const T* r, T a, T b, T c, T* d, T* y, int begin, int end) {
+template <bool kShift, bool kFirst, class T>
+inline void patch_rows(const Patch<T>& B, const T* r, T a, T b, T* d, T* y, int begin, int end) {
   const int n1 = B.n1, m1 = B.n1 - 1;
   const size_t n = size_t(B.n0) * n1;
   gather_rows<T, 2>(
-      B.n0, n1, begin, end,
+      B.n0, n1, begin, end, kAllCells,
       [&](int j) {
         const size_t o = size_t(j) * n1, at = size_t(j) * m1;
         const T *__restrict u0 = r + o, *__restrict u1 = u0 + n1, *__restrict v0 = u0 + n, *__restrict v1 = v0 + n1;
@@ -376,26 +427,28 @@ inline void patch_rows(const Patch<T>& B, const T* r, T a, T b, T c, T* d, T* y,
         const T *__restrict s0 = kShift ? B.shift0 + at : nullptr, *__restrict s1 = kShift ? B.shift1 + at : nullptr;
         T p[4], q[4], w[4];
         for (int k = 0; k < 4; ++k) p[k] = B.p[k], q[k] = B.q[k], w[k] = B.r[k];
-        return [=](int i) EF_LAMBDA {
-          T p_[4], q_[4], w_[4];
+        return [=](int i, auto kind) EF_LAMBDA {
+          using V = decltype(kind);
+          V p_[4], q_[4], w_[4];
           for (int k = 0; k < 4; ++k) {
-            p_[k] = p[k], q_[k] = q[k], w_[k] = w[k];
+            p_[k] = V{} + p[k], q_[k] = V{} + q[k], w_[k] = V{} + w[k];
             if constexpr (kShift) {
-              p_[k] += k == 1 ? s1[i] : s0[i];
-              w_[k] += k == 1 ? s0[i] : s1[i];
+              p_[k] += load<V>((k == 1 ? s1 : s0) + i);
+              w_[k] += load<V>((k == 1 ? s0 : s1) + i);
               block_inverse(p_[k], q_[k], w_[k]);
             }
           }
-          T e = u0[i] + u0[i + 1], f = u1[i] + u1[i + 1], g = u0[i + 1] - u0[i], h = u1[i + 1] - u1[i];
-          const T um = e + f, us = f - e, ut = g + h, uh = h - g;
-          e = v0[i] + v0[i + 1], f = v1[i] + v1[i + 1], g = v0[i + 1] - v0[i], h = v1[i + 1] - v1[i];
-          const T vm = e + f, vs = f - e, vt = g + h, vh = h - g;
-          const T s = scale[i] * T(0.25);
-          const T fm = s * (p_[0] * um + q_[0] * vh), gh = s * (q_[0] * um + w_[0] * vh);
-          const T gm = s * (p_[1] * vm + q_[1] * uh), fh = s * (q_[1] * vm + w_[1] * uh);
-          const T fs = s * (p_[2] * us + q_[2] * vt), gt = s * (q_[2] * us + w_[2] * vt);
-          const T ft = s * (p_[3] * ut + q_[3] * vs), gs = s * (q_[3] * ut + w_[3] * vs);
-          return CellValues<T, 2>{{{fm - fs - ft + fh, fm - fs + ft - fh, fm + fs - ft - fh, fm + fs + ft + fh},
+          const Corners<V> u = corners<V>(u0, u1, i), v = corners<V>(v0, v1, i);
+          V e = u.a + u.b, f = u.c + u.d, g = u.b - u.a, h = u.d - u.c;
+          const V um = e + f, us = f - e, ut = g + h, uh = h - g;
+          e = v.a + v.b, f = v.c + v.d, g = v.b - v.a, h = v.d - v.c;
+          const V vm = e + f, vs = f - e, vt = g + h, vh = h - g;
+          const V s = load<V>(scale + i) * T(0.25);
+          const V fm = s * (p_[0] * um + q_[0] * vh), gh = s * (q_[0] * um + w_[0] * vh);
+          const V gm = s * (p_[1] * vm + q_[1] * uh), fh = s * (q_[1] * vm + w_[1] * uh);
+          const V fs = s * (p_[2] * us + q_[2] * vt), gt = s * (q_[2] * us + w_[2] * vt);
+          const V ft = s * (p_[3] * ut + q_[3] * vs), gs = s * (q_[3] * ut + w_[3] * vs);
+          return CellValues<V, 2>{{{fm - fs - ft + fh, fm - fs + ft - fh, fm + fs - ft - fh, fm + fs + ft + fh},
                                    {gm - gs - gt + gh, gm - gs + gt - gh, gm + gs - gt - gh, gm + gs + gt + gh}}};
         };
       },
@@ -418,80 +471,114 @@ inline void patch_rows(const Patch<T>& B, const T* r, T a, T b, T c, T* d, T* y,
           }
         }
       },
-      [&](int j, int i0, int i1, const T(*f)[kStrip]) {
-        for (int k = 0; k < 2; ++k) {
-          const size_t at = k * n + size_t(j) * n1 + i0;
-          T *__restrict o = d + at, *__restrict z = y + at;
-          for (int i = 0; i < i1 - i0; ++i) {
-            o[i] = a * o[i] + b * f[k][i];
-            z[i] = c * z[i] + o[i];
-          }
-        }
+      [&](int j) {
+        T *__restrict o = d + size_t(j) * n1, *__restrict z = y + size_t(j) * n1;
+        return [=](int k, int i, T v) EF_LAMBDA {
+          const T e = kFirst ? b * v : a * o[k * n + i] + b * v;
+          o[k * n + i] = e;
+          z[k * n + i] = kFirst ? e : z[k * n + i] + e;
+        };
       });
 }
 
 template <class T>
-void patch(const Patch<T>& B, const T* r, T a, T b, T c, T* d, T* y, int begin, int end) {
-  B.shift0 ? patch_rows<true>(B, r, a, b, c, d, y, begin, end) : patch_rows<false>(B, r, a, b, c, d, y, begin, end);
+void patch(const Patch<T>& B, const T* r, bool first, T a, T b, T* d, T* y, int begin, int end) {
+  if (B.shift0)
+    first ? patch_rows<true, true>(B, r, a, b, d, y, begin, end) : patch_rows<true, false>(B, r, a, b, d, y, begin, end);
+  else
+    first ? patch_rows<false, true>(B, r, a, b, d, y, begin, end)
+          : patch_rows<false, false>(B, r, a, b, d, y, begin, end);
 }
 
-// out(i, f0, f1) takes the product of a stored stencil with u at node (j, i). Neighbours outside the grid have zero
-// coefficients; their (finite) values are read from the rows around, for which level vectors keep room.
+// Products of a stored stencil with u at rows [begin, end); out(j) gives a function that takes column and both
+// components. Every coefficient is read once: for its own node and, transposed, for the neighbour. Fields have room
+// around them, because the (finite) values past the ends of rows are multiplied by zero coefficients.
 template <class T, class Out>
-EF_HD void stencil_row(const Stencil<T>& A, const T* u, int j, Out out) {
+inline void stencil_rows(const Stencil<T>& A, const T* u, int begin, int end, Out out) {
+  constexpr int kSpan = 1024;  // columns at a time
+  constexpr int kRoom = kSpan + 2 * kBlockNodes;
+  using V = Vector<T>;
+  constexpr int kWidth = sizeof(V) / sizeof(T);
   const int n1 = A.n1;
   const size_t n = size_t(A.n0) * n1;
-  const T *__restrict h = A.plane(j, 0), *__restrict k = A.plane(j - 1, 0);
-  const size_t ld = padded(n1);
-  const T *__restrict u1 = u + size_t(j) * n1, *__restrict u0 = u1 - n1, *__restrict u2 = u1 + n1;
-  const T *__restrict v1 = u1 + n, *__restrict v0 = v1 - n1, *__restrict v2 = v1 + n1;
-  const T *E = h + kEast * ld, *SW = h + kSouthWest * ld, *S = h + kSouth * ld, *SE = h + kSouthEast * ld;
-  const T *NE = k + kSouthWest * ld + 1, *N = k + kSouth * ld, *NW = k + kSouthEast * ld - 1, *Wt = E - 1;
+  // what row j gives to the nodes right of its own, and below to the left, straight, to the right: [..][component]
+  alignas(64) T own[2][kRoom], east[2][kRoom], below[2][3][2][kRoom];
+  for (int i0 = 0; i0 < n1; i0 += kSpan) {
+    const int i1 = i0 + kSpan < n1 ? i0 + kSpan : n1;
+    const int b0 = i0 ? i0 / kBlockNodes - 1 : 0, b1 = i1 < n1 ? i1 / kBlockNodes + 1 : blocks(n1);
+    const int base = i0 - kBlockNodes;  // buffer index 0
+    for (int k = 0; k < 2; ++k) {
+      east[k][kBlockNodes - 1] = T(0);
+      for (auto& half : below)
+        for (auto& side : half)
+          for (int i = 0; i < i1 - i0 + 2 * kBlockNodes; ++i) side[k][i] = T(0);
+    }
+    for (int j = begin > 0 ? begin - 1 : 0; j < end; ++j) {
+      auto& down = below[j & 1];
+      const auto& up = below[(j - 1) & 1];
+      const T *__restrict u1 = u + size_t(j) * n1, *__restrict v1 = u1 + n;
+      for (int b = b0; b < b1; ++b)
+        for (int part = 0; part < kBlockNodes; part += kWidth) {
+          const T* __restrict c = A.block(j, b) + part;
+          auto at = [&](int p) EF_LAMBDA { return load<V>(c + p * kBlockNodes); };
+          const int i = b * kBlockNodes + part, o = i - base;
+          const V uc = load<V>(u1 + i), vc = load<V>(v1 + i);
+          const V sw0 = at(kSouthWest), sw1 = at(kSouthWest + 1), sw2 = at(kSouthWest + 2), sw3 = at(kSouthWest + 3);
+          const V s0 = at(kSouth), s1 = at(kSouth + 1), s2 = at(kSouth + 2), s3 = at(kSouth + 3);
+          const V se0 = at(kSouthEast), se1 = at(kSouthEast + 1), se2 = at(kSouthEast + 2), se3 = at(kSouthEast + 3);
+          store(&down[0][0][o], sw0 * uc + sw2 * vc);
+          store(&down[0][1][o], sw1 * uc + sw3 * vc);
+          store(&down[1][0][o], s0 * uc + s2 * vc);
+          store(&down[1][1][o], s1 * uc + s3 * vc);
+          store(&down[2][0][o], se0 * uc + se2 * vc);
+          store(&down[2][1][o], se1 * uc + se3 * vc);
+          if (j < begin) continue;
+          const V d00 = at(0), d01 = at(1), d11 = at(2), e0 = at(kEast), e1 = at(kEast + 1), e2 = at(kEast + 2),
+                  e3 = at(kEast + 3);
+          store(&east[0][o], e0 * uc + e2 * vc);
+          store(&east[1][o], e1 * uc + e3 * vc);
+          const T *__restrict u2 = u1 + n1 + i, *__restrict v2 = v1 + n1 + i;
+          const V ue = load<V>(u1 + i + 1), ve = load<V>(v1 + i + 1), ul = load<V>(u2 - 1), vl = load<V>(v2 - 1);
+          const V um = load<V>(u2), vm = load<V>(v2), ur = load<V>(u2 + 1), vr = load<V>(v2 + 1);
+          store(&own[0][o], (d00 * uc + d01 * vc + e0 * ue + e1 * ve + sw0 * ul + sw1 * vl) +
+                                (s0 * um + s1 * vm + se0 * ur + se1 * vr));
+          store(&own[1][o], (d01 * uc + d11 * vc + e2 * ue + e3 * ve + sw2 * ul + sw3 * vl) +
+                                (s2 * um + s3 * vm + se2 * ur + se3 * vr));
+        }
+      if (j < begin) continue;
+      const auto take = out(j);
 #pragma GCC ivdep
-  for (int i = 0; i < n1; ++i) {
-    const T f0 = h[i] * u1[i] + h[ld + i] * v1[i] +                                    //
-                 E[i] * u1[i + 1] + E[ld + i] * v1[i + 1] +                            //
-                 Wt[i] * u1[i - 1] + Wt[2 * ld + i] * v1[i - 1] +                      //
-                 SW[i] * u2[i - 1] + SW[ld + i] * v2[i - 1] +                          //
-                 S[i] * u2[i] + S[ld + i] * v2[i] +                                    //
-                 SE[i] * u2[i + 1] + SE[ld + i] * v2[i + 1] +                          //
-                 NE[i] * u0[i + 1] + NE[2 * ld + i] * v0[i + 1] +                      //
-                 N[i] * u0[i] + N[2 * ld + i] * v0[i] +                                //
-                 NW[i] * u0[i - 1] + NW[2 * ld + i] * v0[i - 1];
-    const T f1 = h[ld + i] * u1[i] + h[2 * ld + i] * v1[i] +                           //
-                 E[2 * ld + i] * u1[i + 1] + E[3 * ld + i] * v1[i + 1] +               //
-                 Wt[ld + i] * u1[i - 1] + Wt[3 * ld + i] * v1[i - 1] +                 //
-                 SW[2 * ld + i] * u2[i - 1] + SW[3 * ld + i] * v2[i - 1] +             //
-                 S[2 * ld + i] * u2[i] + S[3 * ld + i] * v2[i] +                       //
-                 SE[2 * ld + i] * u2[i + 1] + SE[3 * ld + i] * v2[i + 1] +             //
-                 NE[ld + i] * u0[i + 1] + NE[3 * ld + i] * v0[i + 1] +                 //
-                 N[ld + i] * u0[i] + N[3 * ld + i] * v0[i] +                           //
-                 NW[ld + i] * u0[i - 1] + NW[3 * ld + i] * v0[i - 1];
-    out(i, f0, f1);
+      for (int i = i0; i < i1; ++i) {
+        const int o = i - base;
+        take(i, own[0][o] + east[0][o - 1] + up[0][0][o + 1] + up[1][0][o] + up[2][0][o - 1],
+             own[1][o] + east[1][o - 1] + up[0][1][o + 1] + up[1][1][o] + up[2][1][o - 1]);
+      }
+    }
   }
 }
 
 template <class T>
-void stencil_update(const Stencil<T>& A, const T* r, T a, T b, T c, T* d, T* y, int begin, int end) {
+void stencil_update(const Stencil<T>& A, const T* r, bool first, T a, T b, T* d, T* y, int begin, int end) {
   const size_t n = size_t(A.n0) * A.n1;
-  for (int j = begin; j < end; ++j) {
-    const size_t o = size_t(j) * A.n1;
-    T *__restrict d0 = d + o, *__restrict d1 = d0 + n, *__restrict y0 = y + o, *__restrict y1 = y0 + n;
-    stencil_row(A, r, j, [=](int i, T f0, T f1) EF_LAMBDA {
-      const T e0 = a * d0[i] + b * f0, e1 = a * d1[i] + b * f1;
+  stencil_rows(A, r, begin, end, [&](int j) {
+    T *__restrict d0 = d + size_t(j) * A.n1, *__restrict d1 = d0 + n;
+    T *__restrict y0 = y + size_t(j) * A.n1, *__restrict y1 = y0 + n;
+    const T keep = first ? T(0) : a, add = first ? T(0) : T(1);
+    return [=](int i, T f0, T f1) EF_LAMBDA {
+      const T e0 = keep * d0[i] + b * f0, e1 = keep * d1[i] + b * f1;
       d0[i] = e0, d1[i] = e1;
-      y0[i] = c * y0[i] + e0, y1[i] = c * y1[i] + e1;
-    });
-  }
+      y0[i] = add * y0[i] + e0, y1[i] = add * y1[i] + e1;
+    };
+  });
 }
 
 template <class T>
 void stencil_subtract(const Stencil<T>& A, const T* d, T* r, int begin, int end) {
   const size_t n = size_t(A.n0) * A.n1;
-  for (int j = begin; j < end; ++j) {
+  stencil_rows(A, d, begin, end, [&](int j) {
     T *__restrict r0 = r + size_t(j) * A.n1, *__restrict r1 = r0 + n;
-    stencil_row(A, d, j, [=](int i, T f0, T f1) EF_LAMBDA { r0[i] -= f0, r1[i] -= f1; });
-  }
+    return [=](int i, T f0, T f1) EF_LAMBDA { r0[i] -= f0, r1[i] -= f1; };
+  });
 }
 
 // Where the 64 interior weights of an irregular coarse cell lie: node * 16 + component * 8 + corner dof.
@@ -522,31 +609,28 @@ void restrict_rows(const Transfer<T>& P, const T* fine, T* coarse, int begin, in
   const int nf = P.a1.n_fine, nc = P.a1.n_coarse, ld = padded(nc - 1);
   const size_t n = size_t(P.a0.n_fine) * nf, m = size_t(P.a0.n_coarse) * nc;
   gather_rows<T, 2>(
-      P.a0.n_coarse, nc, begin, end,
+      P.a0.n_coarse, nc, begin, end, [&](int J) { return J < P.a0.regular ? P.a1.regular : 0; },
       [&](int J) {
-        const bool regular = J < P.a0.regular;
-        const int last = regular ? P.a1.regular : 0, y = regular ? 2 * J : 0;
-        const T *__restrict u0 = fine + size_t(y) * nf, *__restrict u1 = u0 + nf, *__restrict v0 = u0 + n,
+        const T *__restrict u0 = fine + size_t(2 * J) * nf, *__restrict u1 = u0 + nf, *__restrict v0 = u0 + n,
                 *__restrict v1 = v0 + nf;
-        const T *__restrict Q = P.regular + size_t(regular ? J : 0) * 16 * ld, *__restrict place = P.place1;
-        const T s = regular ? P.place0[y + 1] : T(0);
-        return [=](int I) EF_LAMBDA {
-          CellValues<T, 2> o{};
-          if (I < last) {
-            const T t = place[2 * I + 1], cu = u1[2 * I + 1], cv = v1[2 * I + 1];
-            const T* q = Q + I;
-            o.f[0] = {u0[2 * I] + (1 - t) * u0[2 * I + 1] + (1 - s) * u1[2 * I] + q[0] * cu + q[8 * ld] * cv,
-                      t * u0[2 * I + 1] + q[ld] * cu + q[9 * ld] * cv,
-                      s * u1[2 * I] + q[2 * ld] * cu + q[10 * ld] * cv, q[3 * ld] * cu + q[11 * ld] * cv};
-            o.f[1] = {v0[2 * I] + (1 - t) * v0[2 * I + 1] + (1 - s) * v1[2 * I] + q[4 * ld] * cu + q[12 * ld] * cv,
-                      t * v0[2 * I + 1] + q[5 * ld] * cu + q[13 * ld] * cv,
-                      s * v1[2 * I] + q[6 * ld] * cu + q[14 * ld] * cv, q[7 * ld] * cu + q[15 * ld] * cv};
-          }
-          return o;
+        const T *__restrict Q = P.regular + size_t(J) * 16 * ld, *__restrict place = P.place1;
+        const T s = P.place0[2 * J + 1];
+        return [=](int I, auto kind) EF_LAMBDA {
+          using V = decltype(kind);
+          const V t = odd<V>(place + 2 * I), s0 = even<V>(u0 + 2 * I), s1 = odd<V>(u0 + 2 * I), s2 = even<V>(u1 + 2 * I),
+                  cu = odd<V>(u1 + 2 * I), z0 = even<V>(v0 + 2 * I), z1 = odd<V>(v0 + 2 * I), z2 = even<V>(v1 + 2 * I),
+                  cv = odd<V>(v1 + 2 * I);
+          auto q = [&](int k) EF_LAMBDA { return load<V>(Q + size_t(k) * ld + I); };
+          return CellValues<V, 2>{
+              {{s0 + (1 - t) * s1 + (1 - s) * s2 + q(0) * cu + q(8) * cv, t * s1 + q(1) * cu + q(9) * cv,
+                s * s2 + q(2) * cu + q(10) * cv, q(3) * cu + q(11) * cv},
+               {z0 + (1 - t) * z1 + (1 - s) * z2 + q(4) * cu + q(12) * cv, t * z1 + q(5) * cu + q(13) * cv,
+                s * z2 + q(6) * cu + q(14) * cv, q(7) * cu + q(15) * cv}}};
         };
       },
       [&](int J, int lo, int hi, int i0, CellRow<T, 2>& w) {
-        for (int I = J < P.a0.regular && P.a1.regular > lo ? P.a1.regular : lo; I < hi; ++I) {
+        const int top = J < P.a0.regular ? P.a1.regular : 0;
+        for (int I = lo < top ? top : lo; I < hi; ++I) {
           T out[8] = {};
           owned_nodes(P, J, I, [&](int y, int x, const T* interior, const T* weights) {
             const size_t at = size_t(y) * nf + x;
@@ -559,9 +643,9 @@ void restrict_rows(const Transfer<T>& P, const T* fine, T* coarse, int begin, in
             w.a[k][p] = out[4 * k], w.b[k][p] = out[4 * k + 1], w.c[k][p] = out[4 * k + 2], w.d[k][p] = out[4 * k + 3];
         }
       },
-      [&](int j, int i0, int i1, const T(*f)[kStrip]) {
-        for (int k = 0; k < 2; ++k)
-          for (int i = i0; i < i1; ++i) coarse[k * m + size_t(j) * nc + i] = f[k][i - i0];
+      [&](int j) {
+        T* __restrict o = coarse + size_t(j) * nc;
+        return [=](int k, int i, T v) EF_LAMBDA { o[k * m + i] = v; };
       });
 }
 
@@ -611,16 +695,9 @@ void prolong_rows(const Transfer<T>& P, const T* coarse, T* fine, int begin, int
 
 // ------------------------------------------------------------------------------------------------- set-up
 
-// Eight cells side by side; the small dense algebra below is written once for it and for plain doubles.
-typedef double Lanes __attribute__((vector_size(64)));
-constexpr int kLanes = 8;
-
-EF_HD Lanes load(const double* p) {
-  Lanes v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
-EF_HD void store(double* p, const Lanes& v) { __builtin_memcpy(p, &v, sizeof v); }
+// Several cells side by side; the small dense algebra below is written once for them and for plain doubles.
+using Lanes = Vector<double>;
+constexpr int kLanes = sizeof(Lanes) / sizeof(double);
 
 template <bool kReduced>
 inline void cell_matrices_row(const GridForm<double>& g, const double* x, const double* share, int j, double* planes,
@@ -630,7 +707,7 @@ inline void cell_matrices_row(const GridForm<double>& g, const double* x, const 
   const CellLaw<double> law = g.law;
   for (int c = 0; c < m1; c += kLanes) {
     double tail[6][kLanes + 1];
-    const double* rows[6] = {x + size_t(j) * n1 + c, x + size_t(j + 1) * n1 + c};
+    const double* rows[6] = {x + size_t(j) * n1 + c, x + size_t(j + 1) * n1 + c};  // x; share by component and row
     if (share)
       for (int k = 0; k < 4; ++k) rows[2 + k] = share + (k / 2) * n + size_t(j + k % 2) * n1 + c;
     if (c + kLanes + 1 > n1)  // the last group must not read past the fields
@@ -638,14 +715,14 @@ inline void cell_matrices_row(const GridForm<double>& g, const double* x, const 
         for (int i = 0; i <= kLanes; ++i) tail[k][i] = rows[k][c + i < n1 ? i : n1 - 1 - c];
         rows[k] = tail[k];
       }
-    const Corners<Lanes> xc = {load(rows[0]), load(rows[0] + 1), load(rows[1]), load(rows[1] + 1)};
+    const Corners<Lanes> xc = corners<Lanes>(rows[0], rows[1], 0);
     const StiffnessFactors<Lanes> f = stiffness_factors<Lanes, double>(moments<Lanes, double>(xc));
     unroll(std::make_integer_sequence<int, 64>{}, [&](auto e) EF_LAMBDA {
       constexpr int P = decltype(e)::value / 8, Q = decltype(e)::value % 8;
       if constexpr (P <= Q) {
         Lanes v = stiffness_entry<kReduced, P / 4, P % 4 / 2, P % 2, Q / 4, Q % 4 / 2, Q % 2>(law, f);
         if constexpr (P == Q)
-          if (share) v += load(rows[2 + P / 2] + P % 2);
+          if (share) v += load<Lanes>(rows[P % 4 / 2 + 2 * (P / 4) + 2] + P % 2);
         store(planes + size_t(entry(P, Q)) * ld + c, v);
       }
     });
@@ -679,7 +756,7 @@ inline void sweep_inverse(At at) {
 void invert(double* planes, int ld, int n) {
   for (int c = 0; c < n; c += kLanes) {
     Lanes a[kEntries];
-    for (int e = 0; e < kEntries; ++e) a[e] = load(planes + size_t(e) * ld + c);
+    for (int e = 0; e < kEntries; ++e) a[e] = load<Lanes>(planes + size_t(e) * ld + c);
     sweep_inverse<Lanes, 8>([&](int p, int q) -> Lanes& { return a[entry(p, q)]; });
     for (int e = 0; e < kEntries; ++e) store(planes + size_t(e) * ld + c, a[e]);
   }
@@ -699,44 +776,38 @@ inline void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerki
     int corner[2];
     V weight[2];
   };
-  auto node = [&](int p, int q) {
-    Node o{-1, 1, {0, 0}, {V{} + 1.0, V{}}};
+  auto node = [&](int p, int q) EF_LAMBDA {
     const bool edge0 = p == 0 || p == W0, edge1 = q == 0 || q == W1;
     const int base = 2 * (p == W0) + (q == W1);
-    if (!edge0 && !edge1) {
-      o.interior = (p - 1) * (W1 - 1) + q - 1;
-    } else {
-      o.corner[0] = base;
-      if (!edge0 || !edge1) {
-        const V t = edge0 ? place1[q] : place0[p];
-        o.n = 2;
-        o.corner[1] = base + (edge0 ? 1 : 2);
-        o.weight[0] = 1.0 - t;
-        o.weight[1] = t;
-      }
-    }
-    return o;
+    const V t = edge0 ? place1[q] : place0[p];
+    if (!edge0 && !edge1) return Node{(p - 1) * (W1 - 1) + q - 1, 0, {0, 0}, {V{}, V{}}};
+    if (edge0 && edge1) return Node{-1, 1, {base, 0}, {V{} + 1, V{}}};
+    return Node{-1, 2, {base, base + (edge0 ? 1 : 2)}, {1 - t, t}};
   };
-  for (int p = 0; p < W0; ++p)
-    for (int q = 0; q < W1; ++q) {
-      const Node nodes[4] = {node(p, q), node(p, q + 1), node(p + 1, q), node(p + 1, q + 1)};
-      for (int r = 0; r < 8; ++r)
-        for (int c = 0; c < 8; ++c) {
-          const V v = fine(p * W1 + q, entry(r, c));
-          const Node &a = nodes[r % 4], &b = nodes[c % 4];
-          if (a.interior >= 0 && b.interior >= 0) {
-            inner[2 * a.interior + r / 4][2 * b.interior + c / 4] += v;
-          } else if (a.interior >= 0) {
-            for (int k = 0; k < b.n; ++k) mixed[2 * a.interior + r / 4][c / 4 * 4 + b.corner[k]] += b.weight[k] * v;
-          } else if (b.interior < 0) {
-            for (int k = 0; k < a.n; ++k)
-              for (int l = 0; l < b.n; ++l) {
-                const int row = r / 4 * 4 + a.corner[k], col = c / 4 * 4 + b.corner[l];
-                if (row <= col) galerkin[entry(row, col)] += a.weight[k] * b.weight[l] * v;
-              }
-          }
+  auto add = [&](int cell, int r, int c) EF_LAMBDA {
+    const int p = cell / W1, q = cell % W1;
+    const Node a = node(p + r % 4 / 2, q + r % 2), b = node(p + c % 4 / 2, q + c % 2);
+    if (a.interior < 0 && b.interior >= 0) return;  // by symmetry
+    const V v = fine(cell, entry(r, c));
+    if (a.interior >= 0 && b.interior >= 0) {
+      inner[2 * a.interior + r / 4][2 * b.interior + c / 4] += v;
+    } else if (a.interior >= 0) {
+      for (int k = 0; k < b.n; ++k) mixed[2 * a.interior + r / 4][c / 4 * 4 + b.corner[k]] += b.weight[k] * v;
+    } else {
+      for (int k = 0; k < a.n; ++k)
+        for (int l = 0; l < b.n; ++l) {
+          const int row = r / 4 * 4 + a.corner[k], col = c / 4 * 4 + b.corner[l];
+          if (row <= col) galerkin[entry(row, col)] += a.weight[k] * b.weight[l] * v;
         }
     }
+  };
+  if constexpr (W0 == 2 && W1 == 2)  // nearly all cells: everything but the additions is done by the compiler
+    unroll(std::make_integer_sequence<int, 256>{}, [&](auto e) EF_LAMBDA {
+      constexpr int E = decltype(e)::value;
+      add(E / 64, E / 8 % 8, E % 8);
+    });
+  else
+    for (int e = 0; e < W0 * W1 * 64; ++e) add(e / 64, e / 8 % 8, e % 8);
   if constexpr (kIn > 0) {
     for (int k = 0; k < kDofs; ++k) inner[k][k] += inner[k][k] == 0.0 ? V{} + 1.0 : V{};  // fixed dofs
     sweep_inverse<V, kDofs>([&](int p, int q) -> V& { return p <= q ? inner[p][q] : inner[q][p]; });
@@ -774,8 +845,7 @@ void coarsen_row(const AxisView& a0, const AxisView& a1, int row, const double* 
       for (int k = 0; k < kLanes; ++k) place1[1][k] = a1.place[2 * (I + k < start ? I + k : I) + 1];
       auto load_fine = [&](int cell, int e) EF_LAMBDA -> Lanes {
         const double* p = fine[cell / 2] + size_t(e) * ld + 2 * I;
-        return cell % 2 ? __builtin_shufflevector(load(p), load(p + 8), 1, 3, 5, 7, 9, 11, 13, 15)
-                        : __builtin_shufflevector(load(p), load(p + 8), 0, 2, 4, 6, 8, 10, 12, 14);
+        return cell % 2 ? odd<Lanes>(p) : even<Lanes>(p);
       };
       coarsen_at<Lanes, 2, 2>(a0, row, load_fine, place1, coarse, ld_coarse, I, interior + I, ld_interior);
     }
@@ -795,9 +865,24 @@ void coarsen_row(const AxisView& a0, const AxisView& a1, int row, const double* 
 }
 
 template <class T>
+double dot(const T* a, const T* b, size_t n) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (size_t i = 0; i < n; ++i) sum += double(a[i]) * double(b[i]);
+  return sum;
+}
+
+template <class T>
+void scale_add(T a, const T* x, T b, T* y, size_t n) {
+#pragma GCC ivdep
+  for (size_t i = 0; i < n; ++i) y[i] = a * x[i] + b * y[i];
+}
+
+template <class T>
 constexpr Kernels<T> kTable = {force<T>,          sensitivity<T>,    stiffness_values<T>, contraction_values<T>,
                                subtract<T>,       apply_dot<T>,      patch<T>,            stencil_update<T>,
-                               stencil_subtract<T>, restrict_rows<T>, prolong_rows<T>};
+                               stencil_subtract<T>, restrict_rows<T>, prolong_rows<T>,    dot<T>,
+                               scale_add<T>};
 constexpr Setup kSetup = {cell_matrices, coarsen_row, invert};
 
 }  // namespace

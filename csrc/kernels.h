@@ -19,18 +19,21 @@ struct GridForm {
 
 // Half of a symmetric 9-point stencil of 2 x 2 blocks: the node itself (00, 01, 11) and its neighbours towards
 // (0,+1), (+1,-1), (+1,0), (+1,+1) (00, 01, 10, 11 each: row component, then the neighbour's component).
-// Rows are padded by zeros on both sides and start at row -1, which is zero too.
+// The coefficients of kBlockNodes nodes of a row stand together, coefficient after coefficient; those past the end
+// of a row are zero.
 constexpr int kPlanes = 19;
 constexpr int kEast = 3, kSouthWest = 7, kSouth = 11, kSouthEast = 15;
+constexpr int kBlockNodes = 16;
 constexpr int kPad = 16;
-inline int padded(int n) { return (n + 15) / 16 * 16 + 2 * kPad; }
+inline int blocks(int n) { return (n + kBlockNodes - 1) / kBlockNodes; }
+inline int padded(int n) { return blocks(n) * kBlockNodes + 2 * kPad; }
 
 template <class T>
 struct Stencil {
   int n0, n1;
-  T* data;  // plane p of row j begins at data + ((j + 1) * kPlanes + p) * padded(n1) + kPad
-  EF_HD T* plane(int j, int p) const { return data + (size_t(j + 1) * kPlanes + p) * padded(n1) + kPad; }
-  size_t size() const { return size_t(n0 + 1) * kPlanes * padded(n1); }
+  T* data;
+  size_t row_size() const { return size_t(blocks(n1)) * kPlanes * kBlockNodes; }
+  T* block(int j, int b) const { return data + j * row_size() + size_t(b) * kPlanes * kBlockNodes; }
 };
 
 // Packed upper triangle of the symmetric 8 x 8 cell matrix; dof = component * 4 + corner (a, b, c, d).
@@ -73,13 +76,15 @@ struct Kernels {
   void (*subtract)(const GridForm<T>&, const T* x, const T* shift, const T* d, T* r, int begin, int end);
   // q = (K(x) + diag(shift)) p, returns p.q over these rows
   double (*apply_dot)(const GridForm<T>&, const T* x, const T* shift, const T* p, T* q, int begin, int end);
-  // d = a d + b B r, then y = c y + d, with B the sum of scaled constant cell inverses (see Patch)
-  void (*patch)(const Patch<T>&, const T* r, T a, T b, T c, T* d, T* y, int begin, int end);
+  // d = a d + b B r, y += d, with B the sum of scaled constant cell inverses (see Patch); first: d = y = b B r
+  void (*patch)(const Patch<T>&, const T* r, bool first, T a, T b, T* d, T* y, int begin, int end);
   // the same with a stored stencil B, and r -= A d
-  void (*stencil_update)(const Stencil<T>&, const T* r, T a, T b, T c, T* d, T* y, int begin, int end);
+  void (*stencil_update)(const Stencil<T>&, const T* r, bool first, T a, T b, T* d, T* y, int begin, int end);
   void (*stencil_subtract)(const Stencil<T>&, const T* d, T* r, int begin, int end);
   void (*restrict_rows)(const Transfer<T>&, const T* fine, T* coarse, int begin, int end);   // coarse node rows
   void (*prolong_rows)(const Transfer<T>&, const T* coarse, T* fine, int begin, int end);    // coarse cell rows
+  double (*dot)(const T* a, const T* b, size_t n);
+  void (*scale_add)(T a, const T* x, T b, T* y, size_t n);  // y = a x + b y
 };
 
 // Patch smoother of the finest level: inverse of the homogeneous 4-node block, block-diagonal in the modes

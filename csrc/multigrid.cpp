@@ -12,13 +12,30 @@ namespace {
 
 constexpr int kSmallest = 9;  // an axis with no more nodes ends the coarsening; the rest is a banded solve
 
+// Zeroed memory that begins on a cache line, so that vector loads do not straddle two.
+class AlignedFloats {
+ public:
+  void allocate(size_t n) {
+    memory_.assign(n + 16, 0.f);
+    const auto address = reinterpret_cast<uintptr_t>(memory_.data());
+    offset_ = (64 - address % 64) % 64 / sizeof(float);
+  }
+  float* data() { return memory_.data() + offset_; }
+  size_t size() const { return memory_.size(); }
+  void clear() { std::fill(memory_.begin(), memory_.end(), 0.f); }
+
+ private:
+  std::vector<float> memory_;
+  size_t offset_ = 0;
+};
+
 // A level vector: two planes of nodes with room around them, because stencil rows read past the edges.
 struct Field {
-  std::vector<float> memory;
+  AlignedFloats memory;
   float* data = nullptr;
   void allocate(int n0, int n1) {
-    const size_t pad = size_t(n1) + kPad;
-    memory.assign(2 * size_t(n0) * n1 + 2 * pad, 0.f);
+    const size_t pad = padded(n1);
+    memory.allocate(2 * size_t(n0) * n1 + 2 * pad);
     data = memory.data() + pad;
   }
 };
@@ -90,7 +107,7 @@ struct Multigrid::Level {
   Axis a0, a1;  // towards the next coarser level
   std::vector<float> regular, irregular;
   Transfer<float> transfer{};
-  std::vector<float> matrix_memory, smoother_memory;  // empty on the finest level
+  AlignedFloats matrix_memory, smoother_memory;  // empty on the finest level
   Stencil<float> matrix{}, smoother{};
   FixedDofs fixed;
   Field x, d, r;
@@ -104,20 +121,23 @@ struct Multigrid::Level {
   // Stored stencil of the assembled cell matrices, and the sum of the inverted 4-node blocks as another.
   void assemble(CellMatrices& cells) {
     matrix = {n0, n1, nullptr};
-    matrix_memory.assign(matrix.size(), 0.f);
-    smoother_memory.assign(matrix.size(), 0.f);
+    matrix_memory.allocate(matrix.row_size() * n0);
     matrix.data = matrix_memory.data();
-    smoother = {n0, n1, smoother_memory.data()};
-    const int ld = cells.ld, m0 = n0 - 1, m1 = n1 - 1;
+    smoother = matrix;
+    smoother_memory.allocate(matrix.row_size() * n0);
+    smoother.data = smoother_memory.data();
+    const int ld = padded(n1), m0 = n0 - 1, m1 = n1 - 1;
+    // corners a, b, c, d = 0..3 of a cell; node (j, i) is corner a of cell (j, i), b of (j, i-1), c of (j-1, i), ...
     for_rows(n0, n1 * 8, [&](int begin, int end) {
+      std::vector<float> planes(size_t(kPlanes) * ld);
       for (int j = begin; j < end; ++j) {
+        std::fill(planes.begin(), planes.end(), 0.f);
         auto add = [&](int plane, int row, int p, int q, int shift) {
           if (row < 0 || row >= m0) return;
-          const double* from = cells.row(row) + size_t(entry(p, q)) * ld;
-          float* to = matrix.plane(j, plane) + shift;
+          const double* from = cells.row(row) + size_t(entry(p, q)) * cells.ld;
+          float* to = planes.data() + size_t(plane) * ld + shift;
           for (int c = 0; c < m1; ++c) to[c] += float(from[c]);
         };
-        // corners a, b, c, d = 0..3 of a cell; node (j, i) is corner a of cell (j, i), b of (j, i-1), c of (j-1, i) ...
         const int diagonal[3][2] = {{0, 0}, {0, 1}, {1, 1}};
         for (int k = 0; k < 3; ++k)
           for (int corner = 0; corner < 4; ++corner)
@@ -131,48 +151,66 @@ struct Multigrid::Level {
           add(kSouth + k, j, p + 1, q + 3, 1);
           add(kSouthEast + k, j, p + 0, q + 3, 0);
         }
-        for (int k = 0; k < 3; k += 2) {  // fixed dofs: anything regular, their residual is zero
-          float* d = matrix.plane(j, k);
+        for (int k = 0; k < 3; k += 2)  // fixed dofs: anything regular, their residual is zero
           for (int i = 0; i < n1; ++i)
-            if (d[i] == 0) d[i] = 1;
-        }
+            if (planes[size_t(k) * ld + i] == 0) planes[size_t(k) * ld + i] = 1;
+        write_row(matrix, j, planes.data(), ld);
       }
     });
     for_rows(n0, n1 * 8, [&](int begin, int end) {
       const int lanes = padded(m1);
       std::vector<double> block(size_t(kEntries) * lanes);
-      for (int j = std::max(begin - 1, 0); j < std::min(end, m0); ++j) {
-        auto fill = [&](int p, int q, int row, int plane, int shift) {
-          const float* from = matrix.plane(row, plane) + shift;
-          double* to = block.data() + size_t(entry(p, q)) * lanes;
-          for (int c = 0; c < m1; ++c) to[c] = from[c];
-        };
-        auto visit = [&](auto&& body) {  // the 36 entries: dofs p, q; stencil row, plane, column shift
-          for (int corner = 0; corner < 4; ++corner) {
-            body(corner, corner, j + corner / 2, 0, corner % 2);
-            body(corner, 4 + corner, j + corner / 2, 1, corner % 2);
-            body(4 + corner, 4 + corner, j + corner / 2, 2, corner % 2);
-          }
-          for (int k = 0; k < 4; ++k) {
-            const int p = 4 * (k / 2), q = 4 * (k % 2);
-            body(p + 0, q + 1, j, kEast + k, 0);
-            body(p + 2, q + 3, j + 1, kEast + k, 0);
-            body(p + 0, q + 2, j, kSouth + k, 0);
-            body(p + 1, q + 3, j, kSouth + k, 1);
-            body(p + 0, q + 3, j, kSouthEast + k, 0);
-            body(p + 1, q + 2, j, kSouthWest + k, 1);
-          }
-        };
-        visit(fill);
-        kernels().setup->invert(block.data(), lanes, m1);
-        visit([&](int p, int q, int row, int plane, int shift) {
-          if (row < begin || row >= end) return;
-          const double* from = block.data() + size_t(entry(p, q)) * lanes;
-          float* to = smoother.plane(row, plane) + shift;
-          for (int c = 0; c < m1; ++c) to[c] += float(from[c]);
-        });
+      std::vector<float> rows[2], sums[2];  // stencil rows j and j + 1: of the matrix, and of the smoother
+      for (int k = 0; k < 2; ++k) rows[k].resize(size_t(kPlanes) * ld), sums[k].resize(size_t(kPlanes) * ld);
+      auto visit = [&](auto&& body) {  // the 36 entries: dofs p, q; row 0 or 1, plane, column shift
+        for (int corner = 0; corner < 4; ++corner) {
+          body(corner, corner, corner / 2, 0, corner % 2);
+          body(corner, 4 + corner, corner / 2, 1, corner % 2);
+          body(4 + corner, 4 + corner, corner / 2, 2, corner % 2);
+        }
+        for (int k = 0; k < 4; ++k) {
+          const int p = 4 * (k / 2), q = 4 * (k % 2);
+          body(p + 0, q + 1, 0, kEast + k, 0);
+          body(p + 2, q + 3, 1, kEast + k, 0);
+          body(p + 0, q + 2, 0, kSouth + k, 0);
+          body(p + 1, q + 3, 0, kSouth + k, 1);
+          body(p + 0, q + 3, 0, kSouthEast + k, 0);
+          body(p + 1, q + 2, 0, kSouthWest + k, 1);
+        }
+      };
+      const int start = std::max(begin - 1, 0);
+      read_row(matrix, start, rows[start & 1].data(), ld);
+      for (int j = start; j < end; ++j) {
+        std::vector<float>*upper[2] = {&rows[j & 1], &sums[j & 1]}, *lower[2] = {&rows[~j & 1], &sums[~j & 1]};
+        std::fill(lower[1]->begin(), lower[1]->end(), 0.f);
+        if (j < m0) {
+          read_row(matrix, j + 1, lower[0]->data(), ld);
+          visit([&](int p, int q, int row, int plane, int shift) {
+            const float* from = (row ? lower : upper)[0]->data() + size_t(plane) * ld + shift;
+            double* to = block.data() + size_t(entry(p, q)) * lanes;
+            for (int c = 0; c < m1; ++c) to[c] = from[c];
+          });
+          kernels().setup->invert(block.data(), lanes, m1);
+          visit([&](int p, int q, int row, int plane, int shift) {
+            const double* from = block.data() + size_t(entry(p, q)) * lanes;
+            float* to = (row ? lower : upper)[1]->data() + size_t(plane) * ld + shift;
+            for (int c = 0; c < m1; ++c) to[c] += float(from[c]);
+          });
+        }
+        if (j >= begin) write_row(smoother, j, upper[1]->data(), ld);
       }
     });
+  }
+
+  static void write_row(const Stencil<float>& A, int j, const float* planes, int ld) {
+    for (int b = 0; b < blocks(A.n1); ++b)
+      for (int p = 0; p < kPlanes; ++p)
+        std::copy_n(planes + size_t(p) * ld + b * kBlockNodes, kBlockNodes, A.block(j, b) + p * kBlockNodes);
+  }
+  static void read_row(const Stencil<float>& A, int j, float* planes, int ld) {
+    for (int b = 0; b < blocks(A.n1); ++b)
+      for (int p = 0; p < kPlanes; ++p)
+        std::copy_n(A.block(j, b) + p * kBlockNodes, kBlockNodes, planes + size_t(p) * ld + b * kBlockNodes);
   }
 };
 
@@ -500,13 +538,13 @@ void Multigrid::set_up_patches(const double* x, const double* share) {
   patch_.special = patch_special_.data();
 }
 
-void Multigrid::update(Level& L, const float* r, float a, float b, float c, float* d, float* y) {
+void Multigrid::update(Level& L, const float* r, bool first, float a, float b, float* d, float* y) {
   const Kernels<float>& k = *kernels().f32;
   for_rows(L.n0, L.n1, [&](int begin, int end) {
     if (L.smoother.data)
-      k.stencil_update(L.smoother, r, a, b, c, d, y, begin, end);
+      k.stencil_update(L.smoother, r, first, a, b, d, y, begin, end);
     else
-      k.patch(patch_, r, a, b, c, d, y, begin, end);
+      k.patch(patch_, r, first, a, b, d, y, begin, end);
   });
 }
 
@@ -533,11 +571,11 @@ void Multigrid::smooth(Level& L, bool zero_guess, bool keep_residual) {
   const double hi = L.lmax, lo = hi / options_.ratio, theta = (hi + lo) / 2, delta = (hi - lo) / 2;
   const double sigma = theta / delta;
   double rho = 1 / sigma;
-  update(L, L.r.data, 0.f, float(1 / theta), zero_guess ? 0.f : 1.f, L.d.data, L.x.data);
+  update(L, L.r.data, zero_guess, 0.f, float(1 / theta), L.d.data, L.x.data);
   for (int k = 1; k < options_.degree; ++k) {
     subtract(L, false);
     const double next = 1 / (2 * sigma - rho);
-    update(L, L.r.data, float(next * rho), float(2 * next / delta), 1.f, L.d.data, L.x.data);
+    update(L, L.r.data, false, float(next * rho), float(2 * next / delta), L.d.data, L.x.data);
     rho = next;
   }
   if (keep_residual) subtract(L, false);
@@ -578,31 +616,27 @@ void Multigrid::estimate_eigenvalue(Level& L) {
     residual.data[i] = float(int32_t(state)) * 4.6566e-10f;
   }
   L.fixed.clear(residual.data, L.n0, L.n1, 0, L.n0);
+  const Kernels<float>& k = *kernels().f32;
+  const size_t w = 2 * size_t(L.n1);
   auto dot = [&](const float* a, const float* b) {
-    return sum_rows(L.n0, 2 * L.n1, [&](int begin, int end) {
-      double sum = 0;
-      const size_t w = 2 * size_t(L.n1);
-#pragma omp simd reduction(+ : sum)
-      for (size_t i = begin * w; i < end * w; ++i) sum += double(a[i]) * b[i];
-      return sum;
+    return sum_rows(L.n0, 2 * L.n1,
+                    [&](int begin, int end) { return k.dot(a + begin * w, b + begin * w, (end - begin) * w); });
+  };
+  auto scale_add = [&](double a, const float* x, double b, float* y) {
+    for_rows(L.n0, 2 * L.n1, [&](int begin, int end) {
+      k.scale_add(float(a), x + begin * w, float(b), y + begin * w, (end - begin) * w);
     });
   };
   std::vector<double> diagonal, off;
   double rz = 0, previous_alpha = 1, beta = 0;
   for (int step = 0; step < kSteps; ++step) {
-    update(L, residual.data, 0.f, 1.f, 0.f, z.data, product.data);
+    update(L, residual.data, true, 0.f, 1.f, z.data, product.data);
     const double next = dot(residual.data, z.data);
     if (!(next > 0)) break;
     beta = step ? next / rz : 0;
     rz = next;
-    for_rows(L.n0, 2 * L.n1, [&](int begin, int end) {
-      const size_t w = 2 * size_t(L.n1);
-      const float b = float(beta);
-      for (size_t i = begin * w; i < end * w; ++i) {
-        L.d.data[i] = z.data[i] + b * L.d.data[i];
-        L.r.data[i] = 0;
-      }
-    });
+    scale_add(1, z.data, beta, L.d.data);
+    scale_add(0, z.data, 0, L.r.data);
     subtract(L, false);  // r = -A d
     const double curvature = -dot(L.d.data, L.r.data);
     if (!(curvature > 0)) break;
@@ -610,15 +644,11 @@ void Multigrid::estimate_eigenvalue(Level& L) {
     if (step) off.push_back(std::sqrt(beta) / previous_alpha);
     diagonal.push_back(1 / alpha + (step ? beta / previous_alpha : 0));
     previous_alpha = alpha;
-    for_rows(L.n0, 2 * L.n1, [&](int begin, int end) {
-      const size_t w = 2 * size_t(L.n1);
-      const float a = float(alpha);
-      for (size_t i = begin * w; i < end * w; ++i) residual.data[i] += a * L.r.data[i];
-    });
+    scale_add(alpha, L.r.data, 1, residual.data);
   }
   L.lmax = diagonal.empty() ? 1 : kMargin * largest_eigenvalue(diagonal, off);
-  std::fill(L.d.memory.begin(), L.d.memory.end(), 0.f);
-  std::fill(L.r.memory.begin(), L.r.memory.end(), 0.f);
+  L.d.memory.clear();
+  L.r.memory.clear();
 }
 
 // One V-cycle for a residual that is zero at every fixed dof. Leaves the result in z(i) = factor * (x(i) - sum of

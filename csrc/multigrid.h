@@ -80,7 +80,7 @@ class Multigrid {
   void cycle(size_t l);
   void smooth(Level& level, bool zero_guess, bool keep_residual);
   void subtract(Level& level, bool add_to_solution);
-  void update(Level& level, const float* r, float a, float b, float c, float* d, float* y);
+  void update(Level& level, const float* r, bool first, float a, float b, float* d, float* y);
   void estimate_eigenvalue(Level& level);
   double cycle_on(const double* r, double r_norm);
   template <class Body>

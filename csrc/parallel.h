@@ -6,13 +6,17 @@
 namespace elastofast {
 
 constexpr int kChunks = 16;
-constexpr long kSerial = 8192;  // nodes below which starting threads costs more than it saves
+constexpr long kSerial = 8192;  // nodes below which starting a thread costs more than it saves
+
+inline int chunk_count(int n, int width) {
+  return int(std::clamp(long(n) * width / kSerial, 1L, long(std::min(n, kChunks))));
+}
 
 // body(begin, end) for chunks of the rows [0, n), each row holding `width` values.
 template <class Body>
 void for_rows(int n, int width, Body body) {
-  const int chunks = std::min(n, kChunks);
-#pragma omp parallel for schedule(static) if (long(n) * width > kSerial)
+  const int chunks = chunk_count(n, width);
+#pragma omp parallel for schedule(static) if (chunks > 1)
   for (int c = 0; c < chunks; ++c) body(int(long(n) * c / chunks), int(long(n) * (c + 1) / chunks));
 }
 
@@ -20,8 +24,8 @@ void for_rows(int n, int width, Body body) {
 template <class Body>
 double sum_rows(int n, int width, Body body) {
   double parts[kChunks] = {};
-  const int chunks = std::min(n, kChunks);
-#pragma omp parallel for schedule(static) if (long(n) * width > kSerial)
+  const int chunks = chunk_count(n, width);
+#pragma omp parallel for schedule(static) if (chunks > 1)
   for (int c = 0; c < chunks; ++c) parts[c] = body(int(long(n) * c / chunks), int(long(n) * (c + 1) / chunks));
   double total = 0;
   for (int c = 0; c < chunks; ++c) total += parts[c];

@@ -31,6 +31,7 @@ class GridBackend:
         self.core = _core.GridForm(
             *grid.shape, *grid.spacing, law.lame_lambda, law.lame_mu, law.name == "plane_strain"
         )
+        self._last_pins = None
 
     def force(self, x, u):
         """K(x) u for a batch: x (1 or B, N) in pascals and u (B, 2, N) in metres give newtons, (B, 2, N)."""
@@ -83,6 +84,12 @@ class GridBackend:
         starts = np.concatenate([indptr[:-1], indptr[:-1] + len(nodes), [2 * len(nodes)]])
         return _pattern(starts, np.tile(nodes, 2))
 
+    def pins(self, fixed):
+        """`_pins`, remembered for the last mask: solvers for many moduli share one support."""
+        if self._last_pins is None or not np.array_equal(self._last_pins[0], fixed):
+            self._last_pins = fixed, _pins(self.grid, fixed)
+        return self._last_pins[1]
+
     def solver(self, x, active, shift=None):
         """`GridSolver` for K(x) + diag(shift) on the active dofs."""
         return GridSolver(self, x, active, shift)
@@ -100,7 +107,7 @@ def _pattern(starts, columns):
 def _matrix(out, pattern, dtype, n_columns):
     indptr, indices = pattern
     if out is not None:
-        if out.indices is not indices or out.dtype != dtype:
+        if not np.may_share_memory(out.indices, indices) or out.dtype != dtype:
             raise ValueError("out must be a matrix that this form returned for arguments of the same dtype")
         return out
     matrix = csr_array(
@@ -134,7 +141,7 @@ class GridSolver:
             raise ValueError("active marks no dof: there is nothing to solve for")
         x = np.ascontiguousarray(x, np.float64).reshape(n)
         fixed = ~self.active
-        pins, modes = _pins(backend.grid, fixed)
+        pins, modes = backend.pins(fixed)
         if shift is not None:
             shift = np.ascontiguousarray(shift, np.float64).reshape(2, n)
         degree, ratio = SMOOTHER[backend.law.name]
