@@ -404,6 +404,38 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
     set_up_patches(scaled.data(), shift ? share.data() : nullptr);
     estimate_eigenvalue(*levels_[0]);
   }
+  if (shift && !pins_.empty()) find_modes();
+}
+
+// With a shift the motions that the pins hold are no longer rigid: they are the responses of the body without pins
+// to a force at each pin, scaled to be one there and zero at the other pins.
+void Multigrid::find_modes() {
+  const size_t count = pins_.size();
+  std::vector<long> pins;
+  std::swap(pins, pins_);
+  FixedDofs with_pins = levels_[0]->fixed;
+  std::swap(with_pins, fixed_);
+  std::vector<double> load(2 * n_, 0.0), response(count * 2 * n_, 0.0);
+  for (size_t k = 0; k < count; ++k) {
+    load[pins[k]] = 1;
+    solve(load.data(), response.data() + k * 2 * n_, 1e-3, 50, true);
+    load[pins[k]] = 0;
+  }
+  std::swap(pins, pins_);
+  std::swap(with_pins, fixed_);
+  // Gauss-Jordan on the pin values of the (at most three) responses
+  for (size_t k = 0; k < count; ++k) {
+    double* row = response.data() + k * 2 * n_;
+    const double pivot = row[pins_[k]];
+    for (size_t i = 0; i < 2 * n_; ++i) row[i] /= pivot;
+    for (size_t l = 0; l < count; ++l) {
+      if (l == k) continue;
+      double* other = response.data() + l * 2 * n_;
+      const double factor = other[pins_[k]];
+      for (size_t i = 0; i < 2 * n_; ++i) other[i] -= factor * row[i];
+    }
+  }
+  modes_ = std::move(response);
 }
 
 // The assembled 4-node block of any one cell, packed, from the up to nine cells around it.

@@ -76,6 +76,7 @@ class Multigrid {
  private:
   struct Level;
   struct Coarsest;
+  void find_modes();
   void set_up_patches(const double* x, const double* shift);
   void cycle(size_t l);
   void smooth(Level& level, bool zero_guess, bool keep_residual);

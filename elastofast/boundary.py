@@ -1,0 +1,404 @@
+"""What is known about forces and displacements: fixed, loaded and open dofs; rigid motions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from math import factorial
+from numbers import Real
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from .geometry import Grid, Mesh
+
+__all__ = ["Boundary", "TotalForce", "check_support", "compression", "rigid_modes"]
+
+
+class TotalForce(NamedTuple):
+    """A measured resultant: ``value`` newtons (2-D: per metre of thickness) of component ``component``,
+    summed over ``nodes`` (bool, shape (*node_shape)). It is the force that acts *on* the body, positive along
+    the axis.
+    """
+
+    component: int
+    value: float
+    nodes: np.ndarray
+
+
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class Boundary:
+    """The state of every degree of freedom: fixed, open, or else loaded.
+
+    * *fixed*: the displacement is known exactly;
+    * *open*: the force is unknown and the displacement only measured, as on the cut edges of a region of
+      interest;
+    * *loaded*: the force is known (zero inside the body), which makes it an equation.
+
+    Parameters
+    ----------
+    fixed : array of bool, shape (d, *node_shape), optional
+        Where the displacement is known; default nowhere.
+    displacement : array of float, shape (d, *node_shape), optional
+        Known displacement in metres on fixed dofs, zero elsewhere; default zero.
+    force : array of float, shape (d, *node_shape), optional
+        Known nodal force in newtons (2-D: per metre of thickness) on loaded dofs, zero elsewhere; default
+        zero.
+    open : array of bool, shape (d, *node_shape), optional
+        Where the force is unknown; default nowhere.
+    total_force : (component, value, nodes), optional
+        One measured resultant on fixed or open dofs, see `TotalForce`. It fixes the scale of the modulus
+        where no nodal force does.
+
+    Attributes
+    ----------
+    loaded : array of bool, shape (d, *node_shape)
+        Neither fixed nor open.
+    n_equations : int
+        Number of loaded dofs.
+
+    Raises
+    ------
+    TypeError
+        If a mask is not of dtype bool, or values are not real numbers.
+    ValueError
+        If nothing is given, shapes differ, values are not finite, fixed and open overlap, or a displacement
+        or force stands where it has no meaning.
+    """
+
+    fixed: np.ndarray
+    displacement: np.ndarray
+    force: np.ndarray
+    open: np.ndarray
+    loaded: np.ndarray
+    n_equations: int
+    total_force: TotalForce | None
+
+    def __init__(self, fixed=None, displacement=None, force=None, open=None, total_force=None):
+        given = {"fixed": fixed, "displacement": displacement, "force": force, "open": open}
+        shapes = {name: np.shape(a) for name, a in given.items() if a is not None}
+        if not shapes:
+            raise ValueError("Boundary needs at least one of fixed, displacement, force, open")
+        first, shape = next(iter(shapes.items()))
+        if len(shape) < 2 or shape[0] not in (2, 3):
+            raise ValueError(f"{first} must have shape (d, *node_shape) with d = 2 or 3, got {shape}")
+        for name, other in shapes.items():
+            if other != shape:
+                raise ValueError(f"{name} must have the shape of {first}, {shape}, got {other}")
+
+        fixed = _mask("fixed", fixed, shape)
+        open = _mask("open", open, shape)
+        displacement = _values("displacement", displacement, shape)
+        force = _values("force", force, shape)
+        _refuse(fixed & open, "fixed and open overlap at {n}: a dof is one or the other")
+        _refuse(
+            (displacement != 0) & ~fixed,
+            "displacement must be zero where nothing is fixed, but is not at {n}; "
+            "measured displacements belong into the Measurement",
+        )
+        _refuse(
+            (force != 0) & fixed, "force must be zero on fixed dofs (the support gives it), but is not at {n}"
+        )
+        _refuse(
+            (force != 0) & open, "force must be zero on open dofs (it is unknown there), but is not at {n}"
+        )
+        loaded = ~(fixed | open)
+        if total_force is not None:
+            total_force = _total_force(total_force, ~loaded)
+        state = {
+            "fixed": fixed,
+            "displacement": displacement,
+            "force": force,
+            "open": open,
+            "loaded": loaded,
+        }
+        for name, a in state.items():
+            a.setflags(write=False)
+            object.__setattr__(self, name, a)
+        object.__setattr__(self, "n_equations", int(loaded.sum()))
+        object.__setattr__(self, "total_force", total_force)
+
+    def __repr__(self):
+        counts = f"{self.n_equations} loaded, {self.fixed.sum()} fixed, {self.open.sum()} open"
+        return f"Boundary({counts} of shape {self.fixed.shape})"
+
+    def check(self, geometry) -> None:
+        """Raise ValueError unless the masks fit the geometry, that is, have shape (d, *node_shape)."""
+        expected = (geometry.dim, *geometry.node_shape)
+        if self.fixed.shape != expected:
+            raise ValueError(
+                f"load has shape {self.fixed.shape}, but the geometry needs {expected} (d, *node_shape)"
+            )
+
+
+def _mask(name, a, shape):
+    if a is None:
+        return np.zeros(shape, bool)
+    a = np.array(a)
+    if a.dtype != bool:
+        raise TypeError(f"{name} must be an array of bool, got dtype {a.dtype}")
+    return a
+
+
+def _values(name, a, shape):
+    if a is None:
+        return np.zeros(shape)
+    a = np.array(a)
+    if a.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must hold real numbers, got dtype {a.dtype}")
+    a = a.astype(np.float64)
+    _refuse(~np.isfinite(a), f"{name} must be finite, but is not at {{n}}")
+    return a
+
+
+def _refuse(bad, message):
+    """Raise ValueError if any dof is bad; {n} in the message says how many are and which is the first."""
+    if bad.any():
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(message.format(n=f"{int(bad.sum())} dofs, the first {first}"))
+
+
+def _total_force(total_force, unknown):
+    """Checked `TotalForce`; ``unknown`` marks the dofs whose nodal force is not known."""
+    try:
+        component, value, nodes = total_force
+    except (TypeError, ValueError):
+        raise ValueError(f"total_force must be (component, value, nodes), got {total_force!r}") from None
+    d, *node_shape = unknown.shape
+    if component not in range(d):
+        raise ValueError(
+            f"total_force: component must be a whole number from 0 to {d - 1}, got {component!r}"
+        )
+    if not (isinstance(value, Real) and np.isfinite(value) and value != 0):
+        raise ValueError(f"total_force: value must be finite and not zero (newtons), got {value!r}")
+    nodes = _mask("total_force: nodes", nodes, node_shape)
+    if nodes.shape != tuple(node_shape) or not nodes.any():
+        raise ValueError(
+            f"total_force: nodes must be a mask of shape {tuple(node_shape)} with at least one node, "
+            f"got shape {nodes.shape} with {nodes.sum()}"
+        )
+    if not unknown[component][nodes].all():
+        raise ValueError(
+            "total_force must be a sum over fixed or open dofs, but some are loaded: their force is known"
+        )
+    nodes.setflags(write=False)
+    return TotalForce(int(component), float(value), nodes)
+
+
+def compression(geometry, pressure=None, strain=None, total_force=None, axis=None) -> Boundary:
+    """Compression between two plates without friction, the experiment of the paper.
+
+    The bottom is fixed along the axis and its middle node also sideways (in 3-D a second bottom node too,
+    against rotation); the sides are free. Either the top carries a uniform pressure, or it is displaced by a
+    given strain. On a `Grid` depth grows with the index, so the top (the transducer) is index 0; on a `Mesh`
+    the axis points up and the bottom is where the coordinate is smallest, as in the paper authors' files.
+
+    Parameters
+    ----------
+    geometry : Grid or Mesh
+        On a mesh, top and bottom must be flat.
+    pressure : float, optional
+        Pressure on the top in pascals; negative pulls.
+    strain : float, optional
+        Displacement of the top over the height; negative pulls. Exactly one of pressure and strain must be
+        given.
+    total_force : float, optional
+        With ``strain``: the measured force on the top in newtons (2-D: per metre of thickness), of the sign
+        of the strain. It fixes the scale of the modulus, which displacements alone cannot.
+    axis : int, optional
+        The axis of compression; default 0 on a `Grid`, the last coordinate on a `Mesh`.
+
+    Returns
+    -------
+    Boundary
+
+    Raises
+    ------
+    ValueError
+        If not exactly one of pressure and strain is given, a number is zero or not finite, total_force comes
+        with pressure or against the strain, the axis does not exist, or a mesh has no flat top or bottom.
+
+    Examples
+    --------
+    >>> import elastofast as ef
+    >>> load = ef.compression(ef.Grid((65, 65), (5e-4, 5e-4)), pressure=100.0)
+    >>> float(load.force[0].sum())  # 100 Pa on 32 mm
+    3.2
+    """
+    d, grid = geometry.dim, isinstance(geometry, Grid)
+    if (pressure is None) == (strain is None):
+        both = "neither" if pressure is None else "both"
+        raise ValueError(f"give exactly one of pressure (Pa) and strain (dimensionless), got {both}")
+    for name, value in (("pressure", pressure), ("strain", strain), ("total_force", total_force)):
+        if value is not None and not (isinstance(value, Real) and np.isfinite(value) and value != 0):
+            raise ValueError(f"{name} must be finite and not zero, got {value!r}")
+    if strain is not None and abs(strain) >= 1:
+        raise ValueError(f"strain must lie between -1 and 1 (0.01 is one per cent), got {strain!r}")
+    if total_force is not None and strain is None:
+        raise ValueError("total_force goes with strain; a pressure already says what the force is")
+    if total_force is not None and total_force * strain < 0:
+        raise ValueError(f"total_force must have the sign of strain, got {total_force!r} and {strain!r}")
+    if axis is None:
+        axis = 0 if grid else d - 1
+    if axis not in range(d):
+        raise ValueError(f"axis must be a whole number from 0 to {d - 1}, got {axis!r}")
+
+    points = geometry.points
+    along = points[:, axis]
+    height = np.ptp(along)
+    low = np.flatnonzero(along <= along.min() + 1e-6 * height)
+    high = np.flatnonzero(along >= along.max() - 1e-6 * height)
+    top, bottom, push = (low, high, 1.0) if grid else (high, low, -1.0)
+    top_area = _face_area(geometry, top, axis)
+    for name, area in (("top", top_area), ("bottom", _face_area(geometry, bottom, axis))):
+        if not area.any():
+            raise ValueError(
+                f"geometry has no flat {name} across axis {axis}; describe the load by a Boundary instead"
+            )
+
+    fixed = np.zeros((d, geometry.n_nodes), bool)
+    displacement, force = np.zeros((2, d, geometry.n_nodes))
+    fixed[axis, bottom] = True
+    sideways = [i for i in range(d) if i != axis]
+    across = points[bottom][:, sideways]
+    offset = across - (across.min(axis=0) + across.max(axis=0)) / 2
+    distance = np.linalg.norm(offset, axis=1)
+    # the last of equals, so that an even grid pins node n // 2 whatever the rounding
+    middle = np.flatnonzero(distance <= distance.min() + 1e-6 * height)[-1]
+    fixed[sideways, bottom[middle]] = True
+    if d == 3:  # the rotation about the axis: hold the node with the longest lever
+        lever = across[:, 0] - across[middle, 0]
+        fixed[sideways[1], bottom[np.argmax(np.abs(lever))]] = True
+
+    if pressure is not None:
+        force[axis] = push * pressure * top_area
+    else:
+        fixed[axis, top] = True
+        displacement[axis, top] = push * strain * height
+    if total_force is not None:
+        nodes = np.zeros(geometry.n_nodes, bool)
+        nodes[top] = True
+        total_force = TotalForce(axis, push * total_force, nodes.reshape(geometry.node_shape))
+    shape = (d, *geometry.node_shape)
+    return Boundary(
+        fixed=fixed.reshape(shape),
+        displacement=displacement.reshape(shape),
+        force=force.reshape(shape),
+        total_force=total_force,
+    )
+
+
+def _face_area(geometry, nodes, axis):
+    """Area (2-D: length) of the flat end face on these nodes that belongs to each node, shape (N,)."""
+    on_face = np.zeros(geometry.n_nodes, bool)
+    on_face[nodes] = True
+    if isinstance(geometry, Grid):  # the weights of a thin layer, without its thickness
+        return np.where(on_face, geometry.node_weights / (geometry.spacing[axis] / 2), 0.0)
+    d = geometry.dim
+    inside = on_face[geometry.cells]
+    hit = inside.sum(axis=1) == d
+    faces = geometry.cells[hit][inside[hit]].reshape(-1, d)
+    edges = geometry.points[faces[:, 1:]] - geometry.points[faces[:, :1]]
+    area = np.sqrt(np.linalg.det(edges @ edges.transpose(0, 2, 1))) / factorial(d - 1)
+    return np.bincount(faces.ravel(), np.repeat(area / d, d), minlength=geometry.n_nodes)
+
+
+def rigid_modes(geometry) -> np.ndarray:
+    """Displacements that strain nothing: translations along each axis, then rotations in each plane of two
+    axes.
+
+    Rotations turn about the centre of the nodes and are scaled to a largest coordinate of one, so that all
+    modes are of similar size; in 2-D they are orthogonal.
+
+    Parameters
+    ----------
+    geometry : Grid or Mesh
+
+    Returns
+    -------
+    array of float, shape (3, 2, N) or (6, 3, N)
+        In 3-D the rotations are in the planes (0, 1), (0, 2), (1, 2), that is, about the axes 2, 1, 0.
+    """
+    d, points = geometry.dim, geometry.points
+    centred = points - points.mean(axis=0)
+    centred /= np.abs(centred).max()
+    planes = list(combinations(range(d), 2))
+    modes = np.zeros((d + len(planes), d, len(points)))
+    for i in range(d):
+        modes[i, i] = 1
+    for mode, (i, j) in zip(modes[d:], planes, strict=True):
+        mode[i], mode[j] = -centred[:, j], centred[:, i]
+    return modes
+
+
+def check_support(geometry, load: Boundary) -> None:
+    """Check that the body cannot move as a whole without deforming.
+
+    Fixed dofs hold the body, and so do open ones: their displacement is measured.
+
+    Parameters
+    ----------
+    geometry : Grid or Mesh
+        Separate pieces of a mesh must be held one by one.
+    load : Boundary
+
+    Raises
+    ------
+    ValueError
+        If a rigid motion is left free; the message says which and what to do.
+    """
+    load.check(geometry)
+    d = geometry.dim
+    if isinstance(geometry, Grid):
+        axes = ["axis 0 (axial)", "axis 1 (lateral)"]
+    else:
+        axes = [f"coordinate {i} ({name})" for i, name in enumerate("xyz"[:d])]
+    held = ~load.loaded.reshape(d, -1)
+    modes = rigid_modes(geometry)
+    pieces = _pieces(geometry)
+    for piece in range(pieces.max() + 1):
+        nodes = pieces == piece
+        free = _free_motions(modes[:, held & nodes], axes)
+        if free:
+            where = f" (the piece of the mesh with node {np.flatnonzero(nodes)[0]})" if pieces.any() else ""
+            raise ValueError(
+                f"load leaves the body{where} free to move without deforming: {', '.join(free)}. "
+                "Fix more displacement components, at different nodes against rotation, "
+                "or mark measured edges as open."
+            )
+
+
+def _pieces(geometry):
+    """Number of the connected piece that each node belongs to, shape (N,)."""
+    if isinstance(geometry, Mesh):
+        first = np.repeat(geometry.cells[:, 0], geometry.dim)
+        edges = coo_array(
+            (np.ones(len(first), bool), (first, geometry.cells[:, 1:].ravel())), shape=(geometry.n_nodes,) * 2
+        )
+        return connected_components(edges, directed=False)[1]
+    return np.zeros(geometry.n_nodes, int)
+
+
+def _free_motions(held_modes, axes):
+    """Names of the motions that vanish on the held dofs; held_modes is (n_modes, n_held)."""
+    n_modes, d = len(held_modes), len(axes)
+    # null space by the triangle of QR: small, and without the loss of half the digits that a Gram matrix
+    # means
+    r = np.linalg.qr(held_modes.T, mode="r") if held_modes.size else np.zeros((0, n_modes))
+    r = np.vstack([r, np.zeros((n_modes - len(r), n_modes))])
+    _, s, vt = np.linalg.svd(r)
+    free = vt[s <= 1e-10 * max(s[0], 1)]
+    # held dofs lie along the axes, so a translation is free exactly if its axis has none
+    names = [f"translation along {axes[i]}" for i in range(d) if not held_modes[i].any()]
+    u, s, _ = np.linalg.svd(free[:, d:].T, full_matrices=False)
+    turning = u[:, s > 1e-8]  # the rotations that are part of a free motion
+    if d == 2:
+        return names + ["rotation"] * turning.shape[1]
+    about = [
+        axes[3 - i - j] for i, j in combinations(range(d), 2)
+    ]  # a plane of two axes turns about the third
+    pure = sorted(about[k] for k in range(3) if np.linalg.norm(turning[k]) > 1 - 1e-8)
+    names += [f"rotation about {axis}" for axis in pure]
+    return names + ["rotation about an oblique line"] * (turning.shape[1] - len(pure))

@@ -1,0 +1,419 @@
+"""Command line: ``elastofast demo | simulate | reconstruct | info``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import itertools
+import os
+import platform
+import sys
+import time
+
+from .phantoms import KINDS
+from .simulate import NOISES
+
+INTERRUPTED = 130
+
+# optional distribution: what needs it
+OPTIONAL = {
+    "h5py": "HDF5 and MATLAB v7.3 files",
+    "meshio": "Mesh.read",
+    "numba": "the form on Mesh",
+    "pyamg": "forward solves on large meshes",
+    "matplotlib": "figures (demo, reconstruct --plot)",
+    "scikit-image": "PSNR and SSIM",
+}
+
+
+def main(argv=None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments, ``sys.argv[1:]`` by default.
+
+    Returns
+    -------
+    int
+        0; 2 after a user's error, told in one line on stderr; 130 after Ctrl-C.
+    """
+    parser = _parser()
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as stop:  # argparse has printed help or what was wrong
+        return int(stop.code or 0)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("elastofast: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        if options.debug:
+            raise
+        print(f"elastofast: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+# demo ---------------------------------------------------------------------------------------------
+
+
+# heading: metric and its format
+_TABLE = {
+    "rel. error": ("relative_l2", ".4f"),
+    "sym. RMS": ("symmetric_rms", ".4f"),
+    " SSIM": ("ssim", ".3f"),
+    "CNRe dB": ("cnre_db", ".1f"),
+    " gCNR": ("gcnr", ".3f"),
+    "contrast err.": ("contrast_ratio_error", ".3f"),
+}
+
+
+def _demo(options) -> int:
+    from .boundary import compression
+    from .geometry import Grid
+    from .laws import PlaneStress
+    from .metrics import evaluate
+    from .phantoms import lesion
+    from .plots import plot_maps
+    from .reconstruct import reconstruct
+    from .simulate import simulate
+
+    _check_output(options.out, (".png", ".pdf", ".svg"))
+    n = options.size
+    grid = Grid((n, n), (40e-3 / max(n - 1, 1),) * 2)
+    truth, mask = lesion(grid, seed=options.seed, kind="lobulated", size=(0.2, 0.3))
+    load = compression(grid, pressure=100.0)
+    m = simulate(grid, PlaneStress(0.495), load, truth, snr=options.snr, seed=options.seed)
+    print(
+        f"{n} x {n} nodes, 40 mm x 40 mm, plane stress, lobulated lesion {truth[mask].mean() / 1e3:.0f} kPa "
+        f"in {truth[~mask].mean() / 1e3:.0f} kPa, {options.snr:g} dB, seed {options.seed}\n"
+    )
+    heads = ["prior   ", "gradient", *_TABLE, "  chi2", "  weight", "seconds"]
+    print("  ".join(heads))
+    maps = {}
+    for gradient, prior in itertools.product(("frozen", "exact"), ("none", "tikhonov", "tv")):
+        with _Bar(f"{prior}, {gradient}") as bar:
+            start = time.perf_counter()
+            result = reconstruct(m, prior=prior, gradient=gradient, progress=bar)
+            seconds = time.perf_counter() - start
+        e = evaluate(result.modulus, truth, grid, mask=mask)
+        cells = [prior, gradient, *(format(e[name], spec) for name, spec in _TABLE.values())]
+        weight = "-" if result.weight is None else f"{result.weight:.3g}"
+        cells += [f"{result.chi2:.3f}", weight, f"{seconds:.1f}"]
+        # text to the left, numbers to the right
+        row = (
+            f"{c:{'<' if i < 2 else '>'}{len(h)}}" for i, (c, h) in enumerate(zip(cells, heads, strict=True))
+        )
+        print("  ".join(row), flush=True)
+        maps[f"{prior}, {gradient}"] = result.modulus
+        if result.status == "interrupted":
+            break
+    profiles = [name for name in maps if not name.startswith("none")]
+    plot_maps(maps, grid, options.out, truth=truth, profiles=profiles or None)
+    print(f"\nwrote {options.out}")
+    return INTERRUPTED if result.status == "interrupted" else 0
+
+
+# simulate -----------------------------------------------------------------------------------------
+
+
+def _simulate(options) -> int:
+    from .boundary import compression
+    from .geometry import Grid
+    from .laws import LAWS
+    from .phantoms import lesion
+    from .simulate import simulate
+
+    _check_output(options.out, (".h5", ".hdf5", ".npz", ".mat"))
+    shape = options.size if len(options.size) == 2 else options.size * 2
+    if len(shape) != 2:
+        raise ValueError(f"--size takes one or two numbers of nodes, got {len(shape)}")
+    spacing = options.spacing or [40e-3 / (max(shape[1], 2) - 1)]
+    if len(spacing) > 2:
+        raise ValueError(f"--spacing takes one or two distances, got {len(spacing)}")
+    grid = Grid(tuple(shape), tuple(spacing if len(spacing) == 2 else spacing * 2))
+    modulus, _ = lesion(
+        grid,
+        seed=options.seed,
+        kind=options.phantom,
+        n_lesions=options.lesions,
+        edge=options.edge,
+        texture=options.texture,
+    )
+    how = {"strain": options.strain} if options.strain is not None else {"pressure": options.pressure}
+    m = simulate(
+        grid,
+        LAWS[options.law](options.poisson),
+        compression(grid, **how),
+        modulus,
+        snr=options.snr,
+        noise=options.noise,
+        seed=options.seed,
+        force_std=options.force_std,
+    )
+    m.save(options.out)
+    print(f"wrote {options.out}: {m!r}")
+    return 0
+
+
+# reconstruct --------------------------------------------------------------------------------------
+
+
+def _reconstruct(options) -> int:
+    from .io import load_measurement, save_modulus
+    from .metrics import evaluate
+    from .reconstruct import reconstruct
+
+    _check_output(options.output, (".npz", ".h5", ".hdf5", ".mat", ".vtu"))
+    if options.plot:
+        _check_output(options.plot, (".png", ".pdf", ".svg"))
+    overrides = {} if options.displacement_std is None else {"displacement_std": options.displacement_std}
+    m = load_measurement(options.file, **overrides)
+    print(m)
+    settings = {
+        "prior": options.prior,
+        "weight": options.weight,
+        "gradient": options.gradient,
+        "optimizer": options.optimizer,
+    }
+    if options.bounds:
+        settings["bounds"] = tuple(options.bounds)
+    with _Bar(options.prior, hidden=options.quiet) as bar:
+        result = reconstruct(m, progress=bar, **settings)
+    config = {"elastofast": _version("elastofast"), "file": str(options.file), **overrides, **settings}
+    save_modulus(options.output, result, m.geometry, config=config)
+    print(f"status   {result.status}: {result.message}")
+    print(f"chi2     {result.chi2:.4f}")
+    print(f"weight   {'-' if result.weight is None else format(result.weight, '.4g')}")
+    print(f"seconds  {result.seconds:.2f}")
+    if result.relative:
+        print("modulus  relative: known only up to a factor, because no force is known")
+    if m.reference is not None:
+        print("against the reference in the file:")
+        errors = evaluate(result.modulus, m.reference, m.geometry, relative=result.relative)
+        for name, value in errors.items():
+            print(f"  {name:<21}{value:.5g}")
+    print(f"wrote {options.output}")
+    if options.plot:
+        from .plots import plot_result
+
+        plot_result(result, m, options.plot)
+        print(f"wrote {options.plot}")
+    return INTERRUPTED if result.status == "interrupted" else 0
+
+
+# info ---------------------------------------------------------------------------------------------
+
+
+def _info(options) -> int:
+    print(f"elastofast      {_version('elastofast') or 'not installed'}")
+    print(f"python          {platform.python_version()} on {platform.platform()}")
+    print(f"processors      {_processors()}, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}")
+    print("\ncore (elastofast._core)")
+    try:
+        build = importlib.import_module("elastofast._core").build_info()
+    except ImportError as error:
+        print(f"  missing: {_one_line(error)}; build it with: pip install .")
+    else:
+        for name, value in build.items():
+            value = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            print(f"  {name.replace('_', ' '):<22}{value}")
+    print("\nCUDA (elastofast._cuda)")
+    try:
+        importlib.import_module("elastofast._cuda")
+    except ImportError:
+        print("  absent: this version has no CUDA kernels; everything runs on the CPU")
+    else:
+        print("  present")
+    print("\npackages")
+    for name in ("numpy", "scipy", "tqdm"):
+        print(f"  {name:<14}{_version(name) or 'MISSING: required'}")
+    for name, use in OPTIONAL.items():
+        print(f"  {name:<14}{_version(name) or f'missing, needed for {use}: pip install {name}'}")
+    return 0
+
+
+def _version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# shared -------------------------------------------------------------------------------------------
+
+
+class _Bar:
+    """Progress bar on stderr, one tick per outer iteration; silent where stderr is not a terminal."""
+
+    def __init__(self, label, hidden=False):
+        from tqdm import tqdm
+
+        self.bar = tqdm(desc=label, unit="it", leave=False, disable=True if hidden else None)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+
+    def __call__(self, entry):
+        text = f"chi2 {entry['chi2']:.3f}, objective {entry['objective']:.5g}"
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update()
+
+
+def _one_line(error) -> str:
+    text = " ".join(str(error).split())
+    module = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    package = {"skimage": "scikit-image"}.get(module, module)
+    if package in OPTIONAL:
+        text = f"{package} is missing, needed for {OPTIONAL[package]}: pip install {package}"
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    return text or type(error).__name__
+
+
+def _check_output(path, suffixes):
+    """Refuse a bad output path before the work, not after it."""
+    folder, name = os.path.split(path)
+    if os.path.splitext(name)[1].lower() not in suffixes:
+        raise ValueError(f"the output must end in one of {', '.join(suffixes)}, got {path!r}")
+    if not os.path.isdir(folder or "."):
+        raise ValueError(f"the folder of the output does not exist: {path!r}")
+
+
+def _weight(text):
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or auto, got {text!r}") from None
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, without the usage."""
+
+    def error(self, message):
+        self.exit(2, f"elastofast: error: {message} (see {self.prog} --help)\n")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """The example as it is written, and after each option the default if there is one."""
+
+    def _get_help_string(self, action):
+        shown = isinstance(action.default, str | float | int) and action.default not in (
+            False,
+            argparse.SUPPRESS,
+        )
+        return action.help + (" (default: %(default)s)" if shown else "")
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser = _Parser(
+        prog="elastofast", description="Tissue stiffness maps from noisy ultrasound displacement fields."
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"elastofast {_version('elastofast') or '(not installed)'}"
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    def command(name, run, text, example):
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=f"example:\n  {example}",
+            parents=[common],
+            formatter_class=_Help,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command(
+        "demo",
+        _demo,
+        "simulate a breast-lesion measurement, reconstruct it in six ways, print a table and draw the maps",
+        "elastofast demo --size 256 --out elastofast-demo.png",
+    )
+    option = sub.add_argument
+    option("--size", type=int, default=256, help="nodes along each side")
+    option("--seed", type=int, default=1, help="of phantom and noise")
+    option("--snr", type=float, default=35.0, help="signal-to-noise ratio in decibels")
+    option("--out", default="elastofast-demo.png", help="figure to write: .png, .pdf or .svg")
+
+    sub = command(
+        "simulate",
+        _simulate,
+        "write the simulated measurement of a lesion phantom to a file",
+        "elastofast simulate -o scan.h5 --size 256 --phantom spiculated --noise relative --snr 35",
+    )
+    option = sub.add_argument
+    option("-o", "--out", required=True, help="file to write: .h5, .npz or .mat")
+    option(
+        "--size",
+        type=int,
+        nargs="+",
+        default=[256],
+        help="nodes: one number, or axial and lateral (default: 256)",
+    )
+    option(
+        "--spacing",
+        type=float,
+        nargs="+",
+        help="node distance in metres, likewise; else for a width of 40 mm",
+    )
+    option("--law", choices=("plane_stress", "plane_strain"), default="plane_stress", help="material law")
+    option("--poisson", type=float, default=0.495, help="Poisson ratio")
+    option("--snr", type=float, default=35.0, help="signal-to-noise ratio in decibels")
+    option("--noise", choices=NOISES, default="white", help="noise model")
+    option("--force-std", type=float, default=0.0, help="force noise per dof in N/m")
+    option("--seed", type=int, default=0, help="of phantom and noise")
+    option("--phantom", choices=(*KINDS, "random"), default="lobulated", help="kind of lesion")
+    option("--lesions", type=int, default=1, help="number of lesions")
+    option("--edge", type=float, default=0.0, help="width of a soft margin in node distances")
+    option("--texture", type=float, default=0.0, help="relative standard deviation of a smooth texture")
+    push = sub.add_mutually_exclusive_group()
+    push.add_argument("--pressure", type=float, default=100.0, help="on the top, in pascals")
+    push.add_argument("--strain", type=float, help="move the top by this fraction of the height instead")
+
+    sub = command(
+        "reconstruct",
+        _reconstruct,
+        "reconstruct the modulus map of a measurement file",
+        "elastofast reconstruct scan.h5 -o modulus.h5 --prior tv --plot modulus.png",
+    )
+    option = sub.add_argument
+    option("file", metavar="FILE", help="measurement: HDF5, NPZ or MATLAB (docs/files.md)")
+    option("-o", "--output", required=True, help="file to write: .npz, .h5, .mat or .vtu")
+    option("--prior", choices=("none", "tikhonov", "tv"), default="tv", help="regularisation")
+    option("--weight", type=_weight, default="auto", help="of the prior; auto: discrepancy principle")
+    option("--gradient", choices=("exact", "frozen"), default="exact", help="frozen: the paper's, biased")
+    option(
+        "--optimizer",
+        choices=("gauss-newton", "descent"),
+        default="gauss-newton",
+        help="descent: the paper's projected gradient",
+    )
+    option(
+        "--bounds", type=float, nargs=2, metavar=("LO", "HI"), help="least and greatest modulus in pascals"
+    )
+    option("--displacement-std", type=float, help="displacement noise in metres, in place of the file's")
+    option("--plot", help="figure to write: .png, .pdf or .svg")
+    option("--quiet", action="store_true", help="no progress bar")
+
+    command(
+        "info",
+        _info,
+        "show version, build, threads and packages, and what is missing and why",
+        "elastofast info",
+    )
+    return parser

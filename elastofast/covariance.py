@@ -1,0 +1,267 @@
+"""The covariance of the force residual f - K(x) u_m that displacement and force noise cause."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .boundary import check_support
+from .form import ElasticForm, as_float, check_modulus
+from .solve import check_rtol
+
+__all__ = ["CovarianceSolution", "NoiseCovariance"]
+
+PAST = 0.03  # the preconditioner's norm goes this far below rtol before it ends a solve
+UNMEASURED = 1e3  # an unmeasured displacement counts as this many times noisier than the noisiest measured one
+
+
+class CovarianceSolution(NamedTuple):
+    """Outcome of ``gamma.solve(r)``.
+
+    Attributes
+    ----------
+    value : array
+        z = Gamma^-1 r, zero off the equations.
+    iterations : int
+        Outer iterations; 0 where Gamma is a product of stiffness matrices and two forward solves do.
+    residual : float
+        True relative residual ||r - Gamma z|| / ||r||. Without force noise it cannot fall below about
+        eps cond(K)^2.
+    stage_residual : float
+        What was brought below ``rtol``: the larger true residual of the two forward solves, or the residual in
+        the norm of the preconditioner (about the relative error of K z), or ``residual`` itself.
+    """
+
+    value: np.ndarray
+    iterations: int
+    residual: float
+    stage_residual: float
+
+
+class NoiseCovariance:
+    """Gamma = S_w + K S_n K^T on the equations of a load (the paper's equations 3-5).
+
+    S_w and S_n are diagonal: variances of force and displacement noise. Rows of K are the loaded dofs;
+    columns are the loaded and the open ones, since a fixed displacement has no noise.
+
+    Parameters
+    ----------
+    form : ElasticForm
+        Body and material law.
+    x : array_like, shape node_shape or (N,)
+        Modulus in pascals, positive.
+    load : Boundary
+        Which dofs are equations.
+    displacement_std : float or array_like, shape (), (d,), node_shape or (d, *node_shape)
+        Standard deviation of the displacement noise in metres; ``inf`` marks what was not measured and counts
+        as a thousand times the largest finite one.
+    force_std : float or array_like, shape () or (d, *node_shape), optional
+        Standard deviation of the force noise in newtons (2-D: per metre of thickness).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type, shape or values.
+
+    Notes
+    -----
+    Without force noise and open dofs Gamma^-1 = K^-T S_n^-1 K^-1. Otherwise conjugate gradients are
+    preconditioned by A S_n A with A = K + diag(s_w / s_n) on the equations: for a constant ratio the spectrum
+    lies in [1/2, 1] whatever mesh, contrast and noise (matching; Pearson and Wathen, Numer. Linear Algebra
+    Appl. 19, 2012). In place of A^-1 stand a few Chebyshev-accelerated multigrid cycles: one fixed symmetric
+    operator, so that the preconditioner is positive definite whatever the noise.
+    """
+
+    def __init__(self, form, x, load, displacement_std, force_std=0.0):
+        if not isinstance(form, ElasticForm):
+            raise TypeError(f"form must be an ElasticForm, got {type(form).__name__}")
+        x, batch = check_modulus(x, form)
+        form._single(batch, "x", form.node_shape)
+        check_support(form.geometry, load)
+        if load.n_equations == 0:
+            raise ValueError("load has no loaded dof, so there is no equation")
+        self.form, self.load = form, load
+        d, n = form.geometry.dim, form.geometry.n_nodes
+        std = check_displacement_std(displacement_std, form.dof_shape, load.fixed).reshape(d, n)
+        force_std = check_force_std(force_std, form.dof_shape).reshape(d, n)
+        self._assemble(x.reshape(n), std, force_std)
+
+    @classmethod
+    def _of(cls, form, x, load, std, force_std, solver=None):
+        """The same from checked (d, N) arrays, with the inner solver of an earlier one if it still fits."""
+        self = cls.__new__(cls)
+        self.form, self.load = form, load
+        self._assemble(x, std, force_std, solver)
+        return self
+
+    def _assemble(self, x, std, force_std, solver=None):
+        d, n = self.form.geometry.dim, self.form.geometry.n_nodes
+        self._x = x
+        self._equations = self.load.loaded.reshape(d, n)
+        noisy = ~self.load.fixed.reshape(d, n)
+        std = finite_std(std, noisy)
+        self._sn2 = np.where(noisy, std**2, 0.0)
+        self._sw2 = np.where(self._equations, force_std**2, 0.0)
+        self._product = not self._sw2.any() and not self.load.open.any()
+        shift = None if not self._sw2.any() else np.sqrt(self._sw2) / std
+        self._weight = np.where(self._equations, 1 / std**2, 0.0)
+        spread = std[self._equations]
+        self._accuracy = min(0.05, 0.1 * spread.min() / spread.max())
+        self._solver = solver if solver is not None else self.form.solver(x, self._equations, shift)
+
+    def apply(self, v):
+        """Gamma v.
+
+        Parameters
+        ----------
+        v : array_like, shape (..., d, *node_shape) or (..., d, N)
+            Force-like dof field; entries off the equations are ignored.
+
+        Returns
+        -------
+        array
+            Same shape, zero off the equations.
+        """
+        v, batch, flat = self.form._field(v, "v", 1)
+        out = np.stack([self._apply(one) for one in v.reshape(-1, *v.shape[len(batch) :])])
+        return out.reshape(*batch, self.form.geometry.dim, *self.form._tail(flat)).astype(v.dtype, copy=False)
+
+    def solve(self, r, rtol=1e-8, x0=None, maxiter=300):
+        """z = Gamma^-1 r.
+
+        Parameters
+        ----------
+        r : array_like, shape (d, *node_shape) or (d, N)
+            Force residual in newtons; entries off the equations are ignored.
+        rtol : float
+            Relative tolerance; see `CovarianceSolution` for what is measured.
+        x0 : array_like, same shape as r, optional
+            Initial guess.
+        maxiter : int
+            Limit on outer iterations.
+
+        Returns
+        -------
+        CovarianceSolution
+
+        Raises
+        ------
+        ValueError
+            If r does not fit or is not finite.
+        RuntimeError
+            If the tolerance is not reached.
+        """
+        check_rtol(rtol)
+        field, batch, flat = self.form._field(as_float(r, "r"), "r", 1)
+        self.form._single(batch, "r", self.form.dof_shape)
+        d, n = self.form.geometry.dim, self.form.geometry.n_nodes
+        b = np.where(self._equations, field.reshape(d, n), 0.0).astype(np.float64)
+        if not np.isfinite(b).all():
+            raise ValueError("r must be finite on the equations")
+        shape = (*batch, d, *self.form._tail(flat))
+        norm = np.linalg.norm(b)
+        if norm == 0:
+            return CovarianceSolution(np.zeros(shape), 0, 0.0, 0.0)
+        if self._product:
+            first = self._solver.solve(b, rtol=rtol)
+            second = self._solver.solve(self._weight * first.value, rtol=rtol)
+            z, iterations, stage = second.value, 0, max(first.residual, second.residual)
+        else:
+            z, iterations, stage = self._iterate(b, rtol, x0, maxiter)
+        residual = float(np.linalg.norm(b - self._apply(z)) / norm)
+        if self._product is False and stage > rtol and residual > rtol:
+            raise RuntimeError(
+                f"gamma.solve stopped after {iterations} iterations at a relative residual of {residual:.1e} "
+                f"({stage:.1e} in the preconditioner's norm), {rtol:.1e} was asked for. Try a larger rtol or "
+                "maxiter; standard deviations that jump by orders of magnitude between neighbours are hard"
+            )
+        return CovarianceSolution(z.reshape(shape), iterations, residual, stage)
+
+    def precondition(self, r):
+        """About Gamma^-1 r for r (d, N), one fixed symmetric operator: A^-1 S_n^-1 A^-1 by one cycle each."""
+        return self._solver.precondition(self._weight * self._solver.precondition(r))
+
+    def _apply(self, v):
+        v = np.where(self._equations, v, 0.0).astype(np.float64, copy=False)
+        t = self.form.force(self._x, v)
+        t *= self._sn2
+        out = self.form.force(self._x, t)
+        out += self._sw2 * v
+        out[~self._equations] = 0
+        return out
+
+    def _matching(self, r):
+        """A^-1 S_n^-1 A^-1 r; A^-1 the more accurate the more the noise levels differ, which it must not mix."""
+        inner = self._solver.approximate_inverse
+        return inner(self._weight * inner(r, self._accuracy), self._accuracy)
+
+    def _iterate(self, b, rtol, x0, maxiter):
+        """Conjugate gradients, our own because they stop on the true residual or, where rounding keeps that up
+        (little force noise), on the preconditioner's norm."""
+        z = np.zeros_like(b) if x0 is None else np.asarray(x0, float).reshape(b.shape) * self._equations
+        r = b - self._apply(z) if x0 is not None else b.copy()
+        s = self._matching(r)
+        rho = np.vdot(r, s)
+        reference = rho if x0 is None else np.vdot(b, self._matching(b))
+        goal, p, iterations = rtol * np.linalg.norm(b), s.copy(), 0
+        while np.linalg.norm(r) > goal and rho > (PAST * rtol) ** 2 * reference and iterations < maxiter:
+            q = self._apply(p)
+            alpha = rho / np.vdot(p, q)
+            z += alpha * p
+            r -= alpha * q
+            s = self._matching(r)
+            rho, before = np.vdot(r, s), rho
+            p *= rho / before
+            p += s
+            iterations += 1
+        return z, iterations, float(np.sqrt(rho / reference))
+
+
+def check_displacement_std(value, shape, fixed) -> np.ndarray:
+    """Standard deviations (d, *node_shape) in metres, positive except on fixed dofs; inf = not measured."""
+    std = as_float(value, "displacement_std").astype(np.float64)
+    d = shape[0]
+    if std.shape == (d,):
+        std = std.reshape(d, *[1] * (len(shape) - 1))
+    elif std.shape == (d, int(np.prod(shape[1:]))):
+        std = std.reshape(shape)
+    elif std.shape not in ((), shape[1:], shape):
+        raise ValueError(
+            f"displacement_std must be a scalar or have shape {(d,)}, {shape[1:]} or {shape}, got {std.shape}"
+        )
+    std = np.broadcast_to(std, shape).copy()
+    bad = ~((std > 0) | (fixed & (std == 0)))
+    if bad.any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"displacement_std must be positive (metres), got {std[index]:g} at index {index} "
+            f"({int(bad.sum())} such values); use inf where nothing was measured"
+        )
+    if np.isinf(std[~fixed]).all():
+        raise ValueError("displacement_std is infinite everywhere: nothing was measured")
+    return std
+
+
+def check_force_std(value, shape) -> np.ndarray:
+    """Standard deviations (d, *node_shape) of the force noise in newtons, zero or more."""
+    std = as_float(value, "force_std").astype(np.float64)
+    if std.shape == (shape[0], int(np.prod(shape[1:]))):
+        std = std.reshape(shape)
+    if std.shape not in ((), shape):
+        raise ValueError(f"force_std must be a scalar or have shape {shape}, got shape {std.shape}")
+    std = np.broadcast_to(std, shape).copy()
+    bad = ~(np.isfinite(std) & (std >= 0))
+    if bad.any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"force_std must be finite and not negative (newtons), got {std[index]:g} at index {index} "
+            f"({int(bad.sum())} such values)"
+        )
+    return std
+
+
+def finite_std(std, noisy):
+    """Standard deviations with a large finite value for what was not measured, 1 where there is no noise."""
+    finite = noisy & np.isfinite(std)
+    return np.where(noisy, np.where(finite, std, UNMEASURED * std[finite].max()), 1.0)

@@ -1,0 +1,190 @@
+"""What was measured: displacements, how well each is known, and how the body was loaded."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from .geometry import Grid, Mesh
+from .io import load_measurement, save_measurement
+from .laws import Law
+
+__all__ = ["Measurement", "load_measurement"]
+
+
+class Measurement:
+    """A measured displacement field with its noise level, the load and the material law.
+
+    Parameters
+    ----------
+    geometry : Grid or Mesh
+        Where the nodes are.
+    law : Law
+        `PlaneStress`, `PlaneStrain` or `Solid`, of the geometry's dimension.
+    load : Boundary
+        Which dofs are fixed, loaded or open, see `Boundary` and `compression`.
+    displacement : array_like of float, shape (d, *geometry.node_shape)
+        Measured displacement in metres, component i along coordinate i. On fixed dofs the load's own values
+        take its place; where ``displacement_std`` is infinite it may be NaN and is stored as 0.
+    displacement_std : float or array_like, scalar, (d,), node_shape or (d, *node_shape)
+        Standard deviation of the displacement noise in metres, positive except on fixed dofs, where it has no
+        meaning. ``numpy.inf`` marks a value that was not measured. A clean simulated field still needs one:
+        its rounding or discretisation error.
+    force_std : float or array_like, scalar or (d, *node_shape), optional
+        Standard deviation of the force noise in newtons (2-D: per metre of thickness), zero or more.
+    reference : array_like of float, shape node_shape, optional
+        The true modulus in pascals where it is known. For evaluation only: no reconstruction reads it.
+
+    Attributes
+    ----------
+    displacement, displacement_std, force_std : numpy.ndarray, float64, shape (d, *node_shape)
+        The arguments, checked, broadcast and read-only.
+    reference : numpy.ndarray, float64, shape node_shape, or None
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument has the wrong type, shape or values that no measurement can have.
+
+    Examples
+    --------
+    >>> import elastofast as ef
+    >>> grid = ef.Grid(shape=(64, 64), spacing=(6e-4, 6e-4))
+    >>> load = ef.compression(grid, pressure=100.0)
+    >>> m = ef.Measurement(grid, ef.PlaneStress(0.495), load, u, displacement_std=2e-7)  # doctest: +SKIP
+    """
+
+    def __init__(self, geometry, law, load, displacement, displacement_std, force_std=0.0, reference=None):
+        from .boundary import Boundary
+
+        if not isinstance(geometry, Grid | Mesh):
+            raise TypeError(f"geometry must be a Grid or a Mesh, got {type(geometry).__name__}")
+        if not isinstance(law, Law):
+            raise TypeError(f"law must be PlaneStress, PlaneStrain or Solid, got {type(law).__name__}")
+        if law.dim != geometry.dim:
+            raise ValueError(f"law {type(law).__name__} is {law.dim}-D, but the geometry is {geometry.dim}-D")
+        if not isinstance(load, Boundary):
+            raise TypeError(
+                f"load must be a Boundary, for example from compression(), got {type(load).__name__}"
+            )
+        load.check(geometry)
+        self.geometry, self.law, self.load = geometry, law, load
+
+        shape = (geometry.dim, *geometry.node_shape)
+        u = _real(displacement, "displacement").copy()
+        if u.shape != shape:
+            raise ValueError(
+                f"displacement must have shape {shape}, components first, got {u.shape}{_hint(u, shape)}"
+            )
+        std = self._displacement_std(displacement_std, shape, load.fixed)
+        u[load.fixed] = load.displacement[load.fixed]
+        u[np.isinf(std) & ~load.fixed] = 0.0
+        if not np.isfinite(u).all():
+            raise ValueError(
+                f"displacement must be finite (metres), {_first_bad(~np.isfinite(u), u)}; "
+                "set displacement_std to inf where nothing was measured"
+            )
+        if np.isinf(std[~load.fixed]).all():
+            raise ValueError("displacement_std is infinite everywhere: nothing was measured")
+
+        force = _real(force_std, "force_std")
+        if force.shape not in ((), shape):
+            raise ValueError(f"force_std must be a scalar or have shape {shape}, got shape {force.shape}")
+        force = np.broadcast_to(force, shape).copy()
+        bad = ~(np.isfinite(force) & (force >= 0))
+        if bad.any():
+            raise ValueError(f"force_std must be finite and not negative (newtons), {_first_bad(bad, force)}")
+
+        if reference is not None:
+            reference = _real(reference, "reference").copy()
+            if reference.shape != geometry.node_shape:
+                raise ValueError(
+                    f"reference must have one modulus per node, shape {geometry.node_shape}, "
+                    f"got {reference.shape}"
+                )
+            bad = ~(np.isfinite(reference) & (reference > 0))
+            if bad.any():
+                raise ValueError(
+                    f"reference must be positive and finite (pascals), {_first_bad(bad, reference)}"
+                )
+            reference.setflags(write=False)
+
+        self.displacement, self.displacement_std, self.force_std, self.reference = u, std, force, reference
+        for a in (u, std, force):
+            a.setflags(write=False)
+
+    @staticmethod
+    def _displacement_std(value, shape, fixed):
+        d = shape[0]
+        std = _real(value, "displacement_std")
+        if std.shape == (d,):
+            std = std.reshape(d, *[1] * (len(shape) - 1))
+        elif std.shape not in ((), shape[1:], shape):
+            raise ValueError(
+                f"displacement_std must be a scalar or have shape {(d,)}, {shape[1:]} or {shape}, "
+                f"got {std.shape}"
+            )
+        std = np.broadcast_to(std, shape).copy()
+        bad = ~((std > 0) | (fixed & (std == 0)))
+        if bad.any():
+            raise ValueError(
+                f"displacement_std must be positive (metres), {_first_bad(bad, std)}; "
+                "use inf where nothing was measured"
+            )
+        return std
+
+    def __repr__(self):
+        fixed, open_ = int(self.load.fixed.sum()), int(self.load.open.sum())
+        return (
+            f"Measurement({self.geometry!r}, {self.law!r}, {self.load.n_equations} equations, "
+            f"{fixed} fixed and {open_} open dofs{', with reference' if self.reference is not None else ''})"
+        )
+
+    @cached_property
+    def form(self):
+        """The `ElasticForm` of this geometry and law."""
+        from .form import ElasticForm
+
+        return ElasticForm(self.geometry, self.law)
+
+    def save(self, path) -> None:
+        """Write to an HDF5 (.h5, .hdf5), NumPy (.npz) or MATLAB v5 (.mat) file, chosen by the suffix.
+
+        Parameters
+        ----------
+        path : path-like
+            Where to; an existing file is replaced only once the new one is complete. Layout: docs/files.md.
+
+        Raises
+        ------
+        ValueError
+            If the suffix is none of these.
+        OSError
+            If the file cannot be written (no such folder, full disk); nothing is left behind.
+        """
+        save_measurement(path, self)
+
+
+def _real(value, name) -> np.ndarray:
+    """Host float64 array of a real argument."""
+    try:
+        value = np.asarray(value)
+    except Exception as error:  # CUDA tensors and CuPy arrays refuse implicit copies
+        raise TypeError(
+            f"{name} must be an array in host memory, got {type(value).__name__}: {error}"
+        ) from error
+    if value.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must hold real numbers, got dtype {value.dtype}")
+    return value.astype(np.float64, order="C", copy=False)
+
+
+def _first_bad(bad, values) -> str:
+    index = tuple(int(i) for i in np.argwhere(bad)[0]) if bad.ndim else ()
+    return f"got {values[index]:g} at index {index} ({int(bad.sum())} such values)"
+
+
+def _hint(u, shape) -> str:
+    if u.shape == (*shape[1:], shape[0]):
+        return "; move the last axis to the front with numpy.moveaxis(u, -1, 0)"
+    return ""

@@ -1,0 +1,315 @@
+"""The trilinear form on simplex meshes (`Mesh`): linear triangles and tetrahedra, in Numba.
+
+On a simplex with linear shape functions the strain is constant and a nodal modulus enters by its mean, so
+with the gradients g_a of the shape functions and ``share`` = volume / (d + 1) one cell contributes
+
+    a(x; u, v) = share * (sum of x over its nodes) * (lame_lambda div(u) div(v) + 2 lame_mu strain(u) :
+    strain(v)).
+
+Displacements enter as differences to the cell's first node, so rigid translations cost no digits in float32.
+Cells are visited in order by one thread: results are reproducible to the last bit, and callers may run many
+of these at once (the kernels release the GIL).
+"""
+
+from __future__ import annotations
+
+from functools import cache, cached_property
+from types import SimpleNamespace
+
+import numpy as np
+from numba import njit
+from scipy.sparse import csr_array
+
+__all__ = ["MeshBackend"]
+
+
+@njit(nogil=True, cache=True)
+def _row2(u, b, i, cells, slopes, m):
+    origin = u[b, i, cells[m, 0]]
+    p, q = u[b, i, cells[m, 1]] - origin, u[b, i, cells[m, 2]] - origin
+    return p * slopes[m, 0, 0] + q * slopes[m, 1, 0], p * slopes[m, 0, 1] + q * slopes[m, 1, 1]
+
+
+@njit(nogil=True, cache=True)
+def _row3(u, b, i, cells, slopes, m):
+    origin = u[b, i, cells[m, 0]]
+    p, q, r = u[b, i, cells[m, 1]] - origin, u[b, i, cells[m, 2]] - origin, u[b, i, cells[m, 3]] - origin
+    return (
+        p * slopes[m, 0, 0] + q * slopes[m, 1, 0] + r * slopes[m, 2, 0],
+        p * slopes[m, 0, 1] + q * slopes[m, 1, 1] + r * slopes[m, 2, 1],
+        p * slopes[m, 0, 2] + q * slopes[m, 1, 2] + r * slopes[m, 2, 2],
+    )
+
+
+@njit(nogil=True, cache=True)
+def _gradient2(u, b, cells, slopes, m):
+    """du[i][j] = d u_i / d x_j on cell m of batch member b, as nested tuples: they live in registers."""
+    return _row2(u, b, 0, cells, slopes, m), _row2(u, b, 1, cells, slopes, m)
+
+
+@njit(nogil=True, cache=True)
+def _gradient3(u, b, cells, slopes, m):
+    return (
+        _row3(u, b, 0, cells, slopes, m),
+        _row3(u, b, 1, cells, slopes, m),
+        _row3(u, b, 2, cells, slopes, m),
+    )
+
+
+@njit(nogil=True, cache=True)
+def _stress2(du, lam, mu):
+    """s[i][j] of lam div(u) I + 2 mu strain."""
+    volumetric = lam * (du[0][0] + du[1][1])
+    shear = mu * (du[0][1] + du[1][0])
+    double = mu + mu  # not 2 * mu, which would turn float32 into float64
+    return (volumetric + double * du[0][0], shear), (shear, volumetric + double * du[1][1])
+
+
+@njit(nogil=True, cache=True)
+def _stress3(du, lam, mu):
+    volumetric = lam * (du[0][0] + du[1][1] + du[2][2])
+    double = mu + mu
+    s01, s02, s12 = mu * (du[0][1] + du[1][0]), mu * (du[0][2] + du[2][0]), mu * (du[1][2] + du[2][1])
+    return (
+        (volumetric + double * du[0][0], s01, s02),
+        (s01, volumetric + double * du[1][1], s12),
+        (s02, s12, volumetric + double * du[2][2]),
+    )
+
+
+@cache
+def _kernels(d: int) -> SimpleNamespace:
+    """Compile-on-call kernels for d dimensions: constants let the compiler drop branches and unroll the small
+    loops.
+
+    The closures hold nothing but the number d; with functions in them Numba would not find its cache again.
+    """
+
+    @njit(nogil=True, cache=True)
+    def force(cells, slopes, share, lam, mu, x, u, out):
+        for b in range(len(u)):
+            for m in range(len(cells)):
+                weight = x[b, cells[m, 0]]
+                for a in range(d):
+                    weight += x[b, cells[m, a + 1]]
+                weight *= share[m]
+                if d == 2:
+                    s = _stress2(_gradient2(u, b, cells, slopes, m), lam * weight, mu * weight)
+                else:
+                    s = _stress3(_gradient3(u, b, cells, slopes, m), lam * weight, mu * weight)
+                for i in range(d):
+                    for a in range(d):
+                        f = s[i][0] * slopes[m, a, 0]
+                        for j in range(1, d):
+                            f += s[i][j] * slopes[m, a, j]
+                        out[b, i, cells[m, a + 1]] += f
+                        out[b, i, cells[m, 0]] -= f
+
+    @njit(nogil=True, cache=True)
+    def sensitivity(cells, slopes, share, lam, mu, u, v, out):
+        for b in range(len(u)):
+            for m in range(len(cells)):
+                if d == 2:
+                    s = _stress2(_gradient2(u, b, cells, slopes, m), lam * share[m], mu * share[m])
+                    dv = _gradient2(v, b, cells, slopes, m)
+                else:
+                    s = _stress3(_gradient3(u, b, cells, slopes, m), lam * share[m], mu * share[m])
+                    dv = _gradient3(v, b, cells, slopes, m)
+                energy = s[0][0] * dv[0][0]
+                for i in range(d):
+                    for j in range(d):
+                        if i + j > 0:
+                            energy += s[i][j] * dv[i][j]
+                for a in range(d + 1):
+                    out[b, cells[m, a]] += energy
+
+    @njit(nogil=True, cache=True)
+    def stiffness(cells, slopes, share, lam, mu, indptr, places, x, out):
+        nnz = indptr[-1]
+        g = np.empty((d + 1, d), x.dtype)
+        for m in range(len(cells)):
+            weight = x[cells[m, 0]]
+            for j in range(d):
+                g[0, j] = 0
+            for a in range(d):
+                weight += x[cells[m, a + 1]]
+                for j in range(d):
+                    g[a + 1, j] = slopes[m, a, j]
+                    g[0, j] -= slopes[m, a, j]
+            weight *= share[m]
+            for a in range(d + 1):
+                start = indptr[cells[m, a]]
+                degree = indptr[cells[m, a] + 1] - start
+                for b in range(d + 1):
+                    dot = g[a, 0] * g[b, 0]
+                    for j in range(1, d):
+                        dot += g[a, j] * g[b, j]
+                    # row (i, node a) is d runs, one per component j, of places for the node's neighbours
+                    at = start * d + places[m, a, b]
+                    for i in range(d):
+                        for j in range(d):
+                            value = lam * g[a, i] * g[b, j] + mu * g[a, j] * g[b, i]
+                            if i == j:
+                                value += mu * dot
+                            out[at + i * nnz * d + j * degree] += weight * value
+
+    @njit(nogil=True, cache=True)
+    def contraction(cells, slopes, share, lam, mu, indptr, places, u, out):
+        nnz = indptr[-1]
+        for m in range(len(cells)):
+            if d == 2:
+                s = _stress2(_gradient2(u, 0, cells, slopes, m), lam * share[m], mu * share[m])
+            else:
+                s = _stress3(_gradient3(u, 0, cells, slopes, m), lam * share[m], mu * share[m])
+            for i in range(d):
+                for a in range(d):
+                    f = s[i][0] * slopes[m, a, 0]
+                    for j in range(1, d):
+                        f += s[i][j] * slopes[m, a, j]
+                    for b in range(d + 1):
+                        out[i * nnz + indptr[cells[m, a + 1]] + places[m, a + 1, b]] += f
+                        out[i * nnz + indptr[cells[m, 0]] + places[m, 0, b]] -= f
+
+    return SimpleNamespace(force=force, sensitivity=sensitivity, stiffness=stiffness, contraction=contraction)
+
+
+class MeshBackend:
+    """The four contractions of the form on one `Mesh` with one law.
+
+    Arrays must be contiguous, of one dtype (float64 or float32) and of the shapes below; `ElasticForm` sees
+    to that. Results have the dtype of the arguments, which is also the one that sums are kept in.
+
+    Parameters
+    ----------
+    mesh : Mesh
+        N nodes in d dimensions.
+    law : Law
+        A law with ``law.dim == mesh.dim``.
+
+    Raises
+    ------
+    ValueError
+        If the law belongs to another number of dimensions.
+    """
+
+    def __init__(self, mesh, law):
+        if law.dim != mesh.dim:
+            raise ValueError(f"law {type(law).__name__} is for {law.dim}-D bodies, the mesh is {mesh.dim}-D")
+        self.mesh = mesh
+        self.law = law
+        self._run = _kernels(mesh.dim)
+        self._cells = np.ascontiguousarray(mesh.cells, dtype=np.int32)
+        edges = mesh.points[mesh.cells[:, 1:]] - mesh.points[mesh.cells[:, :1]]
+        # gradients of the shape functions of nodes 1..d, shape (M, d, d); that of node 0 is minus their sum
+        self._slopes = np.ascontiguousarray(np.linalg.inv(edges).transpose(0, 2, 1))
+        self._share = mesh.cell_volumes / (mesh.dim + 1)
+        self._tables = {}
+
+    def _table(self, dtype):
+        """Cells, gradients, volume shares and Lame numbers in the precision of the call."""
+        if dtype not in self._tables:
+            self._tables[dtype] = (
+                self._cells,
+                self._slopes.astype(dtype, copy=False),
+                self._share.astype(dtype, copy=False),
+                dtype.type(self.law.lame_lambda),
+                dtype.type(self.law.lame_mu),
+            )
+        return self._tables[dtype]
+
+    def force(self, x, u):
+        """K(x) u for a batch: x (B, N) in pascals and u (B, d, N) in metres give newtons, (B, d, N)."""
+        out = np.zeros_like(u)
+        self._run.force(*self._table(u.dtype), x, u, out)
+        return out
+
+    def sensitivity(self, u, v):
+        """D(u)^T v for a batch: u and v (B, d, N) give v^T Psi_n u for every node n, (B, N)."""
+        out = np.zeros((len(u), self.mesh.n_nodes), u.dtype)
+        self._run.sensitivity(*self._table(u.dtype), u, v, out)
+        return out
+
+    def stiffness(self, x, out=None):
+        """K(x) of x (N,) as a dN x dN CSR array, dof = component * N + node.
+
+        All results share one sparsity pattern, whose arrays are therefore read-only; ``.copy()`` gives a
+        private one.
+        """
+        indptr, indices, places = self._graph
+        data = _values(out, self.mesh.dim**2 * len(indices), x.dtype)
+        self._run.stiffness(*self._table(x.dtype), indptr, places, x, data)
+        if out is not None:
+            return out
+        return _csr(data, *self._stiffness_pattern, self.mesh.dim * self.mesh.n_nodes)
+
+    def contraction(self, u, out=None):
+        """D(u) of u (d, N) as a dN x N CSR array, row = component * N + node; patterns as in `stiffness`."""
+        indptr, indices, places = self._graph
+        data = _values(out, self.mesh.dim * len(indices), u.dtype)
+        self._run.contraction(*self._table(u.dtype), indptr, places, u[None], data)
+        if out is not None:
+            return out
+        return _csr(data, *self._contraction_pattern, self.mesh.n_nodes)
+
+    def solver(self, x, active, shift=None):
+        """`MeshSolver` for K(x) + diag(shift) on the active dofs."""
+        from .mesh_solver import MeshSolver
+
+        return MeshSolver(self, x, active, shift)
+
+    @cached_property
+    def _graph(self):
+        """Which nodes share a cell, itself included: CSR indptr and sorted indices over nodes, and for every
+        pair (a, b) of a cell's nodes the place of b among the neighbours of a, one byte each as a rule.
+        """
+        n, k = self.mesh.n_nodes, self.mesh.dim + 1
+        rows = np.repeat(self.mesh.cells, k, axis=1)
+        keys = rows * n + np.tile(self.mesh.cells, k)
+        pairs = np.unique(keys)
+        indptr = np.searchsorted(pairs, n * np.arange(n + 1))
+        places = np.searchsorted(pairs, keys) - indptr[rows]
+        places = places.astype(np.min_scalar_type(places.max())).reshape(-1, k, k)
+        return indptr, pairs % n, places
+
+    @cached_property
+    def _stiffness_pattern(self):
+        indptr, indices, _ = self._graph
+        d, n, nnz, degrees = self.mesh.dim, self.mesh.n_nodes, len(indices), np.diff(indptr)
+        # the row of a node holds its neighbours d times, once per component: d runs of the same length
+        start = np.repeat(indptr[:-1], d * degrees)
+        component, place = np.divmod(np.arange(d * nnz) - d * start, np.repeat(degrees, d * degrees))
+        columns = component * n + indices[start + place]
+        starts = [d * (indptr[:-1] + i * nnz) for i in range(d)]
+        return _frozen(np.concatenate([*starts, [d * d * nnz]]), np.tile(columns, d))
+
+    @cached_property
+    def _contraction_pattern(self):
+        indptr, indices, _ = self._graph
+        d, nnz = self.mesh.dim, len(indices)
+        starts = [indptr[:-1] + i * nnz for i in range(d)]
+        return _frozen(np.concatenate([*starts, [d * nnz]]), np.tile(indices, d))
+
+
+def _frozen(indptr, indices):
+    """Both arrays in the smallest index type that fits, read-only because matrices share them."""
+    dtype = np.int32 if max(indptr[-1], indices.max()) <= np.iinfo(np.int32).max else np.int64
+    arrays = indptr.astype(dtype), indices.astype(dtype)
+    for a in arrays:
+        a.setflags(write=False)
+    return arrays
+
+
+def _values(out, size, dtype):
+    """Zeroed room for the values: those of an earlier result, or new."""
+    if out is None:
+        return np.zeros(size, dtype)
+    if out.nnz != size or out.dtype != dtype:
+        raise ValueError("out must be a matrix that this form returned for arguments of the same dtype")
+    out.data[:] = 0
+    return out.data
+
+
+def _csr(data, indptr, indices, n_columns):
+    matrix = csr_array((data, indices, indptr), shape=(len(indptr) - 1, n_columns))
+    matrix.has_canonical_format = True  # by construction; saves scipy the check
+    return matrix

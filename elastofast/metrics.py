@@ -1,0 +1,375 @@
+"""How far a modulus map is from the truth, and how well its lesions stand out.
+
+Every function takes arrays in any one unit of modulus. Region metrics compare the nodes of a target (lesion)
+with those of the background; `region_masks` takes both from the truth, never from the reconstruction (masks
+found by thresholding the map under test flatter it).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .geometry import Grid
+
+
+def relative_l2(x, truth, weights=None) -> float:
+    """Relative L2 error, ``||x - truth|| / ||truth||``.
+
+    Parameters
+    ----------
+    x, truth : array_like, same shape
+    weights : array_like, same size, optional
+        Area that each node stands for, such as ``mesh.node_weights``; equal by default.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or values are not finite.
+    """
+    x, truth, w = _pair(x, truth, weights)
+    return float(np.sqrt((w @ (x - truth) ** 2) / (w @ truth**2)))
+
+
+def rmse(x, truth, weights=None) -> float:
+    """Root-mean-square error, ``sqrt(mean((x - truth)^2))``, in the unit of the maps; see `relative_l2`."""
+    x, truth, w = _pair(x, truth, weights)
+    return float(np.sqrt(w @ (x - truth) ** 2))
+
+
+def mae(x, truth, weights=None) -> float:
+    """Mean absolute error, ``mean(|x - truth|)``, in the unit of the maps; see `relative_l2`."""
+    x, truth, w = _pair(x, truth, weights)
+    return float(w @ np.abs(x - truth))
+
+
+def symmetric_rms(x, truth, weights=None) -> float:
+    """Symmetric relative RMS error, ``sqrt(mean((2 (x - truth) / (x + truth))^2))``.
+
+    The error that Mohammadi, Doyley and Cetin report for their comp-elast data, there over nodes without
+    weights. Both maps must be positive. See `relative_l2`.
+    """
+    x, truth, w = _pair(x, truth, weights)
+    if min(x.min(), truth.min()) <= 0:
+        raise ValueError("x and truth must be positive for the symmetric error")
+    return float(np.sqrt(w @ (2 * (x - truth) / (x + truth)) ** 2))
+
+
+def psnr(x, truth, data_range=None) -> float:
+    """Peak signal-to-noise ratio in decibels, ``10 log10(data_range^2 / mean((x - truth)^2))``.
+
+    Parameters
+    ----------
+    x, truth : array_like, same shape
+    data_range : float, optional
+        By default ``truth.max() - truth.min()``: fixed by the truth, whatever the reconstruction does.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, values are not finite, or the truth is constant and no range is given.
+    """
+    from skimage.metrics import peak_signal_noise_ratio
+
+    _pair(x, truth, None)
+    x, truth = np.asarray(x, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    with np.errstate(divide="ignore"):  # equal maps: infinite
+        return float(peak_signal_noise_ratio(truth, x, data_range=_range(truth, data_range)))
+
+
+def ssim(x, truth, data_range=None) -> float:
+    """Structural similarity of two maps on a grid, with the settings of Wang et al. (IEEE TIP 13, 2004).
+
+    Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, population covariance (scikit-image).
+
+    Parameters
+    ----------
+    x, truth : array_like, same 2-D shape, 11 nodes or more along each axis
+    data_range : float, optional
+        By default ``truth.max() - truth.min()``.
+
+    Raises
+    ------
+    ValueError
+        If the maps are not 2-D, differ in shape, are too small or not finite, or the truth is constant and
+        no range is given.
+    """
+    from skimage.metrics import structural_similarity
+
+    _pair(x, truth, None)
+    x, truth = np.asarray(x, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    if x.ndim != 2 or min(x.shape) < 11:
+        raise ValueError(f"ssim needs maps on a grid of at least 11 x 11 nodes, got shape {x.shape}")
+    return float(
+        structural_similarity(
+            truth,
+            x,
+            data_range=_range(truth, data_range),
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+    )
+
+
+def cnre(x, target, background, weights=None, decibel=False) -> float:
+    """Elastographic contrast-to-noise ratio, ``2 (m_B - m_T)^2 / (v_B + v_T)``.
+
+    m and v are mean and variance over the two masks (Varghese and Ophir, Ultrasound Med. Biol. 24, 1998, who
+    define it for strain). Not to be mixed up with `cnr`.
+
+    Parameters
+    ----------
+    x : array_like
+    target, background : array_like of bool, shape of x
+    weights : array_like, size of x, optional
+        Area of each node.
+    decibel : bool, optional
+        Give ``10 log10`` of it.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, a mask is empty, or both overlap.
+    """
+    (mt, vt), (mb, vb) = _moments(x, target, background, weights)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = np.float64(2 * (mb - mt) ** 2) / (vb + vt)
+        return float(10 * np.log10(value) if decibel else value)
+
+
+def cnr(x, target, background, weights=None) -> float:
+    """Contrast-to-noise ratio of B-mode imaging, ``|m_B - m_T| / sqrt(v_B + v_T)``; arguments as `cnre`."""
+    (mt, vt), (mb, vb) = _moments(x, target, background, weights)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.abs(mb - mt) / np.sqrt(np.float64(vb + vt)))
+
+
+def gcnr(x, target, background, weights=None, bins=100) -> float:
+    """Generalised contrast-to-noise ratio: one minus the overlap of the two histograms.
+
+    1 where some rule tells every lesion value from every background value, 0 where none does better than
+    chance; no monotonous change of the scale can raise it (Rodriguez-Molares et al., IEEE TUFFC 67, 2020).
+
+    Parameters
+    ----------
+    x, target, background, weights
+        As in `cnre`.
+    bins : int, optional
+        Equal histogram bins over the joint range.
+
+    Raises
+    ------
+    ValueError
+        As `cnre`.
+    """
+    x, w, target, background = _regions(x, target, background, weights)
+    both = target | background
+    edges = np.linspace(x[both].min(), x[both].max(), bins + 1)
+    if edges[0] == edges[-1]:
+        return 0.0
+    t, b = (np.histogram(x[mask], edges, weights=w[mask])[0] / w[mask].sum() for mask in (target, background))
+    return float(1 - np.minimum(t, b).sum())
+
+
+def contrast_ratio_error(x, truth, target, background, weights=None) -> float:
+    """Relative error of the contrast, ``|C / C0 - 1|`` with ``C = m_T / m_B`` and C0 the same of the truth.
+
+    A common factor on x does not matter. Arguments as `cnre`.
+    """
+    contrast = []
+    for field in (x, truth):
+        (mt, _), (mb, _) = _moments(field, target, background, weights)
+        if mb == 0:
+            raise ValueError("the mean of the background is zero, so there is no contrast ratio")
+        contrast.append(mt / mb)
+    return float(abs(contrast[0] / contrast[1] - 1))
+
+
+def region_masks(truth, geometry, mask=None, guard=2):
+    """Lesion and background nodes, without a guard band along the margin.
+
+    Parameters
+    ----------
+    truth : array_like, shape geometry.node_shape
+        True modulus.
+    geometry : Grid or Mesh
+    mask : array_like of bool, shape geometry.node_shape, optional
+        The lesion. By default the smaller of the two classes into which Otsu's threshold (IEEE Trans. SMC 9,
+        1979) parts the logarithm of the truth, nodes weighted by area.
+    guard : int, optional
+        Layers of cells to take away from both regions along their common margin. Fewer are taken where a
+        region would vanish.
+
+    Returns
+    -------
+    target, background : numpy.ndarray of bool, shape geometry.node_shape
+
+    Raises
+    ------
+    ValueError
+        If the truth is constant or not positive, or a region is empty.
+    """
+    truth = np.asarray(truth, dtype=np.float64)
+    if truth.shape != geometry.node_shape:
+        raise ValueError(f"truth must have the geometry's shape {geometry.node_shape}, got {truth.shape}")
+    if guard != int(guard) or guard < 0:
+        raise ValueError(f"guard must be a whole number, zero or more, got {guard}")
+    if mask is None:
+        mask = _otsu(truth, geometry.node_weights)
+    mask = np.asarray(mask, dtype=bool)
+    if mask.shape != geometry.node_shape or mask.all() or not mask.any():
+        raise ValueError(
+            f"mask must have shape {geometry.node_shape} and mark some nodes, not all; "
+            f"got shape {mask.shape} with {int(mask.sum())} marked"
+        )
+    target, background = mask, ~mask
+    for _ in range(int(guard)):
+        smaller = _erode(target, geometry), _erode(background, geometry)
+        if not (smaller[0].any() and smaller[1].any()):
+            break
+        target, background = smaller
+    return target, background
+
+
+def evaluate(modulus, truth, geometry, mask=None, guard=2, relative=False) -> dict:
+    """All metrics of one reconstruction.
+
+    Errors are area weighted on a `Mesh`, except the symmetric RMS, which is defined over nodes.
+
+    Parameters
+    ----------
+    modulus, truth : array_like, shape geometry.node_shape
+        Reconstructed and true modulus in pascals.
+    geometry : Grid or Mesh
+    mask, guard
+        The lesion and its guard band, see `region_masks`.
+    relative : bool, optional
+        The modulus is known only up to a factor: multiply it by the one that fits the truth best first.
+
+    Returns
+    -------
+    dict of str to float
+        relative_l2, rmse (Pa), mae (Pa), symmetric_rms, psnr (dB), ssim, cnre, cnre_db, cnr, gcnr and
+        contrast_ratio_error. What is not defined is NaN: ssim on a mesh, everything about lesions and ranges
+        where the truth is constant.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ or values are not finite and positive.
+    """
+    x, truth = np.asarray(modulus, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    for name, value in (("modulus", x), ("truth", truth)):
+        if value.shape != geometry.node_shape:
+            raise ValueError(
+                f"{name} must have the geometry's shape {geometry.node_shape}, got {value.shape}"
+            )
+    on_grid = isinstance(geometry, Grid)
+    weights = None if on_grid else geometry.node_weights
+    *_, w = _pair(x, truth, weights)
+    if relative:
+        x = x * ((w @ (x * truth).ravel()) / (w @ (x * x).ravel()))
+    values = {
+        "relative_l2": relative_l2(x, truth, weights),
+        "rmse": rmse(x, truth, weights),
+        "mae": mae(x, truth, weights),
+        "symmetric_rms": symmetric_rms(x, truth),
+    }
+    regions = ("psnr", "ssim", "cnre", "cnre_db", "cnr", "gcnr", "contrast_ratio_error")
+    values |= dict.fromkeys(regions, float("nan"))
+    if np.ptp(truth) == 0:
+        return values
+    values["psnr"] = psnr(x, truth)
+    if on_grid and min(x.shape) >= 11:
+        values["ssim"] = ssim(x, truth)
+    t, b = region_masks(truth, geometry, mask, guard)
+    values["cnre"] = cnre(x, t, b, weights)
+    values["cnre_db"] = cnre(x, t, b, weights, decibel=True)
+    values["cnr"] = cnr(x, t, b, weights)
+    values["gcnr"] = gcnr(x, t, b, weights)
+    values["contrast_ratio_error"] = contrast_ratio_error(x, truth, t, b, weights)
+    return values
+
+
+def _weights(weights, shape):
+    size = int(np.prod(shape))
+    if weights is None:
+        return np.full(size, 1 / size)
+    w = np.asarray(weights, dtype=np.float64).ravel()
+    if w.size != size or not np.isfinite(w).all() or w.min() < 0 or w.sum() == 0:
+        raise ValueError(f"weights must be {size} finite numbers, none negative, got {w.size}")
+    return w / w.sum()
+
+
+def _pair(x, truth, weights):
+    x, truth = np.asarray(x, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    if x.shape != truth.shape or x.size == 0:
+        raise ValueError(f"x and truth must have the same shape, got {x.shape} and {truth.shape}")
+    for name, value in (("x", x), ("truth", truth)):
+        if not np.isfinite(value).all():
+            raise ValueError(f"{name} must be finite")
+    return x.ravel(), truth.ravel(), _weights(weights, x.shape)
+
+
+def _range(truth, data_range) -> float:
+    value = float(np.ptp(truth)) if data_range is None else float(data_range)
+    if not (np.isfinite(value) and value > 0):
+        what = (
+            "the truth is constant, so data_range must be given"
+            if data_range is None
+            else f"got {data_range}"
+        )
+        raise ValueError(f"data_range must be positive and finite: {what}")
+    return value
+
+
+def _regions(x, target, background, weights):
+    x = np.asarray(x, dtype=np.float64)
+    masks = np.asarray(target, dtype=bool), np.asarray(background, dtype=bool)
+    for name, mask in zip(("target", "background"), masks, strict=True):
+        if mask.shape != x.shape:
+            raise ValueError(f"{name} must have the shape of x, {x.shape}, got {mask.shape}")
+        if not mask.any():
+            raise ValueError(f"{name} is empty")
+        if not np.isfinite(x[mask]).all():
+            raise ValueError("x must be finite")
+    if (masks[0] & masks[1]).any():
+        raise ValueError("target and background overlap")
+    return x.ravel(), _weights(weights, x.shape), masks[0].ravel(), masks[1].ravel()
+
+
+def _moments(x, target, background, weights):
+    x, w, *masks = _regions(x, target, background, weights)
+    moments = []
+    for mask in masks:
+        v, share = x[mask], w[mask] / w[mask].sum()
+        mean = share @ v
+        moments.append((mean, share @ (v - mean) ** 2))
+    return moments
+
+
+def _otsu(truth, weights) -> np.ndarray:
+    """Smaller of the two classes of log(truth) with the greatest variance between them."""
+    if not (np.isfinite(truth).all() and truth.min() > 0):
+        raise ValueError("truth must be positive and finite (pascals)")
+    levels, number = np.unique(np.log(truth), return_inverse=True)
+    if len(levels) == 1:
+        raise ValueError("truth is constant: it has no lesion")
+    share = np.bincount(number.ravel(), weights) / weights.sum()
+    below = np.cumsum(share)[:-1]
+    moment = np.cumsum(share * levels)
+    between = (moment[-1] * below - moment[:-1]) ** 2 / (below * (1 - below))
+    split = int(np.argmax(between))
+    upper = (number > split).reshape(truth.shape)
+    return upper if below[split] >= 0.5 else ~upper
+
+
+def _erode(mask, geometry) -> np.ndarray:
+    """Nodes whose neighbours (nodes of a common cell) all lie in the mask."""
+    if isinstance(geometry, Grid):
+        from scipy.ndimage import binary_erosion
+
+        return binary_erosion(mask, np.ones((3,) * mask.ndim), border_value=1)
+    kept = mask.copy()
+    kept[geometry.cells[~mask[geometry.cells].all(axis=1)]] = False
+    return kept

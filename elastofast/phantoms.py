@@ -1,0 +1,223 @@
+"""Stiffness phantoms: breast-lesion-like maps and plain inclusions, on grids and meshes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .geometry import Grid, Mesh
+
+KINDS = ("oval", "lobulated", "spiculated")
+
+
+def lesion(
+    geometry,
+    *,
+    seed=0,
+    kind="lobulated",
+    background=(10e3, 15e3),
+    lesion=(30e3, 80e3),
+    n_lesions=1,
+    size=(0.05, 0.35),
+    edge=0.0,
+    texture=0.0,
+):
+    """Homogeneous background with stiff lesions of random place, size, shape and stiffness.
+
+    The default moduli are those of the breast data of Mohammadi, Doyley and Cetin (10-15 and 30-80 kPa).
+
+    Parameters
+    ----------
+    geometry : Grid or Mesh
+        Two-dimensional. Lateral is axis 1 of a `Grid` and coordinate 0 of a `Mesh`.
+    seed : int or numpy.random.Generator, optional
+        The same seed gives the same phantom.
+    kind : {"oval", "lobulated", "spiculated", "random"}, optional
+        Smooth ellipse, ellipse with a few bulges, or a core with many narrow spikes (the margin descriptors
+        of the ACR BI-RADS lexicon for ultrasound); "random" draws one of them for each lesion.
+    background, lesion : (float, float), optional
+        Ranges of Young's modulus in pascals, from which each value is drawn uniformly.
+    n_lesions : int, optional
+        How many lesions, apart from one another.
+    size : (float, float), optional
+        Range of the lesion's diameter (of the circle of equal area) as a fraction of the body's lateral
+        width; never below three node distances.
+    edge : float, optional
+        Width of the transition at the margin in node distances; 0 is a sharp edge.
+    texture : float, optional
+        Relative standard deviation of a smooth log-normal variation over the whole map, 0 for none.
+
+    Returns
+    -------
+    modulus : numpy.ndarray, shape geometry.node_shape
+        Young's modulus in pascals.
+    lesion_mask : numpy.ndarray of bool, shape geometry.node_shape
+        Nodes inside a lesion's nominal margin.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range or the lesions do not fit into the body.
+    """
+    axes = _axes(geometry)
+    if geometry.dim != 2:
+        raise ValueError(f"geometry must be two-dimensional, got {geometry.dim} dimensions")
+    if kind not in (*KINDS, "random"):
+        raise ValueError(f"kind must be one of {', '.join(KINDS)} or random, got {kind!r}")
+    for name, pair in (("background", background), ("lesion", lesion)):
+        _check_range(name, pair, "pascals")
+    _check_range("size", size, "fractions of the width")
+    if size[1] > 0.8:
+        raise ValueError(f"size must not exceed 0.8 of the width, got {size}")
+    if n_lesions != int(n_lesions) or n_lesions < 0:
+        raise ValueError(f"n_lesions must be a whole number, zero or more, got {n_lesions}")
+    for name, value in (("edge", edge), ("texture", texture)):
+        if not (np.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be zero or more and finite, got {value}")
+
+    rng = np.random.default_rng(seed)
+    lateral, axial = axes
+    points = np.stack([geometry.points[:, lateral], geometry.points[:, axial]])
+    low, high = points.min(axis=1), points.max(axis=1)
+    step = np.sqrt(geometry.node_weights.mean())
+    stiffness = rng.uniform(*background)
+    modulus = np.full(geometry.n_nodes, stiffness)
+    mask = np.zeros(geometry.n_nodes, dtype=bool)
+    placed: list[tuple[np.ndarray, float]] = []
+    for _ in range(int(n_lesions)):
+        radius = 0.5 * max(rng.uniform(*size) * (high[0] - low[0]), 3 * step)
+        margin = _margin(rng, KINDS[rng.integers(len(KINDS))] if kind == "random" else kind) * radius
+        center = _place(rng, margin.max(), low, high, placed)
+        inside = _depth(points, center, margin)
+        blend = (inside > 0).astype(float)
+        if edge > 0:
+            t = np.clip(0.5 + inside / (edge * step), 0, 1)
+            blend = t * t * (3 - 2 * t)
+        modulus += blend * (rng.uniform(*lesion) - stiffness)
+        mask |= inside > 0
+        placed.append((center, margin.max()))
+    if texture > 0:
+        sigma = np.sqrt(np.log1p(texture**2))  # of the logarithm, so that the relative std is `texture`
+        modulus *= np.exp(sigma * _smooth_field(rng, geometry, 0.04 * (high[0] - low[0])) - sigma**2 / 2)
+    return modulus.reshape(geometry.node_shape), mask.reshape(geometry.node_shape)
+
+
+def inclusion(geometry, center, radius, modulus, background):
+    """Circular (spherical) inclusion in a homogeneous body.
+
+    Parameters
+    ----------
+    geometry : Grid or Mesh
+    center : array_like of float, shape (d,)
+        Metres, in the order of the geometry's coordinates.
+    radius : float
+        Metres.
+    modulus, background : float
+        Young's modulus inside and outside, pascals.
+
+    Returns
+    -------
+    modulus : numpy.ndarray, shape geometry.node_shape
+        Pascals.
+    mask : numpy.ndarray of bool, shape geometry.node_shape
+        Nodes inside.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range or the inclusion holds no node.
+    """
+    _axes(geometry)
+    center = np.asarray(center, dtype=np.float64)
+    if center.shape != (geometry.dim,) or not np.isfinite(center).all():
+        raise ValueError(f"center must hold {geometry.dim} finite coordinates (metres), got {center}")
+    for name, value in (("radius", radius), ("modulus", modulus), ("background", background)):
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+    mask = np.linalg.norm(geometry.points - center, axis=1) <= radius
+    if not mask.any():
+        raise ValueError(
+            f"the inclusion at center {center} with radius {radius} m holds no node of the geometry"
+        )
+    mask = mask.reshape(geometry.node_shape)
+    return np.where(mask, float(modulus), float(background)), mask
+
+
+def _axes(geometry) -> tuple[int, int]:
+    """Coordinates that are lateral and axial."""
+    if isinstance(geometry, Grid):
+        return 1, 0
+    if isinstance(geometry, Mesh):
+        return 0, geometry.dim - 1
+    raise TypeError(f"geometry must be a Grid or a Mesh, got {type(geometry).__name__}")
+
+
+def _check_range(name, pair, unit):
+    pair = np.asarray(pair, dtype=np.float64)
+    if pair.shape != (2,) or not np.isfinite(pair).all() or not 0 < pair[0] <= pair[1]:
+        raise ValueError(
+            f"{name} must be a pair (low, high) with 0 < low <= high ({unit}), got {pair.tolist()}"
+        )
+
+
+_ANGLES = np.linspace(0, 2 * np.pi, 720, endpoint=False)
+
+
+def _margin(rng, kind) -> np.ndarray:
+    """Distance of the margin from the centre at `_ANGLES`, scaled so that it encloses the area pi."""
+    # wider than tall, tilted a little
+    aspect = rng.uniform(1.0, 1.25 if kind == "spiculated" else 1.6)
+    t = _ANGLES - rng.uniform(-np.pi / 8, np.pi / 8)
+    r = 1 / np.hypot(np.cos(t) / aspect, np.sin(t))
+    if kind == "lobulated":
+        bulges = sum(
+            rng.uniform(0.3, 1.0) / k * np.cos(k * (_ANGLES - rng.uniform(0, 2 * np.pi)))
+            for k in (2, 3, 4, 5)
+        )
+        r *= 1 + rng.uniform(0.15, 0.25) * bulges / np.abs(bulges).max()
+    elif kind == "spiculated":
+        count = int(rng.integers(9, 16))
+        for k in range(count):
+            at = 2 * np.pi * (k + rng.uniform(-0.3, 0.3)) / count
+            away = np.angle(np.exp(1j * (_ANGLES - at)))
+            r += rng.uniform(0.25, 0.7) * np.exp(-np.abs(away) / rng.uniform(0.06, 0.12))
+    return r / np.sqrt(np.mean(r**2))
+
+
+def _place(rng, reach, low, high, placed) -> np.ndarray:
+    """Centre of a lesion that stays inside the body and clear of the others."""
+    low, high = low + 1.1 * reach, high - 1.1 * reach
+    if (low <= high).all():
+        for _ in range(200):
+            center = rng.uniform(low, high)
+            if all(np.hypot(*(center - c)) > 1.1 * (reach + r) for c, r in placed):
+                return center
+    raise ValueError(
+        f"lesion number {len(placed) + 1} does not fit into the body; use a smaller size or n_lesions"
+    )
+
+
+def _depth(points, center, margin) -> np.ndarray:
+    """Radial distance of each point inside the margin, metres, negative outside."""
+    x, y = points - center[:, None]
+    return np.interp(np.arctan2(y, x), _ANGLES, margin, period=2 * np.pi) - np.hypot(x, y)
+
+
+def _smooth_field(rng, geometry, length) -> np.ndarray:
+    """Gaussian field of zero mean, unit variance and correlation exp(-r^2 / (2 length^2)), shape (N,).
+
+    A sum of plane waves of random direction and phase (Rahimi and Recht 2007): it works on any points, and
+    on a grid the waves are products, so that the sum is a matrix product.
+    """
+    waves = 256
+    k = rng.normal(0, 1 / length, (waves, 2))
+    phase = rng.uniform(0, 2 * np.pi, waves)
+    if isinstance(geometry, Grid):
+        axes = [h * np.arange(n) for n, h in zip(geometry.shape, geometry.spacing, strict=True)]
+        down, across = (
+            np.exp(1j * (np.outer(axes[0], k[:, 0]) + phase)),
+            np.exp(1j * np.outer(k[:, 1], axes[1])),
+        )
+        field = (down.real @ across.real - down.imag @ across.imag).ravel()
+    else:
+        field = sum(np.cos(geometry.points @ kn + p) for kn, p in zip(k, phase, strict=True))
+    return np.sqrt(2 / waves) * field

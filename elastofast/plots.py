@@ -1,0 +1,317 @@
+"""Figures: modulus maps side by side, a profile through the lesion, the course of a reconstruction.
+
+Figures are made without pyplot, so nothing here needs a display or touches the caller's plotting state.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+
+from .geometry import Grid
+from .io import write_atomically
+from .metrics import region_masks, relative_l2
+
+# Okabe and Ito's colours, told apart by readers with any colour vision
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+_STYLE = {
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def plot_maps(maps, geometry, path=None, truth=None, *, limits=None, depth=None, profiles=None, title=None):
+    """Modulus maps side by side on one colour scale, with a lateral profile below.
+
+    Parameters
+    ----------
+    maps : dict of str to array_like, shape geometry.node_shape
+        Title and modulus in pascals of each panel.
+    geometry : Grid or Mesh
+        Two-dimensional. Depth runs down on a `Grid`; a `Mesh` is drawn with its axial coordinate upwards.
+    path : path-like, optional
+        Where to save the figure; the suffix (.png, .pdf, .svg) chooses the format.
+    truth : array_like, shape geometry.node_shape, optional
+        True modulus: drawn first, and the relative L2 error goes into each title.
+    limits : (float, float), optional
+        Ends of the colour scale in pascals. By default from 0 to 1.2 times the truth's maximum, without a
+        truth the central 99 % of all values.
+    depth : float, optional
+        Axial coordinate of the profile in metres. By default through the centre of the lesion (of the truth,
+        else of the first map).
+    profiles : sequence of str, optional
+        Which maps appear in the profile; all by default.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If there is no map, or a shape does not fit the geometry.
+    OSError
+        If the figure cannot be written.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    maps = {str(name): _field(value, geometry, f"maps[{name!r}]") for name, value in dict(maps).items()}
+    if not maps:
+        raise ValueError("maps is empty: nothing to plot")
+    if profiles is not None and not set(profiles) <= set(maps):
+        raise ValueError(f"profiles must name maps ({', '.join(maps)}), got {list(profiles)}")
+    if truth is not None:
+        truth = _field(truth, geometry, "truth")
+    limits = _limits(maps, truth) if limits is None else tuple(np.asarray(limits, dtype=float) / 1e3)
+    depth = (
+        _lesion_depth(next(iter(maps.values())) if truth is None else truth, geometry)
+        if depth is None
+        else depth
+    )
+
+    rows = 1 if len(maps) <= 3 else math.ceil(len(maps) / 4)
+    columns = math.ceil(len(maps) / rows)
+    wide = (
+        (1.0 + 0.35 * (rows - 1),) if truth is not None else ()
+    )  # the truth gets more room beside several rows
+    widths = (*wide, *[1.0] * columns)
+    tall = _aspect(geometry)
+    panel = min(2.6, 11.0 / sum(widths))
+    height = panel * tall * rows + 0.45 * rows + 2.2
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(max(panel * sum(widths) + 1.4, 6.0), height), layout="constrained", dpi=160)
+        outer = figure.add_gridspec(2, 1, height_ratios=(panel * tall * rows + 0.45 * rows, 2.0))
+        top = outer[0].subgridspec(rows, len(widths), width_ratios=widths)
+        panels = []
+        if truth is not None:
+            panels.append(figure.add_subplot(top[:, 0]))
+            image = _draw(panels[0], truth / 1e3, geometry, limits)
+            panels[0].set_title("truth")
+        for i, (name, field) in enumerate(maps.items()):
+            row, column = divmod(i, columns)
+            axes = figure.add_subplot(top[row, column + len(wide)])
+            image = _draw(axes, field / 1e3, geometry, limits)
+            error = "" if truth is None else f"\nrelative error {_error(field, truth, geometry):.3f}"
+            axes.set_title(name + error)
+            first = column == 0 and (
+                rows > 1 or not wide
+            )  # beside the truth one row needs no labels of its own
+            axes.tick_params(labelleft=first, labelbottom=row == rows - 1)
+            if not first:
+                axes.set_ylabel("")
+            if row < rows - 1:
+                axes.set_xlabel("")
+            panels.append(axes)
+        _colorbar(figure, image, panels, [*maps.values()], limits)
+        panels[0].axhline(depth * 1e3, color="white", lw=0.9, ls=(0, (4, 3)))
+
+        axes = figure.add_subplot(outer[1])
+        shown = {name: maps[name] for name in (maps if profiles is None else profiles)}
+        if truth is not None:
+            axes.plot(*_profile(truth, geometry, depth), color="black", lw=2.0, label="truth", zorder=1)
+        for (name, field), color in zip(shown.items(), _COLORS * len(shown), strict=False):
+            axes.plot(*_profile(field, geometry, depth), color=color, lw=1.2, label=name)
+        axes.set(xlabel="lateral (mm)", ylabel="modulus (kPa)", ylim=limits)
+        axes.margins(x=0)
+        axes.grid(alpha=0.25, lw=0.5)
+        axes.set_title(f"profile at axial position {depth * 1e3:.1f} mm (dashed line above)", loc="left")
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+        if title:
+            figure.suptitle(title, fontsize=11)
+        return _save(figure, path)
+
+
+def plot_result(result, measurement, path=None):
+    """One reconstruction: modulus, profile, what the fit leaves of the displacement, and convergence.
+
+    Parameters
+    ----------
+    result : Result
+        From `reconstruct`.
+    measurement : Measurement
+        What it was reconstructed from; its ``reference`` is drawn as the truth where there is one.
+    path : path-like, optional
+        Where to save the figure; the suffix (.png, .pdf, .svg) chooses the format.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If the result does not fit the measurement.
+    OSError
+        If the figure cannot be written.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    geometry, truth = measurement.geometry, measurement.reference
+    modulus = _field(result.modulus, geometry, "result.modulus")
+    maps = {"modulus": modulus}
+    limits = _limits(maps, truth)
+    measured = np.isfinite(measurement.displacement_std) & ~measurement.load.fixed
+    with np.errstate(divide="ignore", invalid="ignore"):
+        misfit = (measurement.displacement - result.displacement) / measurement.displacement_std
+    misfit = np.where(measured, misfit, np.nan)
+    axial = 0 if isinstance(geometry, Grid) else geometry.dim - 1
+
+    first = [] if truth is None else [("truth", truth)]
+    tall = _aspect(geometry)
+    columns = len(first) + 3
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(2.75 * columns + 1.0, 2.4 * tall + 3.0), layout="constrained", dpi=160)
+        outer = figure.add_gridspec(2, 1, height_ratios=(2.4 * tall + 0.5, 2.2))
+        top = outer[0].subgridspec(1, columns)
+        panels = []
+        for i, (name, field) in enumerate([*first, ("modulus", modulus)]):
+            panels.append(figure.add_subplot(top[i]))
+            image = _draw(panels[-1], field / 1e3, geometry, limits)
+            panels[-1].set_title(name)
+        _colorbar(figure, image, panels, [modulus], limits)
+        depth = _lesion_depth(modulus if truth is None else truth, geometry)
+        panels[0].axhline(depth * 1e3, color="white", lw=0.9, ls=(0, (4, 3)))
+        rest = []
+        for name, component in (("axial", axial), ("lateral", 1 - axial)):
+            rest.append(figure.add_subplot(top[len(first) + 1 + len(rest)]))
+            image = _draw(rest[-1], misfit[component], geometry, (-3, 3), cmap="RdBu_r")
+            rest[-1].set_title(f"{name} misfit")
+        bar = figure.colorbar(image, ax=rest, fraction=0.05, pad=0.02, extend="both")
+        bar.set_label("(measured − fitted) / std")
+        for axes in (panels + rest)[1:]:
+            axes.set_ylabel("")
+            axes.tick_params(labelleft=False)
+
+        bottom = outer[1].subgridspec(1, 2, width_ratios=(1.6, 1))
+        axes = figure.add_subplot(bottom[0])
+        if truth is not None:
+            axes.plot(*_profile(truth, geometry, depth), color="black", lw=2.0, label="truth")
+        axes.plot(*_profile(modulus, geometry, depth), color=_COLORS[0], lw=1.3, label="reconstruction")
+        axes.set(xlabel="lateral (mm)", ylabel="modulus (kPa)", ylim=limits)
+        axes.margins(x=0)
+        axes.grid(alpha=0.25, lw=0.5)
+        axes.set_title(f"profile at axial position {depth * 1e3:.1f} mm", loc="left")
+        axes.legend(frameon=False)
+        axes = figure.add_subplot(bottom[1])
+        steps = [entry["iteration"] for entry in result.history]
+        axes.semilogy(
+            steps, [entry["chi2"] for entry in result.history], "o-", ms=3, lw=1.2, color=_COLORS[0]
+        )
+        axes.axhline(1.0, color="black", lw=0.8, ls="--")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel="iteration", ylabel="chi2")
+        axes.grid(alpha=0.25, lw=0.5, which="both")
+        axes.set_title(f"{result.status}, chi2 {result.chi2:.3f}", loc="left")
+        return _save(figure, path)
+
+
+def _field(value, geometry, name):
+    value = np.asarray(value, dtype=np.float64)
+    if geometry.dim != 2:
+        raise ValueError(f"geometry must be two-dimensional, got {geometry.dim} dimensions")
+    if value.shape != geometry.node_shape:
+        raise ValueError(f"{name} must have the geometry's shape {geometry.node_shape}, got {value.shape}")
+    return value
+
+
+def _error(field, truth, geometry) -> float:
+    return relative_l2(field, truth, None if isinstance(geometry, Grid) else geometry.node_weights)
+
+
+def _limits(maps, truth):
+    """Ends of the colour scale in kPa."""
+    if truth is not None:
+        return 0.0, 1.2 * float(truth.max()) / 1e3
+    values = np.concatenate([field.ravel() for field in maps.values()]) / 1e3
+    low, high = np.percentile(values[np.isfinite(values)], (0.5, 99.5))
+    return (float(low), float(high)) if high > low else (0.0, 2 * float(high) or 1.0)
+
+
+def _aspect(geometry) -> float:
+    """Height over width of the body."""
+    extent = np.ptp(geometry.points, axis=0)
+    return float(extent[0] / extent[1] if isinstance(geometry, Grid) else extent[1] / extent[0])
+
+
+def _draw(axes, field, geometry, limits, cmap="magma"):
+    """One map, axes in millimetres."""
+    if isinstance(geometry, Grid):
+        (n0, n1), (h0, h1) = geometry.shape, (1e3 * h for h in geometry.spacing)
+        image = axes.imshow(
+            field,
+            extent=(-h1 / 2, (n1 - 0.5) * h1, (n0 - 0.5) * h0, -h0 / 2),
+            vmin=limits[0],
+            vmax=limits[1],
+            cmap=cmap,
+        )
+    else:
+        image = axes.tripcolor(
+            *(1e3 * geometry.points.T),
+            field,
+            triangles=geometry.cells,
+            shading="gouraud",
+            vmin=limits[0],
+            vmax=limits[1],
+            cmap=cmap,
+        )
+        axes.set_aspect("equal")
+        axes.margins(0)
+    axes.set(xlabel="lateral (mm)", ylabel="axial (mm)")
+    axes.spines[:].set_visible(False)
+    return image
+
+
+def _colorbar(figure, image, panels, fields, limits):
+    low = any(np.nanmin(f) < 1e3 * limits[0] for f in fields)
+    high = any(np.nanmax(f) > 1e3 * limits[1] for f in fields)
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get((low, high), "neither")
+    bar = figure.colorbar(image, ax=panels, fraction=0.03, pad=0.015, extend=extend)
+    bar.set_label("modulus (kPa)")
+    bar.outline.set_visible(False)
+
+
+def _lesion_depth(field, geometry) -> float:
+    """Axial coordinate of the lesion's centre, of the body's if there is no lesion; metres."""
+    axial = 0 if isinstance(geometry, Grid) else 1
+    y = geometry.points[:, axial]
+    try:
+        mask = region_masks(field, geometry, guard=0)[0].ravel()
+    except ValueError:
+        return float((y.min() + y.max()) / 2)
+    return float(np.average(y[mask], weights=geometry.node_weights[mask]))
+
+
+def _profile(field, geometry, depth):
+    """Lateral positions in millimetres and modulus in kPa along a line of constant depth."""
+    if isinstance(geometry, Grid):
+        row = int(np.clip(round(depth / geometry.spacing[0]), 0, geometry.shape[0] - 1))
+        return 1e3 * geometry.spacing[1] * np.arange(geometry.shape[1]), field[row] / 1e3
+    from matplotlib.tri import LinearTriInterpolator, Triangulation
+
+    lateral = np.linspace(geometry.points[:, 0].min(), geometry.points[:, 0].max(), 400)
+    values = LinearTriInterpolator(Triangulation(*geometry.points.T, geometry.cells), field)(
+        lateral, np.full(400, depth)
+    )
+    return 1e3 * lateral, np.ma.filled(values, np.nan) / 1e3
+
+
+def _save(figure, path):
+    if path is not None:
+        suffix = Path(path).suffix.lower()
+        if suffix not in (".png", ".pdf", ".svg"):
+            raise ValueError(f"path must end in .png, .pdf or .svg, got {str(path)!r}")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix[1:])
+        write_atomically(path, buffer.getvalue())
+    return figure

@@ -1,0 +1,82 @@
+"""Dense reference of the trilinear form, by plain quadrature on every cell: slow and obvious.
+
+``psi[n]`` is the dN x dN matrix Psi_n of a(x; u, v) = sum_n x_n v^T Psi_n u; dof = component * N + node.
+
+    force(x, u)       = einsum("n,nij,j->i", x, psi, u)     stiffness(x)   = einsum("n,nij->ij", x, psi)
+    sensitivity(u, v) = einsum("i,nij,j->n", v, psi, u)     contraction(u) = einsum("nij,j->in", psi, u)
+"""
+
+from math import factorial
+
+import numpy as np
+
+import elastofast.geometry as geometry_module
+
+
+def dense_psi(geometry, law):
+    """All Psi_n, shape (N, dN, dN), of a small Grid or Mesh."""
+    if isinstance(geometry, geometry_module.Mesh):
+        return _mesh_psi(geometry, law)
+    return _grid_psi(geometry, law)
+
+
+def elasticity(law, volumetric, deviatoric):
+    """C_ijkl per unit modulus: lambda d_ij d_kl (volumetric) + mu (d_ik d_jl + d_il d_jk) (deviatoric)."""
+    eye = np.eye(law.dim)
+    c = np.zeros((law.dim,) * 4)
+    if volumetric:
+        c += law.lame_lambda * np.einsum("ij,kl->ijkl", eye, eye)
+    if deviatoric:
+        c += law.lame_mu * (np.einsum("ik,jl->ijkl", eye, eye) + np.einsum("il,jk->ijkl", eye, eye))
+    return c
+
+
+def _add(psi, nodes, shape, gradients, weight, c):
+    """Add weight * shape_n * C_ijkl grad_j(phi_a) grad_l(phi_b) to psi[n][(i, a), (k, b)]."""
+    n_nodes, d = len(psi), gradients.shape[1]
+    k = weight * np.einsum("aj,ijkl,bl->iakb", gradients, c, gradients).reshape(d * len(nodes), -1)
+    dofs = (np.arange(d)[:, None] * n_nodes + nodes).ravel()
+    for n, value in zip(nodes, shape, strict=True):
+        psi[n][np.ix_(dofs, dofs)] += value * k
+
+
+def _bilinear(s, t, h):
+    """The four shape functions at (s, t) in [0, 1]^2 and their gradients (1/m); corners 00, 01, 10, 11."""
+    shape = np.array([(1 - s) * (1 - t), (1 - s) * t, s * (1 - t), s * t])
+    gradients = np.array([[-(1 - t), -(1 - s)], [-t, 1 - s], [1 - t, -s], [t, s]]) / h
+    return shape, gradients
+
+
+def _grid_psi(grid, law):
+    n0, n1 = grid.shape
+    n_nodes, h = n0 * n1, np.array(grid.spacing)
+    psi = np.zeros((n_nodes, 2 * n_nodes, 2 * n_nodes))
+    gauss = 0.5 + np.array([-0.5, 0.5]) / np.sqrt(3)
+    reduced = law.name == "plane_strain"  # mean dilatation: the lambda term sees cell means only
+    for i in range(n0 - 1):
+        for j in range(n1 - 1):
+            nodes = np.array([i * n1 + j, i * n1 + j + 1, (i + 1) * n1 + j, (i + 1) * n1 + j + 1])
+            for s in gauss:
+                for t in gauss:
+                    c = elasticity(law, volumetric=not reduced, deviatoric=True)
+                    _add(psi, nodes, *_bilinear(s, t, h), h.prod() / 4, c)
+            if reduced:
+                c = elasticity(law, volumetric=True, deviatoric=False)
+                _add(psi, nodes, *_bilinear(0.5, 0.5, h), h.prod(), c)
+    return psi
+
+
+def _mesh_psi(mesh, law):
+    d, n_nodes = mesh.dim, mesh.n_nodes
+    psi = np.zeros((n_nodes, d * n_nodes, d * n_nodes))
+    c = elasticity(law, volumetric=True, deviatoric=True)
+    # degree-two rule: one point towards each vertex
+    near = {2: 2 / 3, 3: 0.5854101966249685}[d]
+    rule = np.full((d + 1, d + 1), (1 - near) / d) + np.eye(d + 1) * (near - (1 - near) / d)
+    for nodes in mesh.cells:
+        vandermonde = np.column_stack([np.ones(d + 1), mesh.points[nodes]])
+        gradients = np.linalg.inv(vandermonde)[1:].T  # phi_a = coefficient column a of [1, x, y, z]
+        volume = abs(np.linalg.det(vandermonde)) / factorial(d)
+        for barycentric in rule:
+            _add(psi, nodes, barycentric, gradients, volume / (d + 1), c)
+    return psi

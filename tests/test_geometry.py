@@ -1,0 +1,99 @@
+"""What Grid and Mesh accept, refuse and compute."""
+
+import numpy as np
+import pytest
+
+from elastofast.geometry import Grid, Mesh
+
+SQUARE = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+TWO = np.array([[0, 1, 2], [0, 2, 3]])
+
+
+def test_grid():
+    grid = Grid((3, 4), (1e-3, 2e-3))
+    assert (grid.dim, grid.n_nodes, grid.node_shape) == (2, 12, (3, 4))
+    # component i along array axis i
+    np.testing.assert_allclose(grid.points[:, 0].reshape(3, 4)[:, 1], [0, 1e-3, 2e-3])
+    np.testing.assert_allclose(grid.points[:, 1].reshape(3, 4)[1], [0, 2e-3, 4e-3, 6e-3])
+    weights = grid.node_weights.reshape(3, 4)
+    np.testing.assert_allclose(weights.sum(), 2e-3 * 6e-3)
+    np.testing.assert_allclose([weights[0, 0], weights[0, 1], weights[1, 1]], [0.5e-6, 1e-6, 2e-6])
+    assert grid == Grid([3, 4], [1e-3, 2e-3]) and hash(grid) == hash(Grid((3, 4), (1e-3, 2e-3)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "message"),
+    [
+        ((8, 1), (1e-3, 1e-3), r"at least 2 nodes along every axis, got \(8, 1\)"),
+        ((0, 8), (1e-3, 1e-3), "at least 2 nodes along every axis"),
+        ((8, -8), (1e-3, 1e-3), "at least 2 nodes along every axis"),
+        ((8, 8.5), (1e-3, 1e-3), "shape must hold whole numbers"),
+        ((8, 8), (1e-3, 0.0), "spacing must be positive and finite"),
+        ((8, 8), (-1e-3, 1e-3), "spacing must be positive and finite"),
+        ((8, 8), (np.nan, 1e-3), "spacing must be positive and finite"),
+        ((8, 8), (1e-3, np.inf), "spacing must be positive and finite"),
+        ((8, 8), (1e-3,), "spacing must have one entry per axis of shape"),
+        ((8, 8), 1e-3, "spacing must have one entry per axis of shape"),
+        ((8, 8, 8), (1e-3, 1e-3, 1e-3), "shape must have 2 axes"),
+        ((8,), (1e-3,), "shape must have 2 axes"),
+    ],
+)
+def test_grid_refuses(shape, spacing, message):
+    with pytest.raises(ValueError, match=message):
+        Grid(shape, spacing)
+
+
+def test_mesh():
+    mesh = Mesh(SQUARE, TWO)
+    assert (mesh.dim, mesh.n_nodes, mesh.node_shape) == (2, 4, (4,))
+    assert repr(mesh) == "Mesh(4 nodes, 2 triangles)"
+    np.testing.assert_allclose(mesh.cell_volumes, [0.5, 0.5])
+    np.testing.assert_allclose(mesh.node_weights, [1 / 3, 1 / 6, 1 / 3, 1 / 6])
+
+
+def test_mesh_turns_all_cells_the_same_way():
+    mesh = Mesh(SQUARE, TWO[:, [[0, 2, 1], [0, 1, 2]][0]])
+    edges = mesh.points[mesh.cells[:, 1:]] - mesh.points[mesh.cells[:, :1]]
+    assert (np.linalg.det(edges) > 0).all()
+
+
+def test_tetrahedron():
+    mesh = Mesh(np.vstack([np.zeros(3), np.eye(3)]), [[1, 0, 2, 3]])
+    assert repr(mesh) == "Mesh(4 nodes, 1 tetrahedra)"
+    np.testing.assert_allclose([mesh.cell_volumes[0], mesh.node_weights.sum()], 1 / 6)
+
+
+def test_mesh_keeps_its_own_read_only_arrays():
+    points, cells = SQUARE.copy(), TWO.copy()
+    mesh = Mesh(points, cells)
+    points[0] = 5
+    cells[0] = 0
+    assert np.array_equal(mesh.points, SQUARE) and np.array_equal(mesh.cells, TWO)
+    with pytest.raises(ValueError, match="read-only"):
+        mesh.points[0] = 1
+
+
+@pytest.mark.parametrize(
+    ("points", "cells", "message"),
+    [
+        (SQUARE[0], TWO, r"points must have shape \(N, 2\) or \(N, 3\), got \(2,\)"),
+        (SQUARE[:, :1], TWO, r"points must have shape .* got \(4, 1\)"),
+        (np.where(SQUARE == 1, np.nan, SQUARE), TWO, r"points must be finite, node 1 is \[nan"),
+        (np.where(SQUARE == 1, np.inf, SQUARE), TWO, "points must be finite"),
+        (SQUARE, TWO[:, :2], r"cells must have shape \(M, 3\) for 2-D points, got \(2, 2\)"),
+        (SQUARE, TWO[:0], r"cells must have shape \(M, 3\) .* got \(0, 3\)"),
+        (SQUARE, TWO.astype(float), "cells must hold integers, got dtype float64"),
+        (SQUARE, TWO + 1, "node numbers from 0 to 3, got 1 to 4"),
+        (SQUARE, TWO - 1, "node numbers from 0 to 3, got -1 to 2"),
+        (SQUARE, [[0, 1, 1], [0, 2, 3]], r"positive area; cell 0 \[0 1 1\] has none"),
+        (
+            [[0, 0], [1, 1], [2, 2], [0, 1]],
+            [[0, 1, 3], [0, 1, 2]],
+            r"positive area; cell 1 \[0 1 2\] has none",
+        ),
+        (SQUARE, TWO[:1], "every node must belong to a cell; 1 do not, the first is node 3"),
+    ],
+)
+def test_mesh_refuses(points, cells, message):
+    with pytest.raises(ValueError, match=message):
+        Mesh(points, cells)

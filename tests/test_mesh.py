@@ -1,0 +1,427 @@
+"""The form and the solver on simplex meshes."""
+
+import io
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dense import dense_psi
+from scipy.spatial import Delaunay
+
+from elastofast import mesh_solver
+from elastofast.boundary import compression, rigid_modes
+from elastofast.geometry import Grid, Mesh
+from elastofast.laws import PlaneStrain, PlaneStress, Solid
+from elastofast.mesh_kernels import MeshBackend
+from elastofast.mesh_solver import MeshSolver
+
+LAWS = [PlaneStress(0.3), PlaneStress(-0.2), PlaneStrain(0.495), Solid(0.45)]
+
+
+def irregular_mesh(d, n, seed=0):
+    """A square or cube of edge 30 mm: nodes moved at random, faces flat, all in random order."""
+    rng = np.random.default_rng(seed)
+    p = np.stack(np.meshgrid(*[np.arange(n)] * d, indexing="ij"), axis=-1).reshape(-1, d).astype(float)
+    inner = (p > 0) & (p < n - 1)
+    p[inner] += rng.uniform(-0.25, 0.25, inner.sum())
+    p = rng.permutation(p)
+    cells = Delaunay(p).simplices
+    volumes = np.abs(np.linalg.det(p[cells[:, 1:]] - p[cells[:, :1]]))
+    return Mesh(p * 0.03 / (n - 1), cells[volumes > 1e-6])
+
+
+def fields(mesh, batch, dtype=np.float64, seed=1):
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(5e3, 5e4, (batch, mesh.n_nodes)).astype(dtype)
+    u, v = (1e-4 * rng.standard_normal((2, batch, mesh.dim, mesh.n_nodes))).astype(dtype)
+    return x, u, v
+
+
+def relative(a, b):
+    return np.linalg.norm(np.asarray(a, float) - b) / np.linalg.norm(b)
+
+
+# ---------------------------------------------------------------- the reference itself
+
+
+def test_reference_grid_and_mesh_agree_on_linear_fields():
+    """A linear field has one energy whatever the elements: the two references check each other."""
+    grid = Grid((4, 3), (2e-3, 1e-3))
+    mesh = Mesh(grid.points, Delaunay(grid.points).simplices)
+    u = (grid.points @ np.array([[1e-3, 4e-3], [-2e-3, 3e-3]])).T.ravel()
+    for law in (PlaneStress(0.3), PlaneStrain(0.4)):
+        energies = [u @ np.einsum("nij,j->i", dense_psi(g, law), u) for g in (grid, mesh)]
+        strain = np.array([[1e-3, 1e-3], [1e-3, 3e-3]])
+        exact = law.lame_lambda * np.trace(strain) ** 2 + 2 * law.lame_mu * (strain**2).sum()
+        np.testing.assert_allclose(energies, exact * 6e-3 * 2e-3, rtol=1e-12)
+
+
+@pytest.mark.parametrize("law", [PlaneStress(0.3), PlaneStrain(0.495)])
+def test_reference_grid_is_symmetric_with_three_rigid_motions(law):
+    grid = Grid((3, 4), (1e-3, 2e-3))
+    k = dense_psi(grid, law).sum(axis=0)
+    values = np.linalg.eigvalsh(k)
+    np.testing.assert_allclose(k, k.T, atol=1e-14 * np.abs(k).max())
+    assert (values > -1e-12 * values[-1]).all() and (values < 1e-10 * values[-1]).sum() == 3
+    assert np.abs(k @ rigid_modes(grid).reshape(3, -1).T).max() < 1e-12 * np.abs(k).max()
+
+
+@pytest.mark.parametrize("law", [PlaneStress(0.3), PlaneStrain(0.495)], ids=repr)
+def test_reference_grid_against_scikit_fem(law):
+    """Bilinear modulus, full integration; in plane strain the lambda term by one point a cell."""
+    skfem = pytest.importorskip("skfem")
+    from skfem.helpers import ddot, sym_grad, trace
+
+    grid = Grid((4, 5), (2e-3, 1e-3))
+    x = np.random.default_rng(4).uniform(1e4, 5e4, grid.n_nodes)
+    mesh = skfem.MeshQuad.init_tensor(
+        *(h * np.arange(n) for n, h in zip(grid.shape, grid.spacing, strict=True))
+    )
+    number = np.ravel_multi_index(np.rint(mesh.p / np.array(grid.spacing)[:, None]).astype(int), grid.shape)
+
+    @skfem.BilinearForm
+    def volumetric(u, v, w):
+        return w.e * law.lame_lambda * trace(sym_grad(u)) * trace(sym_grad(v))
+
+    @skfem.BilinearForm
+    def deviatoric(u, v, w):
+        return w.e * 2 * law.lame_mu * ddot(sym_grad(u), sym_grad(v))
+
+    full = {"intorder": 3}
+    centre = {"quadrature": (np.array([[0.5], [0.5]]), np.array([1.0]))}
+    expected = 0
+    for form, rule in ((volumetric, centre if law.name == "plane_strain" else full), (deviatoric, full)):
+        basis = skfem.Basis(mesh, skfem.ElementVector(skfem.ElementQuad1()), **rule)
+        modulus = basis.with_element(skfem.ElementQuad1()).interpolate(x[number])
+        expected = expected + form.assemble(basis, e=modulus).toarray()
+    ours = np.empty(2 * grid.n_nodes, int)
+    for component in range(2):
+        ours[component * grid.n_nodes + number] = basis.nodal_dofs[component]
+    k = np.einsum("n,nij->ij", x, dense_psi(grid, law))
+    assert relative(k, expected[np.ix_(ours, ours)]) < 1e-14
+
+
+# ---------------------------------------------------------------- kernels
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-5)])
+@pytest.mark.parametrize("law", LAWS, ids=repr)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_contractions_against_dense_reference(law, dtype, tolerance, batch):
+    mesh = irregular_mesh(law.dim, 5 if law.dim == 2 else 3)
+    psi = dense_psi(mesh, law)
+    backend = MeshBackend(mesh, law)
+    x, u, v = fields(mesh, batch, dtype)
+    uu, vv = (a.reshape(batch, -1).astype(np.float64) for a in (u, v))
+
+    force = backend.force(x, u)
+    sensitivity = backend.sensitivity(u, v)
+    stiffness, contraction = backend.stiffness(x[0]), backend.contraction(u[0])
+    assert {a.dtype for a in (force, sensitivity, stiffness, contraction)} == {np.dtype(dtype)}
+    assert force.shape == u.shape and sensitivity.shape == x.shape
+    expected = np.einsum("bn,nij,bj->bi", x, psi, uu, optimize=True)
+    assert relative(force.reshape(batch, -1), expected) < tolerance
+    assert relative(sensitivity, np.einsum("bi,nij,bj->bn", vv, psi, uu, optimize=True)) < tolerance
+    assert relative(stiffness.toarray(), np.einsum("n,nij->ij", x[0], psi)) < tolerance
+    assert relative(contraction.toarray(), np.einsum("nij,j->in", psi, uu[0])) < tolerance
+
+
+@pytest.mark.parametrize("law", [PlaneStress(0.3), PlaneStrain(0.495)], ids=repr)
+def test_stiffness_against_scikit_fem(law):
+    skfem = pytest.importorskip("skfem")
+    from skfem.helpers import ddot, sym_grad, trace
+
+    mesh = irregular_mesh(2, 24)
+    x = fields(mesh, 1)[0][0]
+    basis = skfem.Basis(
+        skfem.MeshTri(mesh.points.T.copy(), mesh.cells.T.copy()), skfem.ElementVector(skfem.ElementTriP1())
+    )
+
+    @skfem.BilinearForm
+    def elasticity(u, v, w):
+        eps, eta = sym_grad(u), sym_grad(v)
+        return w.e * (law.lame_lambda * trace(eps) * trace(eta) + 2 * law.lame_mu * ddot(eps, eta))
+
+    modulus = x[mesh.cells].mean(axis=1)[:, None] * np.ones_like(basis.dx)
+    expected = elasticity.assemble(basis, e=modulus)
+    order = basis.nodal_dofs.ravel()  # ours: component * N + node
+    difference = (MeshBackend(mesh, law).stiffness(x) - expected[order][:, order]).toarray()
+    assert np.linalg.norm(difference) <= 1e-12 * np.linalg.norm(expected.toarray())
+
+
+@pytest.mark.parametrize("law", LAWS, ids=repr)
+def test_rigid_motions_need_no_force(law):
+    mesh = irregular_mesh(law.dim, 4)
+    backend = MeshBackend(mesh, law)
+    x, u, _ = fields(mesh, 1)
+    modes = rigid_modes(mesh)
+    forces = backend.force(np.repeat(x, len(modes), axis=0), modes)
+    assert np.abs(forces).max() < 1e-13 * np.abs(backend.force(x, u / np.abs(u).max())).max()
+
+
+@pytest.mark.parametrize("law", LAWS, ids=repr)
+def test_sparse_and_matrix_free_agree_and_patterns_are_shared(law):
+    mesh = irregular_mesh(law.dim, 6)
+    backend = MeshBackend(mesh, law)
+    x, u, _ = fields(mesh, 2)
+    k1, k2 = backend.stiffness(x[0]), backend.stiffness(x[1])
+    d1, d2 = backend.contraction(u[0]), backend.contraction(u[1])
+    for a, b in ((k1, k2), (d1, d2)):
+        assert np.shares_memory(a.indices, b.indices) and np.shares_memory(a.indptr, b.indptr)
+        assert not np.shares_memory(a.data, b.data)
+        assert a.indices.dtype == np.int32
+        for start, stop in zip(a.indptr, a.indptr[1:], strict=False):
+            assert (np.diff(a.indices[start:stop]) > 0).all()
+    for k, d, xi, ui in ((k1, d1, x[0], u[0]), (k2, d2, x[1], u[1])):
+        force = backend.force(xi[None], ui[None]).ravel()
+        assert relative(k @ ui.ravel(), force) < 1e-13
+        assert relative(d @ xi, force) < 1e-13
+    assert np.array_equal(backend.stiffness(x[0]).data, k1.data)  # to the last bit
+    with pytest.raises(ValueError, match="read-only"):
+        k1.indices[0] = 1  # would damage every other matrix
+    private = k1.copy()
+    private.indices[0] = private.indices[0]
+
+
+def test_law_of_another_dimension():
+    with pytest.raises(ValueError, match=r"Solid is for 3-D bodies, the mesh is 2-D"):
+        MeshBackend(irregular_mesh(2, 3), Solid(0.3))
+
+
+# ---------------------------------------------------------------- solver
+
+
+@pytest.mark.parametrize("law", LAWS, ids=repr)
+@pytest.mark.parametrize("method", ["direct", "multigrid"])
+def test_patch(law, method, monkeypatch):
+    """Uniform pressure on a homogeneous block: linear displacements, exactly, on any mesh."""
+    if method == "multigrid":
+        pytest.importorskip("pyamg")
+        monkeypatch.setattr(mesh_solver, "DIRECT_LIMIT", {2: 0, 3: 0})
+    mesh = irregular_mesh(law.dim, 9 if law.dim == 2 else 5)
+    load = compression(mesh, pressure=100.0)
+    solver = MeshSolver(MeshBackend(mesh, law), np.full(mesh.n_nodes, 1e4), load.loaded)
+    assert solver.method == method
+    solution = solver.solve(load.force, rtol=1e-11)
+    assert solution.residual <= 1e-11
+    if law.name == "plane_strain":
+        axial, across = -(1 - law.poisson**2) / 100, law.poisson * (1 + law.poisson) / 100
+    else:
+        axial, across = -1 / 100, law.poisson / 100
+    gradient = np.linalg.lstsq(
+        np.column_stack([mesh.points, np.ones(mesh.n_nodes)]), solution.value.T, rcond=None
+    )[0][:-1]
+    strain = (gradient + gradient.T) / 2
+    expected = np.diag([across] * (law.dim - 1) + [axial])
+    np.testing.assert_allclose(strain, expected, atol=1e-9)
+    moved = mesh.points @ gradient
+    moved -= moved[~load.loaded[-1]].mean(axis=0)
+    residue = solution.value.T - moved
+    assert np.ptp(residue, axis=0).max() < 1e-9 * np.abs(solution.value).max()
+
+
+@pytest.mark.parametrize("method", ["direct", "multigrid"])
+@pytest.mark.parametrize("law", [PlaneStrain(0.495), Solid(0.45)], ids=repr)
+def test_solver_with_shift_against_dense(law, method, monkeypatch):
+    if method == "multigrid":
+        pytest.importorskip("pyamg")
+        monkeypatch.setattr(mesh_solver, "DIRECT_LIMIT", {2: 0, 3: 0})
+    mesh = irregular_mesh(law.dim, 8 if law.dim == 2 else 4)
+    backend = MeshBackend(mesh, law)
+    rng = np.random.default_rng(3)
+    x = rng.uniform(1e4, 5e4, mesh.n_nodes)
+    shape = (mesh.dim, mesh.n_nodes)
+    active, shift = rng.random(shape) < 0.7, rng.uniform(0, 1e4, shape)
+    b, c, start = rng.standard_normal((3, *shape))
+    a = backend.stiffness(x).toarray() + np.diag(shift.ravel())
+    rows = np.flatnonzero(active)
+    expected = np.zeros(active.size)
+    expected[rows] = np.linalg.solve(a[np.ix_(rows, rows)], b.ravel()[rows])
+
+    np.random.seed(5)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    solver = MeshSolver(backend, x, active, shift)
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002 (the user's generator is left alone)
+    for x0 in (None, start):
+        solution = solver.solve(b, x0=x0, rtol=1e-10)
+        assert relative(solution.value.ravel(), expected) < 1e-8
+        assert solution.residual <= 1e-10 and solution.iterations >= 1
+        assert (solution.value[~active] == 0).all()
+    assert solver.solve(b, x0=solution.value, rtol=1e-9).iterations == 0
+    assert solver.solve(np.zeros(shape)).iterations == 0
+    pb, pc = solver.precondition(b), solver.precondition(c)
+    assert (pb[~active] == 0).all()
+    np.testing.assert_allclose((c * pb).sum(), (b * pc).sum(), rtol=1e-9, atol=1e-12 * np.abs(pb).sum())
+    assert (b * pb).sum() > 0
+    if method == "direct":
+        assert relative(pb.ravel(), expected) < 1e-9
+
+
+@pytest.mark.parametrize("method", ["direct", "multigrid"])
+@pytest.mark.parametrize("law", [PlaneStress(0.3), Solid(0.45)], ids=repr)
+def test_solver_refuses_a_body_that_is_free(law, method, monkeypatch):
+    if method == "multigrid":
+        pytest.importorskip("pyamg")
+        monkeypatch.setattr(mesh_solver, "DIRECT_LIMIT", {2: 0, 3: 0})
+    mesh = irregular_mesh(law.dim, 6)
+    backend, x = MeshBackend(mesh, law), np.full(mesh.n_nodes, 1e4)
+    fixed = compression(mesh, pressure=1.0).fixed
+    for held in (np.zeros_like(fixed), fixed & (np.arange(law.dim) == law.dim - 1)[:, None]):
+        with pytest.raises(np.linalg.LinAlgError, match="can move without deforming"):
+            MeshSolver(backend, x, ~held)
+
+
+def test_solver_refuses_a_hinge():
+    """Two squares that share one corner: enough support for one body, not for this."""
+    square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], float)
+    mesh = Mesh(np.vstack([square, square[1:] + 1]) * 1e-2, [[0, 1, 2], [0, 2, 3], [2, 4, 5], [2, 5, 6]])
+    active = np.ones((2, 7), bool)
+    active[:, [0, 1]] = False
+    with pytest.raises(np.linalg.LinAlgError, match="single node"):
+        MeshSolver(MeshBackend(mesh, PlaneStress(0.3)), np.ones(7), active)
+
+
+def test_solver_messages():
+    mesh = irregular_mesh(2, 6)
+    backend, x = MeshBackend(mesh, PlaneStrain(0.495)), np.full(mesh.n_nodes, 1e4)
+    with pytest.raises(ValueError, match="active marks no dof"):
+        MeshSolver(backend, x, np.zeros((2, mesh.n_nodes), bool))
+    load = compression(mesh, pressure=100.0)
+    solver = MeshSolver(backend, x, load.loaded)
+    with pytest.raises(ValueError, match="b must be finite"):
+        solver.solve(np.full((2, mesh.n_nodes), np.nan))
+    with pytest.raises(
+        RuntimeError, match=r"stopped at a relative residual of .* Try a larger rtol or maxiter"
+    ):
+        solver.solve(load.force, rtol=1e-20)
+
+
+def test_without_pyamg_large_meshes_are_factorised(monkeypatch):
+    monkeypatch.setattr(mesh_solver, "DIRECT_LIMIT", {2: 0, 3: 0})
+    monkeypatch.setitem(sys.modules, "pyamg", None)
+    mesh = irregular_mesh(2, 5)
+    load = compression(mesh, pressure=100.0)
+    solver = MeshSolver(MeshBackend(mesh, PlaneStress(0.3)), np.full(mesh.n_nodes, 1e4), load.loaded)
+    assert solver.method == "direct" and solver.solve(load.force).residual < 1e-8
+
+
+# ---------------------------------------------------------------- the kernel cache
+
+
+def test_kernels_are_cached_between_processes(tmp_path):
+    """Numba compiles for seconds: a second process has to find the result on disk."""
+    code = (
+        "import numpy as np\n"
+        "from elastofast.geometry import Mesh\nfrom elastofast.laws import PlaneStress\n"
+        "from elastofast.mesh_kernels import MeshBackend\n"
+        "b = MeshBackend(Mesh([[0, 0], [1, 0], [0, 1]], [[0, 1, 2]]), PlaneStress(0.3))\n"
+        "b.force(np.ones((1, 3)), np.ones((1, 2, 3)))\n"
+        "print(sum(b._run.force.stats.cache_hits.values()), sum(b._run.force.stats.cache_misses.values()))\n"
+    )
+    root = Path(__file__).resolve().parents[1]
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(root)}
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert runs == [["0", "1"], ["1", "0"]]
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("suffix", [".vtk", ".msh", ".vtu", ".xdmf"])
+@pytest.mark.parametrize("d", [2, 3])
+def test_read_drops_nodes_without_cells(tmp_path, suffix, d):
+    meshio = pytest.importorskip("meshio")
+    mesh = irregular_mesh(d, 3)
+    n = mesh.n_nodes
+    points = np.vstack([np.full((1, d), 7.0), mesh.points, np.full((1, d), 9.0)])  # first and last are loose
+    points = np.pad(points, ((0, 0), (0, 3 - d)))
+    kind = "triangle" if d == 2 else "tetra"
+    path = tmp_path / f"mesh{suffix}"
+    blocks = [("line", [[0, n + 1]]), (kind, mesh.cells + 1)]
+    meshio.write(path, meshio.Mesh(points, blocks), file_format="gmsh22" if suffix == ".msh" else None)
+    read = Mesh.read(path)
+    np.testing.assert_allclose(read.points, mesh.points, rtol=1e-12, atol=1e-16)
+    assert {tuple(sorted(c)) for c in read.cells} == {tuple(sorted(c)) for c in mesh.cells}
+    assert read.dim == d
+
+
+def test_read_refuses_foreign_and_broken_files(tmp_path):
+    meshio = pytest.importorskip("meshio")
+    foreign = tmp_path / "notes.txt"
+    foreign.write_text("not a mesh")
+    fake = tmp_path / "fake.vtk"
+    fake.write_text("not a mesh either")
+    empty = tmp_path / "empty.msh"
+    empty.touch()
+    for path in (foreign, fake, empty, tmp_path / "missing.vtk"):
+        with pytest.raises(ValueError, match="cannot read a mesh from"):
+            Mesh.read(path)
+
+    whole = tmp_path / "whole.vtk"
+    mesh = irregular_mesh(2, 5)
+    meshio.write(whole, meshio.Mesh(np.pad(mesh.points, ((0, 0), (0, 1))), [("triangle", mesh.cells)]))
+    content = whole.read_bytes()
+    for share in (0.2, 0.5, 0.8):
+        cut = tmp_path / "cut.vtk"
+        cut.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(ValueError, match=r"path|cells"):
+            Mesh.read(cut)
+
+    lines = tmp_path / "lines.vtk"
+    meshio.write(lines, meshio.Mesh(np.eye(3), [("line", [[0, 1]])]))
+    with pytest.raises(ValueError, match=r"holds neither triangles nor tetrahedra, only \['line'\]"):
+        Mesh.read(lines)
+    tilted = tmp_path / "tilted.vtk"
+    meshio.write(tilted, meshio.Mesh(np.eye(3), [("triangle", [[0, 1, 2]])]))
+    with pytest.raises(ValueError, match="do not lie in a plane z = constant"):
+        Mesh.read(tilted)
+
+
+# ---------------------------------------------------------------- the paper authors' file
+
+
+@pytest.fixture(scope="module")
+def authors():
+    """Data3.mat: 742 nodes, E, interleaved x, y fields, dense GK with identity rows at supports."""
+    loadmat = pytest.importorskip("scipy.io").loadmat
+    root = Path(__file__).resolve().parents[1]
+    folder = Path(os.environ.get("ELASTOFAST_DATA", root.parent / "shared" / "data"))
+    path = folder / "comp-elast-Data3.zip"
+    if not path.exists():
+        pytest.skip(f"the authors' file {path.name} is not here; set ELASTOFAST_DATA to its folder")
+    with zipfile.ZipFile(path) as archive:
+        return loadmat(io.BytesIO(archive.read("Data3.mat")))
+
+
+def test_authors_stiffness(authors):
+    mesh = Mesh(authors["vertices"], authors["triangles"])
+    ours = np.arange(2 * mesh.n_nodes).reshape(-1, 2).T.ravel()  # component * N + node out of interleaved
+    expected = authors["GK"][np.ix_(ours, ours)]
+    loaded = compression(mesh, pressure=10.0).loaded.ravel()
+    assert np.array_equal(expected[~loaded], np.eye(len(ours))[~loaded])  # their supports are ours
+    k = MeshBackend(mesh, PlaneStrain(0.495)).stiffness(authors["E"].ravel()).toarray()
+    assert relative(k[loaded], expected[loaded]) < 1e-13
+
+
+def test_authors_displacement(authors):
+    """Their load is `compression` with 10 Pa, our solution their field, rounded to 1e-10 m."""
+    mesh = Mesh(authors["vertices"], authors["triangles"])
+    load = compression(mesh, pressure=10.0)
+    np.testing.assert_allclose(load.force, authors["fxy"].reshape(-1, 2).T, atol=1e-15)
+    solver = MeshSolver(MeshBackend(mesh, PlaneStrain(0.495)), authors["E"].ravel(), load.loaded)
+    solution = solver.solve(load.force, rtol=1e-10)
+    assert np.abs(solution.value - authors["uxy"].reshape(-1, 2).T).max() < 0.5001e-10
