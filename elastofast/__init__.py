@@ -22,8 +22,8 @@ _HOMES = {
     "measurement": ("Measurement", "load_measurement"),
     "phantoms": ("inclusion", "lesion"),
     "plots": ("plot_maps", "plot_result"),
-    "reconstruct": ("Result", "reconstruct"),
-    "simulate": ("simulate",),
+    "reconstruction": ("Result", "reconstruct"),
+    "simulation": ("simulate",),
     "solve": ("solve_forward",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -346,9 +346,13 @@ def check_support(geometry, load: Boundary) -> None:
 
     Raises
     ------
+    TypeError
+        If load is no Boundary.
     ValueError
-        If a rigid motion is left free; the message says which and what to do.
+        If it does not fit the geometry, or a rigid motion is left free; the message says which and what to do.
     """
+    if not isinstance(load, Boundary):
+        raise TypeError(f"load must be a Boundary, got {type(load).__name__}")
     load.check(geometry)
     d = geometry.dim
     if isinstance(geometry, Grid):

@@ -12,7 +12,7 @@ import sys
 import time
 
 from .phantoms import KINDS
-from .simulate import NOISES
+from .simulation import NOISES
 
 INTERRUPTED = 130
 
@@ -78,8 +78,8 @@ def _demo(options) -> int:
     from .metrics import evaluate
     from .phantoms import lesion
     from .plots import plot_maps
-    from .reconstruct import reconstruct
-    from .simulate import simulate
+    from .reconstruction import reconstruct
+    from .simulation import simulate
 
     _check_output(options.out, (".png", ".pdf", ".svg"))
     n = options.size
@@ -125,7 +125,7 @@ def _simulate(options) -> int:
     from .geometry import Grid
     from .laws import LAWS
     from .phantoms import lesion
-    from .simulate import simulate
+    from .simulation import simulate
 
     _check_output(options.out, (".h5", ".hdf5", ".npz", ".mat"))
     shape = options.size if len(options.size) == 2 else options.size * 2
@@ -165,7 +165,7 @@ def _simulate(options) -> int:
 def _reconstruct(options) -> int:
     from .io import load_measurement, save_modulus
     from .metrics import evaluate
-    from .reconstruct import reconstruct
+    from .reconstruction import reconstruct
 
     _check_output(options.output, (".npz", ".h5", ".hdf5", ".mat", ".vtu"))
     if options.plot:

@@ -31,7 +31,9 @@ class Evaluation(NamedTuple):
     dual : array, shape (d, N)
         z = Gamma^-1 r, per newton.
     weighting : callable
-        About Gamma^-1 as one fixed symmetric operator, for Hessian products.
+        About Gamma^-1 as one fixed symmetric operator on (d, N), for Hessian products.
+    frozen, frozen_gradient : callable
+        J and the gradient -D(u_m)^T Gamma^-1 r at another modulus (N,) with this one's Gamma.
     """
 
     value: float
@@ -39,6 +41,8 @@ class Evaluation(NamedTuple):
     displacement: np.ndarray
     dual: np.ndarray
     weighting: object
+    frozen: object
+    frozen_gradient: object
 
 
 class Fidelity:
@@ -86,15 +90,15 @@ class Fidelity:
         self.measurement, self.kind, self.rtol = m, gradient, rtol
         d, n = m.geometry.dim, m.geometry.n_nodes
         self._std, self._force_std = m.displacement_std.reshape(d, n), m.force_std.reshape(d, n)
-        self._measured = m.displacement.reshape(d, n)
-        self._equations = m.load.loaded.reshape(d, n)
+        self.measured = m.displacement.reshape(d, n)
+        self.equations = m.load.loaded.reshape(d, n)
         noisy = ~m.load.fixed.reshape(d, n)
         self._variance = np.where(noisy, finite_std(self._std, noisy) ** 2, 0.0)
         observed = noisy & np.isfinite(self._std)
         self._precision = np.where(observed, 1 / np.where(observed, self._std, 1.0) ** 2, 0.0)
-        self._square = not m.load.open.any() and not self._force_std[self._equations].any()
+        self._square = not m.load.open.any() and not self._force_std[self.equations].any()
         # one equation for each loaded dof, less those spent on displacements that nobody measured
-        self.n_data = int(self._equations.sum() - (noisy & ~observed).sum())
+        self.n_data = int(self.equations.sum() - (noisy & ~observed).sum())
         if self.n_data <= 0:
             raise ValueError("fewer displacements were measured than there are unknown ones")
         self._guess = [None, None]
@@ -138,33 +142,70 @@ class Fidelity:
         """No force noise, no open dof: Gamma^-1 = K^-T S_n^-1 K^-1, so z comes from a forward and an adjoint
         solve."""
         form, load = self.measurement.form, self.measurement.load
-        solver = form.solver(x, self._equations)
-        fixed = load.displacement.reshape(self._measured.shape)
+        solver = form.solver(x, self.equations)
+        fixed = load.displacement.reshape(self.measured.shape)
         u = state(form, x, load, solver, self._guess[0], rtol)
         self._guess[0] = u - fixed
-        misfit = np.where(self._equations, u - self._measured, 0.0)
+        misfit = np.where(self.equations, u - self.measured, 0.0)
         weighted = self._precision * misfit
         z = solver.solve(weighted, self._guess[1], rtol).value
         self._guess[1] = z
         value = 0.5 * float(np.vdot(misfit, weighted))
         if rtol > 1e-7:  # sum over the dual-weighted residual of the forward solve
             value += float(np.vdot(z, load.force.reshape(z.shape) - form.force(x, u)))
-        through = u if self.kind == "exact" else self._measured
+        through = u if self.kind == "exact" else self.measured
 
         def weighting(r):
             return solver.precondition(self._precision * solver.precondition(r))
 
-        return Evaluation(value, -form.sensitivity(through, z), u, z, weighting)
+        def frozen(other):
+            e = solver.solve(self._residual(other), rtol=rtol).value
+            return 0.5 * float(np.vdot(e, self._precision * e))
+
+        def frozen_gradient(other):
+            e = solver.solve(self._residual(other), rtol=rtol).value
+            return -form.sensitivity(self.measured, solver.solve(self._precision * e, rtol=rtol).value)
+
+        gradient = -form.sensitivity(through, z)
+        return Evaluation(value, gradient, u, z, weighting, frozen, frozen_gradient)
 
     def _evaluate_general(self, x, rtol):
         """Gamma-weighted solve; value as the dual function z^T r - z^T Gamma z / 2, which is second order in
         the error of z."""
         form, load = self.measurement.form, self.measurement.load
         gamma = NoiseCovariance._of(form, x, load, self._std, self._force_std)
-        r = np.where(self._equations, load.force.reshape(self._std.shape) - form.force(x, self._measured), 0.0)
+        r = self._residual(x)
         z = gamma.solve(r, rtol, self._guess[1]).value
         self._guess[1] = z
         value = float(np.vdot(z, r) - 0.5 * np.vdot(z, gamma._apply(z)))
-        u = self._measured + self._variance * form.force(x, z)
-        through = u if self.kind == "exact" else self._measured
-        return Evaluation(value, -form.sensitivity(through, z), u, z, gamma.precondition)
+        u = self.measured + self._variance * form.force(x, z)
+        through = u if self.kind == "exact" else self.measured
+
+        def frozen(other):
+            r = self._residual(other)
+            return 0.5 * float(np.vdot(r, gamma.solve(r, rtol).value))
+
+        def frozen_gradient(other):
+            return -form.sensitivity(self.measured, gamma.solve(self._residual(other), rtol).value)
+
+        gradient = -form.sensitivity(through, z)
+        return Evaluation(value, gradient, u, z, gamma.precondition, frozen, frozen_gradient)
+
+    def _residual(self, x):
+        """r = f - K(x) u_m on the equations."""
+        force = self.measurement.load.force.reshape(self.measured.shape)
+        return np.where(self.equations, force - self.measurement.form.force(x, self.measured), 0.0)
+
+    def noise_gradient(self, x, now, rng, rtol):
+        """Gradient in x that noise alone would cause at an `Evaluation`: its covariance is D^T Gamma^-1 D."""
+        form, shape = self.measurement.form, self.measured.shape
+        through = now.displacement if self.kind == "exact" else self.measured
+        if self._square:
+            xi = np.sqrt(self._precision) * rng.standard_normal(shape)
+            z = form.solver(x, self.equations).solve(np.where(self.equations, xi, 0.0), rtol=rtol).value
+        else:
+            force = form.force(x, np.sqrt(self._variance) * rng.standard_normal(shape))
+            force += self._force_std * rng.standard_normal(shape)
+            gamma = NoiseCovariance._of(form, x, self.measurement.load, self._std, self._force_std)
+            z = gamma.solve(np.where(self.equations, force, 0.0), rtol).value
+        return form.sensitivity(through, z)

@@ -265,8 +265,9 @@ def _broadcast(a, b, name_a, name_b):
 def _check_finite(result, **arguments):
     """Look for NaN and infinity in the arguments if they reached the result: one cheap pass when all is well."""
     flat = result.reshape(-1)
-    if np.isfinite(np.dot(flat, flat)):
-        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.dot(flat, flat)):
+            return
     for name, array in arguments.items():
         bad = ~np.isfinite(array)
         if bad.any():

@@ -109,7 +109,8 @@ def _pattern(starts, columns):
 def _matrix(out, pattern, dtype, n_columns):
     indptr, indices = pattern
     if out is not None:
-        if not np.may_share_memory(out.indices, indices) or out.dtype != dtype:
+        ours = isinstance(out, csr_array) and np.may_share_memory(out.indices, indices)
+        if not ours or out.dtype != dtype:
             raise ValueError("out must be a matrix that this form returned for arguments of the same dtype")
         return out
     matrix = csr_array(

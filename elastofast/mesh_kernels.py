@@ -235,8 +235,8 @@ class MeshBackend:
         All results share one sparsity pattern, whose arrays are therefore read-only; ``.copy()`` gives a
         private one.
         """
-        indptr, indices, places = self._graph
-        data = _values(out, self.mesh.dim**2 * len(indices), x.dtype)
+        indptr, _, places = self._graph
+        data = _values(out, self._stiffness_pattern, x.dtype)
         self._run.stiffness(*self._table(x.dtype), indptr, places, x, data)
         if out is not None:
             return out
@@ -244,8 +244,8 @@ class MeshBackend:
 
     def contraction(self, u, out=None):
         """D(u) of u (d, N) as a dN x N CSR array, row = component * N + node; patterns as in `stiffness`."""
-        indptr, indices, places = self._graph
-        data = _values(out, self.mesh.dim * len(indices), u.dtype)
+        indptr, _, places = self._graph
+        data = _values(out, self._contraction_pattern, u.dtype)
         self._run.contraction(*self._table(u.dtype), indptr, places, u[None], data)
         if out is not None:
             return out
@@ -299,11 +299,13 @@ def _frozen(indptr, indices):
     return arrays
 
 
-def _values(out, size, dtype):
+def _values(out, pattern, dtype):
     """Zeroed room for the values: those of an earlier result, or new."""
+    _, indices = pattern
     if out is None:
-        return np.zeros(size, dtype)
-    if out.nnz != size or out.dtype != dtype:
+        return np.zeros(len(indices), dtype)
+    ours = isinstance(out, csr_array) and np.may_share_memory(out.indices, indices)
+    if not ours or out.dtype != dtype:
         raise ValueError("out must be a matrix that this form returned for arguments of the same dtype")
     out.data[:] = 0
     return out.data

@@ -9,7 +9,7 @@ from elastofast.geometry import Grid, Mesh
 from elastofast.io import load_measurement
 from elastofast.laws import PlaneStrain, PlaneStress
 from elastofast.phantoms import inclusion
-from elastofast.simulate import add_noise, simulate
+from elastofast.simulation import add_noise, simulate
 
 RNG = np.random.default_rng(0)
 FIELD = np.stack([RNG.uniform(0, 1e-4, (80, 60)), RNG.uniform(-3e-5, 2e-5, (80, 60))])

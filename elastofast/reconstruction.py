@@ -1,0 +1,422 @@
+"""From a measurement to a map of the modulus."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import priors
+from .descent import projected_descent
+from .fidelity import GRADIENTS, Fidelity
+from .measurement import Measurement
+from .newton import Iterate, gauss_newton, quasi_newton
+from .pyramid import coarsen, refine, sample
+from .solve import state
+from .weight import predictive_weight
+
+__all__ = ["Result", "reconstruct"]
+
+PRIORS = {"none": None, "tikhonov": priors.Tikhonov, "tv": priors.TotalVariation}
+OPTIMIZERS = ("gauss-newton", "l-bfgs", "descent")
+SOLVE_RTOL = 1e-4  # of the solves inside the optimisation; values are corrected to second order
+GROWTH = 0.45  # exponent of the best weight's growth with the number of data: .3 to .5 on phantoms, 65^2 to 512^2
+TOLERANCE = {False: 2e-4, True: 1e-5}  # relative fall of the objective that ends a coarse level, the finest
+
+
+@dataclass
+class Result:
+    """A reconstructed map and how it came about.
+
+    Attributes
+    ----------
+    modulus : array, shape node_shape
+        Pascals; if ``relative``, up to a factor and with geometric mean one.
+    displacement : array, shape (d, *node_shape)
+        The denoised displacement in metres that belongs to the modulus.
+    status : {"converged", "max_iterations", "stalled", "interrupted"}
+    message : str
+        What the status and chi2 mean and what to do about it.
+    chi2 : float
+        2 J over the number of independent data; close to and a little below one for a good map.
+    weight : float
+        Prior weight that was used.
+    history : list of dict
+        One entry an accepted step: iteration, shape, weight, objective, data, prior, chi2, step, gradient_norm,
+        seconds.
+    seconds : float
+        Wall time.
+    relative : bool
+        True if nothing fixes the scale of the modulus.
+    prior, gradient, optimizer : str
+        What was used.
+    """
+
+    modulus: np.ndarray
+    displacement: np.ndarray
+    status: str
+    message: str
+    chi2: float
+    weight: float
+    history: list[dict[str, Any]] = field(repr=False)
+    seconds: float
+    relative: bool
+    prior: str
+    gradient: str
+    optimizer: str
+    geometry: Any = field(repr=False)
+
+    def save(self, path):
+        """Write the modulus to .npz, .h5, .mat or .vtu, see `save_modulus`."""
+        from .io import save_modulus
+
+        save_modulus(path, self, self.geometry)
+
+
+def reconstruct(
+    measurement,
+    prior="tv",
+    weight="auto",
+    *,
+    gradient="exact",
+    optimizer=None,
+    start=None,
+    bounds=None,
+    max_iterations=None,
+    step=0.7,
+    progress=None,
+):
+    """Modulus map that explains a measurement and is plausible under a prior.
+
+    Minimises J(x) + weight R(x), with the Gamma-weighted data term J of `Fidelity` and a prior R.
+
+    Parameters
+    ----------
+    measurement : Measurement
+        What was measured. Its reference modulus is never looked at.
+    prior : {"tv", "tikhonov", "none"} or callable
+        Total variation or first-order Tikhonov of log x; "none" is the maximum-likelihood iteration stopped at the
+        first map with chi2 <= 1 (discrepancy principle). An object is called as ``value, gradient = prior(x)``.
+    weight : "auto" or float
+        Prior weight. "auto" minimises an unbiased estimate of the prediction error on a coarse copy of the data
+        (see `elastofast.weight`); it needs displacement_std to be right, but no ground truth.
+    gradient : {"exact", "frozen"}
+        Exact gradient of J, or the paper's fixed point, which treats Gamma as constant in each step.
+    optimizer : {"gauss-newton", "l-bfgs", "descent"}, optional
+        Default Gauss-Newton on log x, coarse to fine, or L-BFGS for priors that only give a gradient.
+        "descent" is the paper's projected gradient descent on x: Gamma frozen for 100 steps, then updated.
+    start : array_like, shape node_shape, or Result, optional
+        Initial modulus in pascals; default the best homogeneous one. No coarse levels are visited then, so an
+        interrupted run is resumed by ``start=result, weight=result.weight``.
+    bounds : (float, float), optional
+        Smallest and largest modulus in pascals.
+    max_iterations : int, optional
+        Limit on outer steps; default 60 (Gauss-Newton), 200 (L-BFGS), 100 (descent).
+    step : float
+        Step length of "descent" in units of one over the largest curvature; above 2 it diverges.
+    progress : bool or callable, optional
+        True shows a bar; a callable gets each history entry. Ctrl-C ends the run with the best map so far.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit, or the measurement cannot determine a modulus.
+
+    Examples
+    --------
+    >>> result = ef.reconstruct(m, prior="tv")  # doctest: +SKIP
+    >>> print(result.status, result.chi2)  # doctest: +SKIP
+    """
+    run = _Run(measurement, prior, weight, gradient, optimizer, start, bounds, max_iterations, step, progress)
+    with run.bar():
+        return run.result()
+
+
+class _Run:
+    """The checked arguments of one reconstruction and what has been reached so far."""
+
+    def __init__(self, measurement, prior, weight, gradient, optimizer, start, bounds, max_iterations, step, progress):
+        if not isinstance(measurement, Measurement):
+            raise TypeError(f"measurement must be a Measurement, got {type(measurement).__name__}")
+        if isinstance(prior, str) and prior not in PRIORS:
+            raise ValueError(f"prior must be one of {', '.join(map(repr, PRIORS))} or a callable, got {prior!r}")
+        if not isinstance(prior, str) and not callable(prior):
+            raise TypeError(f"prior must be a name or a callable giving value and gradient, got {type(prior).__name__}")
+        if gradient not in GRADIENTS:
+            raise ValueError(f"gradient must be one of {', '.join(map(repr, GRADIENTS))}, got {gradient!r}")
+        newton = isinstance(prior, str) or hasattr(prior, "linearize")
+        optimizer = optimizer or ("gauss-newton" if newton else "l-bfgs")
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {', '.join(map(repr, OPTIMIZERS))}, got {optimizer!r}")
+        if optimizer == "gauss-newton" and not newton:
+            raise ValueError("optimizer 'gauss-newton' needs a prior with a linearize method; use 'l-bfgs'")
+        if optimizer == "l-bfgs" and gradient == "frozen":
+            raise ValueError("gradient 'frozen' is not the derivative of anything, which 'l-bfgs' needs; use 'exact'")
+        if weight != "auto" and not (isinstance(weight, int | float | np.number) and 0 <= weight < np.inf):
+            raise ValueError(f"weight must be 'auto' or a finite number, zero or more, got {weight!r}")
+        if weight == "auto" and not newton:
+            raise ValueError("weight 'auto' needs a prior with a linearize method; give a number")
+        if max_iterations is not None and not (isinstance(max_iterations, int | np.integer) and max_iterations > 0):
+            raise ValueError(f"max_iterations must be a positive whole number, got {max_iterations!r}")
+        if not (np.isfinite(step) and step > 0):
+            raise ValueError(f"step must be positive and finite, got {step!r}")
+        self.began = time.perf_counter()
+        self.measurement, self.kind, self.optimizer, self.step = measurement, gradient, optimizer, float(step)
+        self.prior, self.max_iterations = prior, max_iterations
+        self.name = prior if isinstance(prior, str) else type(prior).__name__
+        self.weight = 0.0 if self.name == "none" else weight
+        m = measurement
+        self.relative = not m.load.force.any()
+        if self.relative and m.force_std[m.load.loaded].any():
+            raise ValueError(
+                "force_std is not zero, but no force is known: nothing tells how large the modulus is against that "
+                "noise. Set force_std to zero; the result is then relative"
+            )
+        self.limits = _limits(bounds, self.relative)
+        self.start = _start_map(start, m)
+        self.history: list[dict[str, Any]] = []
+        self.show, self._bar = progress, None
+        self.best = None  # (measurement, Iterate) of the finest level reached
+
+    def bar(self):
+        """A tqdm bar around the run if the caller asked for one."""
+        from contextlib import nullcontext
+
+        if self.show is not True:
+            return nullcontext()
+        from tqdm import tqdm
+
+        self._bar = tqdm(desc=f"reconstruct ({self.name})", unit="step")
+        return self._bar
+
+    def result(self):
+        try:
+            status = self.optimise()
+        except KeyboardInterrupt:
+            if self.best is None:
+                raise
+            status = "interrupted"
+        m, point = self.measurement, self.best[1]
+        z = point.z
+        for coarse, fine in self.ladder_above(self.best[0]):
+            z = refine(z.reshape(coarse.geometry.shape), coarse.geometry, fine.geometry).ravel()
+        if self.best[0] is not m:  # interrupted on a coarse level
+            point = Iterate(z, Fidelity(m, self.kind).evaluate(np.exp(z), SOLVE_RTOL), 0.0, None)
+        x = np.exp(z)
+        relative = self.relative
+        if relative:
+            factor = self._scale(x, point.data.displacement)
+            relative = factor is None
+            x = x * (np.exp(-z.mean()) if relative else factor)
+        fidelity = Fidelity(m, self.kind)
+        chi2 = 2 * point.data.value / fidelity.n_data
+        weight = float(self.weight) if self.weight != "auto" else float("nan")
+        return Result(
+            modulus=x.reshape(m.geometry.node_shape),
+            displacement=point.data.displacement.reshape(m.displacement.shape),
+            status=status,
+            message=_message(status, chi2, self.name),
+            chi2=float(chi2),
+            weight=weight,
+            history=self.history,
+            seconds=time.perf_counter() - self.began,
+            relative=relative,
+            prior=self.name,
+            gradient=self.kind,
+            optimizer=self.optimizer,
+            geometry=m.geometry,
+        )
+
+    def optimise(self):
+        """Visit the levels from coarse to fine; returns the status at the finest."""
+        m = self.measurement
+        self.levels = [m]
+        if self.optimizer == "gauss-newton" and isinstance(self.prior, str) and self.start is None:
+            while (coarse := coarsen(self.levels[-1])) is not None:
+                self.levels.append(coarse)
+        z = homogeneous(self.levels[-1]) if self.start is None else np.log(self.start)
+        for number in reversed(range(len(self.levels))):
+            level = self.levels[number]
+            fidelity = Fidelity(level, self.kind, SOLVE_RTOL)
+            prior = self._prior(level.geometry)
+            finest = number == 0
+            point = Iterate(z, None, 0.0, prior.start_dual() if hasattr(prior, "start_dual") else None)
+            self.best = self.best or (level, point._replace(data=fidelity.evaluate(np.exp(z), SOLVE_RTOL)))
+            if self.weight == "auto":
+                self.weight, point = self._choose_weight(level, prior, point)
+            point, status = self._minimise(fidelity, prior, point, finest)
+            self.best = (level, point)
+            if not finest:
+                z = refine(
+                    point.z.reshape(level.geometry.shape), level.geometry, self.levels[number - 1].geometry
+                ).ravel()
+        return "converged" if status == "stopped" else status
+
+    def _choose_weight(self, level, prior, point):
+        """Weight from the coarsest level, tried on single displacements, and a map to start that level from."""
+        m = self.measurement
+        trial = Fidelity(level if level is m else sample(m, level), self.kind, SOLVE_RTOL)
+        weight, found = predictive_weight(
+            trial, prior, point._replace(data=None), rtol=SOLVE_RTOL, limits=self.limits,
+            report=self._report(level, trial),
+        )  # fmt: skip
+        weight *= (m.geometry.n_nodes / level.geometry.n_nodes) ** GROWTH
+        return weight, (found if level is m else found._replace(data=None))
+
+    def _minimise(self, fidelity, prior, point, finest):
+        options = dict(rtol=SOLVE_RTOL, limits=self.limits, report=self._report(fidelity.measurement, fidelity))
+        if self.optimizer == "descent":
+            return projected_descent(
+                fidelity, prior, self.weight, point, length=self.step, steps=self.max_iterations or 100, **options
+            )
+        if self.optimizer == "l-bfgs":
+            return quasi_newton(
+                fidelity, prior, self.weight, point, max_iterations=self.max_iterations or 200, **options
+            )
+        return gauss_newton(
+            fidelity, prior, self.weight, point,
+            tolerance=TOLERANCE[finest], max_iterations=self.max_iterations or 60, **options,
+        )
+
+    def _report(self, level, fidelity):
+        """Callback of the optimisers: keeps the point, the history and the bar up to date."""
+
+        def report(point, step, gradient_norm, weight=None):
+            weight = self.weight if weight is None else weight
+            chi2 = 2 * point.data.value / fidelity.n_data
+            self.best = (level, point)
+            entry = dict(
+                iteration=len(self.history) + 1,
+                shape=level.geometry.node_shape,
+                weight=float(weight),
+                objective=float(point.data.value + weight * point.prior),
+                data=float(point.data.value),
+                prior=float(point.prior),
+                chi2=float(chi2),
+                step=float(step),
+                gradient_norm=float(gradient_norm),
+                seconds=time.perf_counter() - self.began,
+            )
+            self.history.append(entry)
+            if callable(self.show):
+                self.show(entry)
+            elif self._bar is not None:
+                self._bar.update()
+                self._bar.set_postfix(chi2=f"{chi2:.3f}", shape="x".join(map(str, entry["shape"])))
+            return self.name == "none" and chi2 <= 1 and level is self.measurement
+
+        return report
+
+    def _prior(self, geometry):
+        if not isinstance(self.prior, str):
+            return self.prior
+        return PRIORS[self.prior] and PRIORS[self.prior](geometry)
+
+    def ladder_above(self, level):
+        """(coarse, fine) pairs from a level up to the finest."""
+        while level is not self.measurement:
+            fine = self.levels[next(i for i, m in enumerate(self.levels) if m is level) - 1]
+            yield level, fine
+            level = fine
+
+    def _scale(self, x, u):
+        """Factor that makes the resultant what was measured, or None."""
+        total = self.measurement.load.total_force
+        if total is None:
+            return None
+        force = self.measurement.form.force(x, u)[total.component]
+        predicted = float(force[total.nodes.ravel()].sum())
+        if not predicted * total.value > 0:
+            raise ValueError(
+                f"load.total_force is {total.value:g} N, but the reconstructed body answers with {predicted:g} N: "
+                "check the sign of the force and of the displacement"
+            )
+        return total.value / predicted
+
+
+def homogeneous(measurement):
+    """log of the constant modulus that fits best, (N,); zero where nothing fixes the scale.
+
+    The displacement of a homogeneous body is a + b / x with a from the prescribed displacements and b from the forces,
+    so the weighted least-squares 1 / x has a closed form.
+    """
+    m = measurement
+    d, n = m.geometry.dim, m.geometry.n_nodes
+    if not m.load.force.any():
+        return np.zeros(n)
+    if m.load.open.any():
+        return np.full(n, np.log(_open_start(m)))
+    solver = m.form.solver(np.ones(n), m.load.loaded.reshape(d, n))
+    both = state(m.form, np.ones(n), m.load, solver, rtol=1e-6)
+    a = np.zeros((d, n))
+    if m.load.displacement.any():
+        fixed = m.load.displacement.reshape(d, n)
+        a = fixed + solver.solve(-m.form.force(np.ones(n), fixed), rtol=1e-6).value
+    b = both - a
+    std = m.displacement_std.reshape(d, n)
+    precision = np.where(m.load.loaded.reshape(d, n) & np.isfinite(std), 1 / np.where(std > 0, std, 1) ** 2, 0.0)
+    along = float((precision * b * (m.displacement.reshape(d, n) - a)).sum())
+    if not along > 0:
+        raise ValueError(
+            "the measured displacement goes against the load: no positive modulus explains it. Check the sign and "
+            "units (metres) of displacement and the sign of the force"
+        )
+    return np.full(n, np.log(float((precision * b * b).sum()) / along))
+
+
+def _open_start(m):
+    """Constant modulus from the force balance along the measured displacement."""
+    equations = m.load.loaded
+    work = float((m.load.force * m.displacement)[equations].sum())
+    energy = float((m.form.force(np.ones(m.geometry.node_shape), m.displacement) * m.displacement)[equations].sum())
+    return work / energy if work > 0 and energy > 0 else 1e4
+
+
+def _limits(bounds, relative):
+    if bounds is None:
+        return None
+    try:
+        low, high = (float(b) for b in bounds)
+    except (TypeError, ValueError):
+        raise ValueError(f"bounds must be two numbers (pascals), got {bounds!r}") from None
+    if not 0 < low < high:
+        raise ValueError(f"bounds must satisfy 0 < low < high (pascals), got {bounds!r}")
+    if relative:
+        raise ValueError("bounds are in pascals, but no force is known, so the modulus is relative: leave them out")
+    return np.log(low), np.log(high)
+
+
+def _start_map(start, m):
+    if start is None:
+        return None
+    from .form import check_modulus
+
+    x = start.modulus if isinstance(start, Result) else start
+    x, batch = check_modulus(x, m.form, "start")
+    m.form._single(batch, "start", m.geometry.node_shape)
+    return x.reshape(-1)
+
+
+def _message(status, chi2, prior):
+    text = {
+        "converged": "The objective no longer falls noticeably.",
+        "max_iterations": "The largest number of iterations was reached: raise max_iterations, or resume with start=result.",
+        "stalled": "No step lowered the objective any more; the map is as good as the solves allow.",
+        "interrupted": "Interrupted; this is the best map so far. Resume with start=result, weight=result.weight.",
+    }[status]
+    if prior == "none" and status == "converged":
+        text = "Stopped at the first map that explains the data within its noise (chi2 <= 1), or at the last that improved."
+    if chi2 > 1.3:
+        text += (
+            f" chi2 is {chi2:.2f}: the data are not explained. displacement_std may be too small, the load or the "
+            "Poisson ratio wrong, or the weight too large."
+        )
+    elif chi2 < 0.7:
+        text += f" chi2 is {chi2:.2f}: noise is being fitted. displacement_std may be too large or the weight too small."
+    return text
