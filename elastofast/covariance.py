@@ -156,6 +156,8 @@ class NoiseCovariance:
         field, batch, flat = self.form._field(as_float(r, "r"), "r", 1)
         self.form._single(batch, "r", self.form.dof_shape)
         d, n = self.form.geometry.dim, self.form.geometry.n_nodes
+        if x0 is not None:
+            x0 = self.form._field(x0, "x0", 1)[0].reshape(d, n)
         b = np.where(self._equations, field.reshape(d, n), 0.0).astype(np.float64)
         if not np.isfinite(b).all():
             raise ValueError("r must be finite on the equations")
@@ -199,7 +201,7 @@ class NoiseCovariance:
     def _iterate(self, b, rtol, x0, maxiter):
         """Conjugate gradients, our own because they stop on the true residual or, where rounding keeps that up
         (little force noise), on the preconditioner's norm."""
-        z = np.zeros_like(b) if x0 is None else np.asarray(x0, float).reshape(b.shape) * self._equations
+        z = np.zeros_like(b) if x0 is None else np.where(self._equations, x0, 0.0)
         r = b - self._apply(z) if x0 is not None else b.copy()
         s = self._matching(r)
         rho = np.vdot(r, s)

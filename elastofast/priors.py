@@ -22,7 +22,7 @@ class Linearization(NamedTuple):
     value: float
     gradient: np.ndarray
     curvature: object  # callable (N,) -> (N,)
-    diagonal: np.ndarray  # of the curvature
+    diagonal: np.ndarray  # of the curvature, without the coupling of axes: for preconditioning
 
 
 class _LogGradient:

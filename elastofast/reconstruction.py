@@ -21,7 +21,9 @@ __all__ = ["Result", "reconstruct"]
 
 PRIORS = {"none": None, "tikhonov": priors.Tikhonov, "tv": priors.TotalVariation}
 OPTIMIZERS = ("gauss-newton", "l-bfgs", "descent")
-SOLVE_RTOL = 1e-4  # of the solves inside the optimisation; values are corrected to second order
+LOOSEST = 1e-4  # relative tolerance of the solves inside the optimisation; values are corrected to second order
+MAX_ITERATIONS = {"exact": 60, "frozen": 20}  # the fixed point either settles soon or wanders
+RANGE = 100.0  # default bounds about the start, against runaway where the data say nothing
 GROWTH = 0.45  # exponent of the best weight's growth with the number of data: .3 to .5 on phantoms, 65^2 to 512^2
 TOLERANCE = {False: 2e-4, True: 1e-5}  # relative fall of the objective that ends a coarse level, the finest
 
@@ -111,9 +113,10 @@ def reconstruct(
         Initial modulus in pascals; default the best homogeneous one. No coarse levels are visited then, so an
         interrupted run is resumed by ``start=result, weight=result.weight``.
     bounds : (float, float), optional
-        Smallest and largest modulus in pascals.
+        Smallest and largest modulus in pascals; default a hundredth and a hundred times the start's mean.
     max_iterations : int, optional
-        Limit on outer steps; default 60 (Gauss-Newton), 200 (L-BFGS), 100 (descent).
+        Limit on outer steps of a level; default 60 (Gauss-Newton; 20 with the frozen gradient), 200 (L-BFGS),
+        100 (descent, between updates of Gamma).
     step : float
         Step length of "descent" in units of one over the largest curvature; above 2 it diverges.
     progress : bool or callable, optional
@@ -172,6 +175,7 @@ class _Run:
         self.name = prior if isinstance(prior, str) else type(prior).__name__
         self.weight = 0.0 if self.name == "none" else weight
         m = measurement
+        self.rtol = _solve_tolerance(m)
         self.relative = not m.load.force.any()
         if self.relative and m.force_std[m.load.loaded].any():
             raise ValueError(
@@ -183,6 +187,7 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.show, self._bar = progress, None
         self.best = None  # (measurement, Iterate) of the finest level reached
+        self.lowest = None  # (chi2, Iterate) of a run without prior
 
     def bar(self):
         """A tqdm bar around the run if the caller asked for one."""
@@ -207,7 +212,7 @@ class _Run:
         for coarse, fine in self.ladder_above(self.best[0]):
             z = refine(z.reshape(coarse.geometry.shape), coarse.geometry, fine.geometry).ravel()
         if self.best[0] is not m:  # interrupted on a coarse level
-            point = Iterate(z, Fidelity(m, self.kind).evaluate(np.exp(z), SOLVE_RTOL), 0.0, None)
+            point = Iterate(z, Fidelity(m, self.kind).evaluate(np.exp(z), self.rtol), 0.0, None)
         x = np.exp(z)
         relative = self.relative
         if relative:
@@ -237,20 +242,25 @@ class _Run:
         """Visit the levels from coarse to fine; returns the status at the finest."""
         m = self.measurement
         self.levels = [m]
-        if self.optimizer == "gauss-newton" and isinstance(self.prior, str) and self.start is None:
+        ladder = self.optimizer == "gauss-newton" and isinstance(self.prior, str) and self.name != "none"
+        if ladder and self.start is None:  # maximum likelihood is one path of iterates, from the homogeneous map
             while (coarse := coarsen(self.levels[-1])) is not None:
                 self.levels.append(coarse)
         z = homogeneous(self.levels[-1]) if self.start is None else np.log(self.start)
+        if self.limits is None:
+            self.limits = z.mean() - np.log(RANGE), z.mean() + np.log(RANGE)
         for number in reversed(range(len(self.levels))):
             level = self.levels[number]
-            fidelity = Fidelity(level, self.kind, SOLVE_RTOL)
+            fidelity = Fidelity(level, self.kind, self.rtol)
             prior = self._prior(level.geometry)
             finest = number == 0
             point = Iterate(z, None, 0.0, prior.start_dual() if hasattr(prior, "start_dual") else None)
-            self.best = self.best or (level, point._replace(data=fidelity.evaluate(np.exp(z), SOLVE_RTOL)))
+            self.best = self.best or (level, point._replace(data=fidelity.evaluate(np.exp(z), self.rtol)))
             if self.weight == "auto":
                 self.weight, point = self._choose_weight(level, prior, point)
             point, status = self._minimise(fidelity, prior, point, finest)
+            if self.lowest is not None:
+                point = self.lowest[1]
             self.best = (level, point)
             if not finest:
                 z = refine(
@@ -261,16 +271,16 @@ class _Run:
     def _choose_weight(self, level, prior, point):
         """Weight from the coarsest level, tried on single displacements, and a map to start that level from."""
         m = self.measurement
-        trial = Fidelity(level if level is m else sample(m, level), self.kind, SOLVE_RTOL)
+        trial = Fidelity(level if level is m else sample(m, level), self.kind, self.rtol)
         weight, found = predictive_weight(
-            trial, prior, point._replace(data=None), rtol=SOLVE_RTOL, limits=self.limits,
+            trial, prior, point._replace(data=None), rtol=self.rtol, limits=self.limits,
             report=self._report(level, trial),
         )  # fmt: skip
         weight *= (m.geometry.n_nodes / level.geometry.n_nodes) ** GROWTH
         return weight, (found if level is m else found._replace(data=None))
 
     def _minimise(self, fidelity, prior, point, finest):
-        options = dict(rtol=SOLVE_RTOL, limits=self.limits, report=self._report(fidelity.measurement, fidelity))
+        options = dict(rtol=self.rtol, limits=self.limits, report=self._report(fidelity.measurement, fidelity))
         if self.optimizer == "descent":
             return projected_descent(
                 fidelity, prior, self.weight, point, length=self.step, steps=self.max_iterations or 100, **options
@@ -281,7 +291,7 @@ class _Run:
             )
         return gauss_newton(
             fidelity, prior, self.weight, point,
-            tolerance=TOLERANCE[finest], max_iterations=self.max_iterations or 60, **options,
+            tolerance=TOLERANCE[finest], max_iterations=self.max_iterations or MAX_ITERATIONS[self.kind], **options,
         )
 
     def _report(self, level, fidelity):
@@ -309,7 +319,13 @@ class _Run:
             elif self._bar is not None:
                 self._bar.update()
                 self._bar.set_postfix(chi2=f"{chi2:.3f}", shape="x".join(map(str, entry["shape"])))
-            return self.name == "none" and chi2 <= 1 and level is self.measurement
+            if self.name != "none":
+                return False
+            # without a prior later maps fit noise: stop at chi2 <= 1, or where it begins to rise (frozen gradient)
+            rising = self.lowest is not None and chi2 >= self.lowest[0]
+            if not rising:
+                self.lowest = chi2, point
+            return rising or chi2 <= 1
 
         return report
 
@@ -368,6 +384,13 @@ def homogeneous(measurement):
             "units (metres) of displacement and the sign of the force"
         )
     return np.full(n, np.log(float((precision * b * b).sum()) / along))
+
+
+def _solve_tolerance(m):
+    """Well below the noise: a hundredth of its size relative to the displacement."""
+    seen = ~m.load.fixed & np.isfinite(m.displacement_std)
+    noise = np.linalg.norm(m.displacement_std[seen]) / max(np.linalg.norm(m.displacement[seen]), 1e-300)
+    return float(np.clip(0.01 * noise, 1e-9, LOOSEST))
 
 
 def _open_start(m):
