@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
+
 #include "multigrid.h"
 #include "parallel.h"
 
@@ -37,48 +39,42 @@ struct Form {
   size_t nodes() const { return size_t(n0) * n1; }
 };
 
-// One kernel over a batch: chunks of rows of all fields are shared out over the threads.
+// One kernel over a batch: chunks of rows of all fields are shared out over the threads. True if all sums are finite.
 template <class Body>
-void for_batch(const Form& f, long batch, Body body) {
+bool for_batch(const Form& f, long batch, Body body) {
   py::gil_scoped_release release;
-  if (batch == 1) {
-    for_rows(f.n0, f.n1, [&](int begin, int end) { body(0L, begin, end); });
-    return;
-  }
   const int chunks = chunk_count(f.n0, f.n1);
-#pragma omp parallel for schedule(static) if (batch * long(f.nodes()) > kSerial)
+  int bad = 0;
+#pragma omp parallel for schedule(static) reduction(+ : bad) if (batch * long(f.nodes()) > kSerial)
   for (long k = 0; k < batch * chunks; ++k) {
     const int c = int(k % chunks);
-    body(k / chunks, int(long(f.n0) * c / chunks), int(long(f.n0) * (c + 1) / chunks));
+    bad += !std::isfinite(body(k / chunks, int(long(f.n0) * c / chunks), int(long(f.n0) * (c + 1) / chunks)));
   }
+  return bad == 0;
 }
 
 template <class T>
-Array<T> force(const Form& f, Array<T> x, Array<T> u) {
+bool force(const Form& f, Array<T> x, Array<T> u, Array<T> out) {
   const long batch = u.shape(0);
-  Array<T> out({py::ssize_t(batch), py::ssize_t(2), py::ssize_t(f.nodes())});
   const auto form = f.form<T>();
   const size_t n = f.nodes(), stride = x.shape(0) == 1 ? 0 : n;
   const T *xp = x.data(), *up = u.data();
   T* o = out.mutable_data();
-  for_batch(f, batch, [&](long b, int begin, int end) {
-    table<T>().force(form, xp + b * stride, up + 2 * n * b, o + 2 * n * b, begin, end);
+  return for_batch(f, batch, [&](long b, int begin, int end) {
+    return table<T>().force(form, xp + b * stride, up + 2 * n * b, o + 2 * n * b, begin, end);
   });
-  return out;
 }
 
 template <class T>
-Array<T> sensitivity(const Form& f, Array<T> u, Array<T> v) {
+bool sensitivity(const Form& f, Array<T> u, Array<T> v, Array<T> out) {
   const long batch = u.shape(0);
-  Array<T> out({py::ssize_t(batch), py::ssize_t(f.nodes())});
   const auto form = f.form<T>();
   const size_t n = f.nodes();
   const T *up = u.data(), *vp = v.data();
   T* o = out.mutable_data();
-  for_batch(f, batch, [&](long b, int begin, int end) {
-    table<T>().sensitivity(form, up + 2 * n * b, vp + 2 * n * b, o + n * b, begin, end);
+  return for_batch(f, batch, [&](long b, int begin, int end) {
+    return table<T>().sensitivity(form, up + 2 * n * b, vp + 2 * n * b, o + n * b, begin, end);
   });
-  return out;
 }
 
 template <class T>
@@ -87,7 +83,8 @@ void stiffness_values(const Form& f, Array<T> x, Array<long long> indptr, Array<
   const T* xp = x.data();
   const long long* ip = indptr.data();
   T* o = values.mutable_data();
-  for_batch(f, 1, [&](long, int begin, int end) { table<T>().stiffness_values(form, xp, ip, o, begin, end); });
+  py::gil_scoped_release release;
+  for_rows(f.n0, f.n1, [&](int begin, int end) { table<T>().stiffness_values(form, xp, ip, o, begin, end); });
 }
 
 template <class T>
@@ -96,13 +93,14 @@ void contraction_values(const Form& f, Array<T> u, Array<long long> indptr, Arra
   const T* up = u.data();
   const long long* ip = indptr.data();
   T* o = values.mutable_data();
-  for_batch(f, 1, [&](long, int begin, int end) { table<T>().contraction_values(form, up, ip, o, begin, end); });
+  py::gil_scoped_release release;
+  for_rows(f.n0, f.n1, [&](int begin, int end) { table<T>().contraction_values(form, up, ip, o, begin, end); });
 }
 
 template <class T>
 void bind_form(py::class_<Form>& c) {
-  c.def("force", &force<T>, "K(x) u for x (1 or B, N) and u (B, 2, N)")
-      .def("sensitivity", &sensitivity<T>, "v^T Psi_n u for u, v (B, 2, N)")
+  c.def("force", &force<T>, "out = K(x) u for x (1 or B, N) and u, out (B, 2, N); False if something is not finite")
+      .def("sensitivity", &sensitivity<T>, "out = v^T Psi_n u for u, v (B, 2, N) and out (B, N); False if something is not finite")
       .def("stiffness_values", &stiffness_values<T>)
       .def("contraction_values", &contraction_values<T>);
 }

@@ -67,10 +67,12 @@ EF_HD void for_vectors(int lo, int hi, Body body) {
 
 constexpr int kStrip = 256;  // columns worked on at a time: the row buffers then stay in the first-level cache
 
-// What the cells of one row give to their corners; entry c - i0 + 1 belongs to cell c of the strip from column i0.
+// What the cells of one row give to their corners; entry c - i0 + kLead belongs to cell c of the strip from column i0,
+// so that whole vectors of cells lie on cache lines.
+constexpr int kLead = 16;
 template <class T, int NC>
 struct CellRow {
-  alignas(64) T a[NC][kStrip + 2], b[NC][kStrip + 2], c[NC][kStrip + 2], d[NC][kStrip + 2];
+  alignas(64) T a[NC][kStrip + kLead], b[NC][kStrip + kLead], c[NC][kStrip + kLead], d[NC][kStrip + kLead];
 };
 
 template <class V, int NC>
@@ -93,10 +95,10 @@ inline void gather_rows(int n0, int n1, int begin, int end, Limit limit, Row row
   alignas(64) T carry[NC][kStrip];
   for (int i0 = 0; i0 < n1; i0 += kStrip) {
     const int i1 = i0 + kStrip < n1 ? i0 + kStrip : n1, n = i1 - i0;
-    const int lo = i0 > 0 ? i0 - 1 : 0, hi = i1 < n1 ? i1 : n1 - 1;
+    const int lo = i0 > 0 ? i0 - kLead : 0, hi = i1 < n1 ? i1 : n1 - 1;
     for (int k = 0; k < NC; ++k) {
-      if (i0 == 0) w.b[k][0] = w.d[k][0] = T(0);
-      if (i1 == n1) w.a[k][n] = w.c[k][n] = T(0);
+      if (i0 == 0) w.b[k][kLead - 1] = w.d[k][kLead - 1] = T(0);
+      if (i1 == n1) w.a[k][kLead + n - 1] = w.c[k][kLead + n - 1] = T(0);
       for (int i = 0; i < n; ++i) carry[k][i] = T(0);
     }
     for (int j = begin > 0 ? begin - 1 : 0; j < end; ++j) {
@@ -105,7 +107,7 @@ inline void gather_rows(int n0, int n1, int begin, int end, Limit limit, Row row
         const int top = limit(j);
         for_vectors<T>(lo, hi < top ? hi : top, [&](int c, auto kind) EF_LAMBDA {
           const CellValues<decltype(kind), NC> v = cell(c, kind);
-          const int p = c - i0 + 1;
+          const int p = c - i0 + kLead;
           for (int k = 0; k < NC; ++k) {
             store(&w.a[k][p], v.f[k].a);
             store(&w.b[k][p], v.f[k].b);
@@ -116,17 +118,18 @@ inline void gather_rows(int n0, int n1, int begin, int end, Limit limit, Row row
         fix(j, lo, hi, i0, w);
       } else {
         for (int k = 0; k < NC; ++k)
-          for (int i = 0; i <= n; ++i) w.a[k][i] = w.b[k][i] = T(0);
+          for (int i = 0; i < n + kLead; ++i) w.a[k][i] = w.b[k][i] = T(0);
       }
       if (j >= begin) {
         const auto take = out(j);
         for (int k = 0; k < NC; ++k)
 #pragma GCC ivdep
-          for (int i = 0; i < n; ++i) take(k, i0 + i, carry[k][i] + w.a[k][i + 1] + w.b[k][i]);
+          for (int i = 0; i < n; ++i) 
+            take(k, i0 + i, carry[k][i] + w.a[k][kLead + i] + w.b[k][kLead - 1 + i]);
       }
       for (int k = 0; k < NC; ++k)
 #pragma GCC ivdep
-        for (int i = 0; i < n; ++i) carry[k][i] = w.c[k][i + 1] + w.d[k][i];
+        for (int i = 0; i < n; ++i) carry[k][i] = w.c[k][kLead + i] + w.d[k][kLead - 1 + i];
     }
   }
 }
@@ -134,6 +137,15 @@ inline void gather_rows(int n0, int n1, int begin, int end, Limit limit, Row row
 template <class V, class T>
 EF_HD Corners<V> corners(const T* upper, const T* lower, int c) {
   return {load<V>(upper + c), load<V>(upper + c + 1), load<V>(lower + c), load<V>(lower + c + 1)};
+}
+
+// Sum of n values, NaN or infinite if one of them is.
+template <class T>
+inline double sum(const T* f, size_t n) {
+  T total = 0;
+#pragma omp simd reduction(+ : total)
+  for (size_t i = 0; i < n; ++i) total += f[i];
+  return total;
 }
 
 // ---------------------------------------------------------------------------------------------- the form
@@ -165,12 +177,15 @@ inline void force_rows(const GridForm<T>& g, const T* x, const T* u, int begin, 
 }
 
 template <class T>
-void force(const GridForm<T>& g, const T* x, const T* u, T* f, int begin, int end) {
+double force(const GridForm<T>& g, const T* x, const T* u, T* f, int begin, int end) {
   const size_t n = size_t(g.n0) * g.n1;
   force_rows(g, x, u, begin, end, [&](int j) {
     T* __restrict o = f + size_t(j) * g.n1;
     return [=](int k, int i, T v) EF_LAMBDA { o[k * n + i] = v; };
   });
+  double total = 0;  // just written, so still in cache
+  for (int k = 0; k < 2; ++k) total += sum(f + k * n + size_t(begin) * g.n1, size_t(end - begin) * g.n1);
+  return total;
 }
 
 template <class T>
@@ -235,8 +250,9 @@ inline void sensitivity_rows(const GridForm<T>& g, const T* u, const T* v, T* ou
 }
 
 template <class T>
-void sensitivity(const GridForm<T>& g, const T* u, const T* v, T* out, int begin, int end) {
+double sensitivity(const GridForm<T>& g, const T* u, const T* v, T* out, int begin, int end) {
   g.reduced ? sensitivity_rows<true>(g, u, v, out, begin, end) : sensitivity_rows<false>(g, u, v, out, begin, end);
+  return sum(out + size_t(begin) * g.n1, size_t(end - begin) * g.n1);
 }
 
 // ---------------------------------------------------------------------------------- compressed sparse rows
@@ -462,7 +478,7 @@ inline void patch_rows(const Patch<T>& B, const T* r, T a, T b, T* d, T* y, int 
           T out[8] = {};
           for (int p = 0; p < 8; ++p)
             for (int q = 0; q < 8; ++q) out[p] += inverse[entry(p, q)] * in[q];
-          const int at = i - i0 + 1;
+          const int at = i - i0 + kLead;
           for (int comp = 0; comp < 2; ++comp) {
             w.a[comp][at] = out[4 * comp];
             w.b[comp][at] = out[4 * comp + 1];
@@ -638,7 +654,7 @@ void restrict_rows(const Transfer<T>& P, const T* fine, T* coarse, int begin, in
               out[k] += interior ? interior[k] * fine[at] + interior[8 + k] * fine[at + n]
                                  : weights[k % 4] * fine[at + (k / 4) * n];
           });
-          const int p = I - i0 + 1;
+          const int p = I - i0 + kLead;
           for (int k = 0; k < 2; ++k)
             w.a[k][p] = out[4 * k], w.b[k][p] = out[4 * k + 1], w.c[k][p] = out[4 * k + 2], w.d[k][p] = out[4 * k + 3];
         }

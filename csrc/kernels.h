@@ -65,10 +65,10 @@ struct Patch;
 
 template <class T>
 struct Kernels {
-  // f = K(x) u
-  void (*force)(const GridForm<T>&, const T* x, const T* u, T* f, int begin, int end);
-  // v^T Psi_n u for every node n
-  void (*sensitivity)(const GridForm<T>&, const T* u, const T* v, T* g, int begin, int end);
+  // f = K(x) u; returns the sum of f over the rows, which is not finite if an input was not
+  double (*force)(const GridForm<T>&, const T* x, const T* u, T* f, int begin, int end);
+  // v^T Psi_n u for every node n; returns their sum
+  double (*sensitivity)(const GridForm<T>&, const T* u, const T* v, T* g, int begin, int end);
   // values of K(x) and D(u) in CSR order (rows of one component; columns of the stencil in order)
   void (*stiffness_values)(const GridForm<T>&, const T* x, const long long* indptr, T* values, int begin, int end);
   void (*contraction_values)(const GridForm<T>&, const T* u, const long long* indptr, T* values, int begin, int end);

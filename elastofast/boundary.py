@@ -171,7 +171,7 @@ def _total_force(total_force, unknown):
         raise ValueError(
             f"total_force: component must be a whole number from 0 to {d - 1}, got {component!r}"
         )
-    if not (isinstance(value, Real) and np.isfinite(value) and value != 0):
+    if not (isinstance(value, Real) and np.isfinite(float(value)) and value != 0):
         raise ValueError(f"total_force: value must be finite and not zero (newtons), got {value!r}")
     nodes = _mask("total_force: nodes", nodes, node_shape)
     if nodes.shape != tuple(node_shape) or not nodes.any():
@@ -232,7 +232,7 @@ def compression(geometry, pressure=None, strain=None, total_force=None, axis=Non
         both = "neither" if pressure is None else "both"
         raise ValueError(f"give exactly one of pressure (Pa) and strain (dimensionless), got {both}")
     for name, value in (("pressure", pressure), ("strain", strain), ("total_force", total_force)):
-        if value is not None and not (isinstance(value, Real) and np.isfinite(value) and value != 0):
+        if value is not None and not (isinstance(value, Real) and np.isfinite(float(value)) and value != 0):
             raise ValueError(f"{name} must be finite and not zero, got {value!r}")
     if strain is not None and abs(strain) >= 1:
         raise ValueError(f"strain must lie between -1 and 1 (0.01 is one per cent), got {strain!r}")

@@ -107,7 +107,7 @@ class NoiseCovariance:
         shift = None if not self._sw2.any() else np.sqrt(self._sw2) / std
         self._weight = np.where(self._equations, 1 / std**2, 0.0)
         spread = std[self._equations]
-        self._accuracy = min(0.05, 0.1 * spread.min() / spread.max())
+        self._accuracy = min(0.01, 0.1 * spread.min() / spread.max())
         self._solver = solver if solver is not None else self.form.solver(x, self._equations, shift)
 
     def apply(self, v):
@@ -128,7 +128,7 @@ class NoiseCovariance:
         return out.reshape(*batch, self.form.geometry.dim, *self.form._tail(flat)).astype(v.dtype, copy=False)
 
     def solve(self, r, rtol=1e-8, x0=None, maxiter=300):
-        """z = Gamma^-1 r.
+        """Solve Gamma z = r.
 
         Parameters
         ----------
@@ -200,7 +200,8 @@ class NoiseCovariance:
 
     def _iterate(self, b, rtol, x0, maxiter):
         """Conjugate gradients, our own because they stop on the true residual or, where rounding keeps that up
-        (little force noise), on the preconditioner's norm."""
+        (little force noise), on the preconditioner's norm.
+        """
         z = np.zeros_like(b) if x0 is None else np.where(self._equations, x0, 0.0)
         r = b - self._apply(z) if x0 is not None else b.copy()
         s = self._matching(r)

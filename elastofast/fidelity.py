@@ -139,8 +139,7 @@ class Fidelity:
         return (self._evaluate_square if self._square else self._evaluate_general)(x, rtol or self.rtol)
 
     def _evaluate_square(self, x, rtol):
-        """No force noise, no open dof: Gamma^-1 = K^-T S_n^-1 K^-1, so z comes from a forward and an adjoint
-        solve."""
+        """No force noise, no open dof: Gamma^-1 = K^-T S_n^-1 K^-1, so z takes a forward and an adjoint solve."""
         form, load = self.measurement.form, self.measurement.load
         solver = form.solver(x, self.equations)
         fixed = load.displacement.reshape(self.measured.shape)
@@ -170,8 +169,7 @@ class Fidelity:
         return Evaluation(value, gradient, u, z, weighting, frozen, frozen_gradient)
 
     def _evaluate_general(self, x, rtol):
-        """Gamma-weighted solve; value as the dual function z^T r - z^T Gamma z / 2, which is second order in
-        the error of z."""
+        """Gamma-weighted solve; the dual function z^T r - z^T Gamma z / 2 is second order in the error of z."""
         form, load = self.measurement.form, self.measurement.load
         gamma = NoiseCovariance._of(form, x, load, self._std, self._force_std)
         r = self._residual(x)
@@ -192,7 +190,7 @@ class Fidelity:
         return Evaluation(value, gradient, u, z, gamma.precondition, frozen, frozen_gradient)
 
     def _residual(self, x):
-        """r = f - K(x) u_m on the equations."""
+        """Force residual f - K(x) u_m on the equations."""
         force = self.measurement.load.force.reshape(self.measured.shape)
         return np.where(self.equations, force - self.measurement.form.force(x, self.measured), 0.0)
 

@@ -77,7 +77,7 @@ class ElasticForm:
         """Shape of a dof field, ``(d, *node_shape)``."""
         return (self.geometry.dim, *self.geometry.node_shape)
 
-    def force(self, x, u):
+    def force(self, x, u, out=None):
         """K(x) u, which is also D(u) x: the nodal forces of displacement u at modulus x.
 
         Parameters
@@ -86,6 +86,8 @@ class ElasticForm:
             Modulus in pascals; any sign, since the form is linear in it.
         u : array_like, shape (..., d, *node_shape) or (..., d, N)
             Displacement in metres.
+        out : array, shape and dtype of the result, C-contiguous, optional
+            Where to put the result; saves the time to allocate it. Must not overlap x or u.
 
         Returns
         -------
@@ -107,17 +109,21 @@ class ElasticForm:
         x = x.reshape(-1, x.shape[-1])
         if len(x) not in (1, len(u)) or (len(x) == 1 and len(u) > 1 and isinstance(self.geometry, Mesh)):
             x = np.ascontiguousarray(np.broadcast_to(x, (len(u), x.shape[-1])))
-        f = self.backend.force(x, u)
-        _check_finite(f, x=x, u=u)
-        return f.reshape(*batch, self.geometry.dim, *self._tail(flat))
+        shape = (*batch, self.geometry.dim, *self._tail(flat))
+        f, finite = self.backend.force(x, u, _output(out, shape, u))
+        if not finite:
+            _refuse_not_finite(x=x, u=u)
+        return f.reshape(shape) if out is None else out
 
-    def sensitivity(self, u, v):
+    def sensitivity(self, u, v, out=None):
         """D(u)^T v: the derivative of v^T K(x) u by the modulus of each node.
 
         Parameters
         ----------
         u, v : array_like, shape (..., d, *node_shape) or (..., d, N)
             Displacements in metres.
+        out : array, shape and dtype of the result, C-contiguous, optional
+            Where to put the result. Must not overlap u or v.
 
         Returns
         -------
@@ -133,9 +139,12 @@ class ElasticForm:
         v, vb, _ = self._field(v, "v", 1)
         _same_dtype(u=u, v=v)
         batch = _broadcast(ub, vb, "u", "v")
-        g = self.backend.sensitivity(self._spread(u, ub, batch), self._spread(v, vb, batch))
-        _check_finite(g, u=u, v=v)
-        return g.reshape(*batch, *self._tail(flat))
+        u, v = self._spread(u, ub, batch), self._spread(v, vb, batch)
+        shape = (*batch, *self._tail(flat))
+        g, finite = self.backend.sensitivity(u, v, _output(out, shape, u, drop_axis=True))
+        if not finite:
+            _refuse_not_finite(u=u, v=v)
+        return g.reshape(shape) if out is None else out
 
     def stiffness(self, x, out=None):
         """K(x) as a sparse matrix.
@@ -160,7 +169,8 @@ class ElasticForm:
         x, batch, _ = self._field(x, "x", 0)
         self._single(batch, "x", self.node_shape)
         matrix = self.backend.stiffness(x.reshape(-1), out)
-        _check_finite(matrix.data, x=x)
+        if not np.isfinite(matrix.data.sum()):
+            _refuse_not_finite(x=x)
         return matrix
 
     def contraction(self, u, out=None):
@@ -186,7 +196,8 @@ class ElasticForm:
         u, batch, _ = self._field(u, "u", 1)
         self._single(batch, "u", self.dof_shape)
         matrix = self.backend.contraction(u.reshape(self.geometry.dim, -1), out)
-        _check_finite(matrix.data, u=u)
+        if not np.isfinite(matrix.data.sum()):
+            _refuse_not_finite(u=u)
         return matrix
 
     def solver(self, x, active, shift=None):
@@ -262,19 +273,29 @@ def _broadcast(a, b, name_a, name_b):
         raise ValueError(f"batch axes of {name_a} {a} and {name_b} {b} do not broadcast") from None
 
 
-def _check_finite(result, **arguments):
-    """Look for NaN and infinity in the arguments if they reached the result: one cheap pass when all is well."""
-    flat = result.reshape(-1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.dot(flat, flat)):
-            return
+def _output(out, shape, like, drop_axis=False):
+    """The caller's output array in the kernels' own layout, (B, d, N) or (B, N)."""
+    if out is None:
+        return None
+    if not isinstance(out, np.ndarray) or out.dtype != like.dtype or out.shape != shape or not out.flags.c_contiguous:
+        raise ValueError(
+            f"out must be a C-contiguous {like.dtype} array of shape {shape}, got "
+            + (f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__)
+        )
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
+    return out.reshape(like.shape[:1] + like.shape[2:] if drop_axis else like.shape)
+
+
+def _refuse_not_finite(**arguments):
+    """Raise for the argument that holds NaN or infinity; a mere overflow of the result is the caller's to see."""
     for name, array in arguments.items():
         bad = ~np.isfinite(array)
         if bad.any():
             raise ValueError(f"{name} must be finite, {int(bad.sum())} of its {bad.size} values are NaN or infinite")
 
 
-def check_modulus(x, form, name="x") -> np.ndarray:
+def check_modulus(x, form, name="x") -> tuple[np.ndarray, tuple[int, ...]]:
     """Positive finite float64 modulus as (*batch, N), with the batch shape."""
     array, batch, _ = form._field(x, name, 0)
     low, high = array.min(), array.max()

@@ -35,13 +35,15 @@ class GridBackend:
         )
         self._last_pins = None
 
-    def force(self, x, u):
-        """K(x) u for a batch: x (1 or B, N) in pascals and u (B, 2, N) in metres give newtons, (B, 2, N)."""
-        return self.core.force(x, u)
+    def force(self, x, u, out=None):
+        """K(x) u for a batch: x (1 or B, N) and u (B, 2, N) give (B, 2, N), and whether all of it is finite."""
+        out = np.empty_like(u) if out is None else out
+        return out, self.core.force(x, u, out)
 
-    def sensitivity(self, u, v):
-        """D(u)^T v for a batch: u and v (B, 2, N) give v^T Psi_n u for every node n, (B, N)."""
-        return self.core.sensitivity(u, v)
+    def sensitivity(self, u, v, out=None):
+        """D(u)^T v for a batch: u and v (B, 2, N) give (B, N), and whether all of it is finite."""
+        out = np.empty((len(u), u.shape[-1]), u.dtype) if out is None else out
+        return out, self.core.sensitivity(u, v, out)
 
     def stiffness(self, x, out=None):
         """K(x) of x (N,) as a 2N x 2N CSR array, dof = component * N + node; pattern shared by all results."""

@@ -217,17 +217,17 @@ class MeshBackend:
             )
         return self._tables[dtype]
 
-    def force(self, x, u):
-        """K(x) u for a batch: x (B, N) in pascals and u (B, d, N) in metres give newtons, (B, d, N)."""
-        out = np.zeros_like(u)
+    def force(self, x, u, out=None):
+        """K(x) u for a batch: x (B, N) and u (B, d, N) give (B, d, N), and whether all of it is finite."""
+        out = _zeros(out, u.shape, u.dtype)
         self._run.force(*self._table(u.dtype), x, u, out)
-        return out
+        return out, bool(np.isfinite(out.sum()))
 
-    def sensitivity(self, u, v):
-        """D(u)^T v for a batch: u and v (B, d, N) give v^T Psi_n u for every node n, (B, N)."""
-        out = np.zeros((len(u), self.mesh.n_nodes), u.dtype)
+    def sensitivity(self, u, v, out=None):
+        """D(u)^T v for a batch: u and v (B, d, N) give (B, N), and whether all of it is finite."""
+        out = _zeros(out, (len(u), self.mesh.n_nodes), u.dtype)
         self._run.sensitivity(*self._table(u.dtype), u, v, out)
-        return out
+        return out, bool(np.isfinite(out.sum()))
 
     def stiffness(self, x, out=None):
         """K(x) of x (N,) as a dN x dN CSR array, dof = component * N + node.
@@ -297,6 +297,14 @@ def _frozen(indptr, indices):
     for a in arrays:
         a.setflags(write=False)
     return arrays
+
+
+def _zeros(out, shape, dtype):
+    """The given array cleared, since kernels add into it, or a new one."""
+    if out is None:
+        return np.zeros(shape, dtype)
+    out[...] = 0
+    return out
 
 
 def _values(out, pattern, dtype):

@@ -357,7 +357,7 @@ class _Run:
 
 
 def homogeneous(measurement):
-    """log of the constant modulus that fits best, (N,); zero where nothing fixes the scale.
+    """Logarithm of the constant modulus that fits best, (N,); zero where nothing fixes the scale.
 
     The displacement of a homogeneous body is a + b / x with a from the prescribed displacements and b from the forces,
     so the weighted least-squares 1 / x has a closed form.
@@ -429,17 +429,20 @@ def _start_map(start, m):
 def _message(status, chi2, prior):
     text = {
         "converged": "The objective no longer falls noticeably.",
-        "max_iterations": "The largest number of iterations was reached: raise max_iterations, or resume with start=result.",
+        "max_iterations": "The largest number of iterations was reached: raise max_iterations or resume with "
+        "start=result, weight=result.weight.",
         "stalled": "No step lowered the objective any more; the map is as good as the solves allow.",
         "interrupted": "Interrupted; this is the best map so far. Resume with start=result, weight=result.weight.",
     }[status]
     if prior == "none" and status == "converged":
-        text = "Stopped at the first map that explains the data within its noise (chi2 <= 1), or at the last that improved."
+        text = "Stopped at the first map that explains the data within their noise, or the last that improved."
     if chi2 > 1.3:
         text += (
             f" chi2 is {chi2:.2f}: the data are not explained. displacement_std may be too small, the load or the "
             "Poisson ratio wrong, or the weight too large."
         )
     elif chi2 < 0.7:
-        text += f" chi2 is {chi2:.2f}: noise is being fitted. displacement_std may be too large or the weight too small."
+        text += (
+            f" chi2 is {chi2:.2f}: noise is being fitted. displacement_std may be too large or the weight too small."
+        )
     return text

@@ -159,9 +159,7 @@ def test_batches_broadcast(kind, xb, ub, vb, dtype, tolerance):
         assert sensitivity.shape == (*batch, *layout)
         expected = np.einsum("...i,nij,...j->...n", vv, psi, uu, optimize=True)
         scale = np.abs(expected).max(initial=0)
-        np.testing.assert_allclose(
-            sensitivity.reshape(expected.shape), expected, rtol=0, atol=tolerance * scale
-        )
+        np.testing.assert_allclose(sensitivity.reshape(expected.shape), expected, rtol=0, atol=tolerance * scale)
 
 
 def test_layouts_can_be_mixed_and_strided():
@@ -312,8 +310,13 @@ def test_one_form_four_contractions(law, shape):
         v.ravel() @ (form.contraction(u) @ x.ravel()),
     ):
         assert abs(other - value) < 1e-13 * scale
-    assert relative(form.force(2 * x - 3 * y, u - 4 * w), 2 * form.force(x, u) - 8 * form.force(x, w)
-                    - 3 * form.force(y, u) + 12 * form.force(y, w)) < 1e-13
+    assert (
+        relative(
+            form.force(2 * x - 3 * y, u - 4 * w),
+            2 * form.force(x, u) - 8 * form.force(x, w) - 3 * form.force(y, u) + 12 * form.force(y, w),
+        )
+        < 1e-13
+    )
     k = form.stiffness(x)
     assert abs(k - k.T).max() < 1e-14 * abs(k).max()
     assert np.vdot(u, force) > 0
@@ -356,7 +359,7 @@ def test_shapes(form):
     x, u, v = fields(GRID)
     with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 4, 5\) or \(\.\.\., 20\), got \(5, 4\)"):
         form.force(x.T, u)
-    with pytest.raises(ValueError, match=r"u must have shape \(\.\.\., 2, 4, 5\) or \(\.\.\., 2, 20\), got \(4, 5, 2\)"):
+    with pytest.raises(ValueError, match=r"u must have shape \(\.\.\., 2, 4, 5\) or .* got \(4, 5, 2\)"):
         form.force(x, np.moveaxis(u, 0, -1))
     with pytest.raises(ValueError, match=r"v must have shape .* got \(3, 4, 5\)"):
         form.sensitivity(u, np.zeros((3, 4, 5)))
@@ -377,7 +380,7 @@ def test_dtypes(form):
     for bad in (x.astype(complex), x > 0, x.astype(object), x.astype("U8")):
         with pytest.raises(TypeError, match=rf"x must hold real numbers .* got dtype {bad.dtype}"):
             form.force(bad, u)
-    with pytest.raises(TypeError, match="u must hold real numbers .* got dtype complex64"):
+    with pytest.raises(TypeError, match=r"u must hold real numbers .* got dtype complex64"):
         form.sensitivity(u.astype(np.complex64), v)
     with pytest.raises(TypeError, match="x and u must have one dtype, got float32 and float64"):
         form.force(x.astype(np.float32), u)

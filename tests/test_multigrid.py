@@ -94,8 +94,10 @@ def check(shape, spacing, law, mask, shift):
 def test_against_direct_solve(shape, law):
     """Every support, with and without shift, on one grid; the limit is far above what any of them needs."""
     for k, mask in enumerate(MASKS):
-        for l, shift in enumerate((None, "constant", "by component", "over decades")):
-            if not (~fixed_dofs(Grid(shape, SPACINGS[0]), mask)).any() or (shape[0] * shape[1] > 2000 and (k + l) % 4):
+        if fixed_dofs(Grid(shape, SPACINGS[0]), mask).all():
+            continue
+        for m, shift in enumerate((None, "constant", "by component", "over decades")):
+            if shape[0] * shape[1] > 2000 and (k + m) % 4:  # a quarter of the pairs will do
                 continue
             iterations = check(shape, SPACINGS[0], law, mask, shift).iterations
             assert iterations <= (55 if mask in PINNED and shift is None else 22), (mask, shift)
@@ -106,7 +108,7 @@ def test_against_direct_solve(shape, law):
 @pytest.mark.parametrize("shape", [(2, 9), (8, 8), (33, 33), (40, 23)], ids=str)
 def test_flat_cells_against_direct_solve(shape, spacing, law):
     for mask in MASKS:
-        if (~fixed_dofs(Grid(shape, spacing), mask)).any():
+        if not fixed_dofs(Grid(shape, spacing), mask).all():
             for shift in (None, "over decades"):
                 iterations = check(shape, spacing, law, mask, shift).iterations
                 assert iterations <= (55 if mask in PINNED and shift is None else 22), (mask, shift)
@@ -220,7 +222,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("shift", [None, "over decades"])
 def test_preconditioner_is_symmetric_and_positive(law, mask, shift):
-    form, x, active, diagonal, b = problem((33, 40), (1e-3, 2e-3), law, mask, shift)
+    form, x, active, diagonal, _ = problem((33, 40), (1e-3, 2e-3), law, mask, shift)
     solver = form.solver(x.ravel(), active, diagonal)
     rng = np.random.default_rng(3)
     for _ in range(5):
@@ -255,7 +257,7 @@ def test_spectrum_of_the_preconditioned_matrix(law, seed):
 
 @pytest.mark.parametrize("law", LAWS, ids=repr)
 def test_approximate_inverse(law):
-    form, x, active, shift, b = problem((33, 40), (1e-3, 1e-3), law, "compression", None, roughness=0.2)
+    form, x, active, _, b = problem((33, 40), (1e-3, 1e-3), law, roughness=0.2)
     solver = form.solver(x.ravel(), active)
     rows, a = matrix(form, x, active, None)
     exact = splu(a.tocsc()).solve(b.ravel()[rows])

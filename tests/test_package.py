@@ -1,5 +1,6 @@
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,19 @@ import elastofast
 from elastofast import _core
 
 HEAVY = {"torch", "numba", "cupy", "matplotlib", "h5py", "meshio", "pyamg", "skimage"}
+
+
+def run(code, **environment):
+    """Output of a new interpreter, which must not take the sources in the current folder for the package."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 @pytest.mark.parametrize(
@@ -24,8 +38,7 @@ HEAVY = {"torch", "numba", "cupy", "matplotlib", "h5py", "meshio", "pyamg", "ski
 )
 def test_import_is_light(work):
     code = f"import json, sys, numpy, elastofast; {work}\nprint(json.dumps([*sys.modules]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not HEAVY & set(json.loads(done.stdout))
+    assert not HEAVY & set(json.loads(run(code)))
 
 
 def test_version_is_the_installed_one():
@@ -50,14 +63,7 @@ def test_build_info_says_how_the_core_was_built():
 def test_instruction_set_can_be_chosen_by_environment():
     code = "from elastofast import _core; print(_core.build_info()['instruction_set'])"
     for name in _core.build_info()["instruction_sets"]:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env={"ELASTOFAST_ISA": name},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.strip() == name
+        assert run(code, ELASTOFAST_ISA=name) == name
 
 
 def test_numbers_below_the_normal_range_survive_the_import():

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,10 @@ def test_total_variation_finds_the_inclusion(scan, tv):
 
 
 @pytest.mark.parametrize("law", [LAW, ef.PlaneStrain(0.495)], ids=["stress", "strain"])
-def test_no_noise_no_error(law):
-    m = measure(33, law, snr=90.0)
-    r = ef.reconstruct(m, weight=1.0)
-    assert relative_l2(r.modulus, m.reference) < 0.02
+def test_little_noise_little_error(law):
+    m = measure(33, law, snr=80.0)
+    r = ef.reconstruct(m, weight=300.0)
+    assert relative_l2(r.modulus, m.reference) < 0.03
 
 
 def test_exact_beats_frozen(scan, tv):
@@ -169,7 +170,7 @@ def test_history_and_progress(scan):
         "iteration", "shape", "weight", "objective", "data", "prior", "chi2", "step", "gradient_norm", "seconds",
     }  # fmt: skip
     objective = [h["objective"] for h in r.history]
-    assert all(b <= a for a, b in zip(objective, objective[1:], strict=False))
+    assert all(b <= a for a, b in pairwise(objective))
 
 
 def test_interrupt_returns_the_best_map(scan):

@@ -184,7 +184,7 @@ def test_bad_arguments(problem):
     form, x, load = problem
     with pytest.raises(ValueError, match=r"x must have shape .* got \(24, 17\)"):
         solve_forward(form, x.T, load)
-    with pytest.raises(TypeError, match="x must hold real numbers .* complex128"):
+    with pytest.raises(TypeError, match=r"x must hold real numbers .* complex128"):
         solve_forward(form, x + 0j, load)
     with pytest.raises(TypeError, match="form must be an ElasticForm, got Grid"):
         solve_forward(GRID, x, load)
@@ -230,5 +230,5 @@ def test_incompressible_plane_strain():
 
 def test_tolerance_out_of_reach(problem):
     form, x, load = problem
-    with pytest.raises(RuntimeError, match="the solve stopped at a relative residual of .* 1.0e-18 was asked for"):
+    with pytest.raises(RuntimeError, match=r"the solve stopped at a relative residual of .* 1.0e-18 was asked for"):
         solve_forward(form, x, load, rtol=1e-18)
