@@ -70,15 +70,15 @@ struct Axis {
   AxisView view() const { return {n_fine, n_coarse, regular, first.data(), width.data(), place.data()}; }
 };
 
-// Cell matrices of a whole level, row after row.
+// Cell matrices of a whole level, row after row; not initialised, for the rows are written once and whole.
 struct CellMatrices {
   int cells0 = 0, cells1 = 0, ld = 0;
-  std::vector<double> data;
+  std::unique_ptr<double[]> data;
   void allocate(int c0, int c1) {
     cells0 = c0, cells1 = c1, ld = padded(c1);
-    data.assign(size_t(c0) * kEntries * ld, 0.0);
+    data.reset(new double[size_t(c0) * kEntries * ld]);
   }
-  double* row(int j) { return data.data() + size_t(j) * kEntries * ld; }
+  double* row(int j) { return data.get() + size_t(j) * kEntries * ld; }
 };
 
 double largest_eigenvalue(const std::vector<double>& diagonal, const std::vector<double>& off) {

@@ -8,6 +8,7 @@ import numpy as np
 
 from .boundary import check_support
 from .form import ElasticForm, as_float, check_modulus
+from .measurement import check_displacement_std, check_force_std
 from .solve import check_rtol
 
 __all__ = ["CovarianceSolution", "NoiseCovariance"]
@@ -219,49 +220,6 @@ class NoiseCovariance:
             p += s
             iterations += 1
         return z, iterations, float(np.sqrt(rho / reference))
-
-
-def check_displacement_std(value, shape, fixed) -> np.ndarray:
-    """Standard deviations (d, *node_shape) in metres, positive except on fixed dofs; inf = not measured."""
-    std = as_float(value, "displacement_std").astype(np.float64)
-    d = shape[0]
-    if std.shape == (d,):
-        std = std.reshape(d, *[1] * (len(shape) - 1))
-    elif std.shape == (d, int(np.prod(shape[1:]))):
-        std = std.reshape(shape)
-    elif std.shape not in ((), shape[1:], shape):
-        raise ValueError(
-            f"displacement_std must be a scalar or have shape {(d,)}, {shape[1:]} or {shape}, got {std.shape}"
-        )
-    std = np.broadcast_to(std, shape).copy()
-    bad = ~((std > 0) | (fixed & (std == 0)))
-    if bad.any():
-        index = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(
-            f"displacement_std must be positive (metres), got {std[index]:g} at index {index} "
-            f"({int(bad.sum())} such values); use inf where nothing was measured"
-        )
-    if np.isinf(std[~fixed]).all():
-        raise ValueError("displacement_std is infinite everywhere: nothing was measured")
-    return std
-
-
-def check_force_std(value, shape) -> np.ndarray:
-    """Standard deviations (d, *node_shape) of the force noise in newtons, zero or more."""
-    std = as_float(value, "force_std").astype(np.float64)
-    if std.shape == (shape[0], int(np.prod(shape[1:]))):
-        std = std.reshape(shape)
-    if std.shape not in ((), shape):
-        raise ValueError(f"force_std must be a scalar or have shape {shape}, got shape {std.shape}")
-    std = np.broadcast_to(std, shape).copy()
-    bad = ~(np.isfinite(std) & (std >= 0))
-    if bad.any():
-        index = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(
-            f"force_std must be finite and not negative (newtons), got {std[index]:g} at index {index} "
-            f"({int(bad.sum())} such values)"
-        )
-    return std
 
 
 def finite_std(std, noisy):

@@ -73,11 +73,13 @@ class Measurement:
 
         shape = (geometry.dim, *geometry.node_shape)
         u = _real(displacement, "displacement").copy()
+        if u.shape == (geometry.dim, geometry.n_nodes):
+            u = u.reshape(shape)
         if u.shape != shape:
             raise ValueError(
                 f"displacement must have shape {shape}, components first, got {u.shape}{_hint(u, shape)}"
             )
-        std = self._displacement_std(displacement_std, shape, load.fixed)
+        std = check_displacement_std(displacement_std, shape, load.fixed)
         u[load.fixed] = load.displacement[load.fixed]
         u[np.isinf(std) & ~load.fixed] = 0.0
         if not np.isfinite(u).all():
@@ -85,16 +87,7 @@ class Measurement:
                 f"displacement must be finite (metres), {_first_bad(~np.isfinite(u), u)}; "
                 "set displacement_std to inf where nothing was measured"
             )
-        if np.isinf(std[~load.fixed]).all():
-            raise ValueError("displacement_std is infinite everywhere: nothing was measured")
-
-        force = _real(force_std, "force_std")
-        if force.shape not in ((), shape):
-            raise ValueError(f"force_std must be a scalar or have shape {shape}, got shape {force.shape}")
-        force = np.broadcast_to(force, shape).copy()
-        bad = ~(np.isfinite(force) & (force >= 0))
-        if bad.any():
-            raise ValueError(f"force_std must be finite and not negative (newtons), {_first_bad(bad, force)}")
+        force = check_force_std(force_std, shape)
 
         if reference is not None:
             reference = _real(reference, "reference").copy()
@@ -113,26 +106,6 @@ class Measurement:
         self.displacement, self.displacement_std, self.force_std, self.reference = u, std, force, reference
         for a in (u, std, force):
             a.setflags(write=False)
-
-    @staticmethod
-    def _displacement_std(value, shape, fixed):
-        d = shape[0]
-        std = _real(value, "displacement_std")
-        if std.shape == (d,):
-            std = std.reshape(d, *[1] * (len(shape) - 1))
-        elif std.shape not in ((), shape[1:], shape):
-            raise ValueError(
-                f"displacement_std must be a scalar or have shape {(d,)}, {shape[1:]} or {shape}, "
-                f"got {std.shape}"
-            )
-        std = np.broadcast_to(std, shape).copy()
-        bad = ~((std > 0) | (fixed & (std == 0)))
-        if bad.any():
-            raise ValueError(
-                f"displacement_std must be positive (metres), {_first_bad(bad, std)}; "
-                "use inf where nothing was measured"
-            )
-        return std
 
     def __repr__(self):
         fixed, open_ = int(self.load.fixed.sum()), int(self.load.open.sum())
@@ -164,6 +137,43 @@ class Measurement:
             If the file cannot be written (no such folder, full disk); nothing is left behind.
         """
         save_measurement(path, self)
+
+
+def check_displacement_std(value, shape, fixed) -> np.ndarray:
+    """Standard deviations (d, *node_shape) in metres, positive except on fixed dofs; inf = not measured."""
+    d, nodes = shape[0], shape[1:]
+    std = _real(value, "displacement_std")
+    if std.shape == (d,):
+        std = std.reshape(d, *[1] * len(nodes))
+    elif std.shape == (d, np.prod(nodes)):
+        std = std.reshape(shape)
+    elif std.shape not in ((), nodes, shape):
+        raise ValueError(
+            f"displacement_std must be a scalar or have shape {(d,)}, {nodes} or {shape}, got {std.shape}"
+        )
+    std = np.broadcast_to(std, shape).copy()
+    bad = ~((std > 0) | (fixed & (std == 0)))
+    if bad.any():
+        raise ValueError(
+            f"displacement_std must be positive (metres), {_first_bad(bad, std)}; use inf where nothing was measured"
+        )
+    if np.isinf(std[~fixed]).all():
+        raise ValueError("displacement_std is infinite everywhere: nothing was measured")
+    return std
+
+
+def check_force_std(value, shape) -> np.ndarray:
+    """Standard deviations (d, *node_shape) of the force noise in newtons, zero or more."""
+    std = _real(value, "force_std")
+    if std.shape == (shape[0], np.prod(shape[1:])):
+        std = std.reshape(shape)
+    if std.shape not in ((), shape):
+        raise ValueError(f"force_std must be a scalar or have shape {shape}, got shape {std.shape}")
+    std = np.broadcast_to(std, shape).copy()
+    bad = ~(np.isfinite(std) & (std >= 0))
+    if bad.any():
+        raise ValueError(f"force_std must be finite and not negative (newtons), {_first_bad(bad, std)}")
+    return std
 
 
 def _real(value, name) -> np.ndarray:

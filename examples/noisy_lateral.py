@@ -21,7 +21,6 @@ u_measured = u + np.where(np.isfinite(std), std, 0) * rng.normal(size=u.shape)
 u_measured[np.isinf(std)] = np.nan
 
 m = ef.Measurement(grid, law, load, u_measured, displacement_std=std, reference=truth)
-m.save("noisy_lateral.h5")
 result = ef.reconstruct(m, prior="tv")
 print(result.status, result.message)
 for name, value in ef.metrics.evaluate(result.modulus, truth, grid, mask=mask).items():
