@@ -120,15 +120,15 @@ PYBIND11_MODULE(_core, m) {
   bind_form<float>(form);
 
   py::class_<Multigrid>(m, "Multigrid")
-      .def(py::init([](const Form& f, Array<double> x, Array<uint8_t> fixed, py::object shift, std::vector<long> pins,
-                       Array<double> modes, int degree, double ratio) {
+      .def(py::init([](const Form& f, Array<double> x, Array<uint8_t> fixed, py::object shift, long pin,
+                       Array<double> mode, int degree, double ratio) {
              Array<double> s = shift.is_none() ? Array<double>() : shift.cast<Array<double>>();
-             const double *xp = x.data(), *sp = shift.is_none() ? nullptr : s.data(), *mp = modes.data();
+             const double *xp = x.data(), *sp = shift.is_none() ? nullptr : s.data(), *mp = mode.data();
              const uint8_t* fp = fixed.data();
              py::gil_scoped_release release;
-             return new Multigrid(f.form<double>(), xp, fp, sp, std::move(pins), mp, {degree, ratio});
+             return new Multigrid(f.form<double>(), xp, fp, sp, pin, mp, {degree, ratio});
            }),
-           py::arg("form"), py::arg("x"), py::arg("fixed"), py::arg("shift"), py::arg("pins"), py::arg("modes"),
+           py::arg("form"), py::arg("x"), py::arg("fixed"), py::arg("shift"), py::arg("pin"), py::arg("mode"),
            py::arg("degree"), py::arg("ratio"))
       .def("precondition",
            [](Multigrid& self, Array<double> r) {

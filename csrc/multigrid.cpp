@@ -279,8 +279,8 @@ struct Multigrid::Coarsest {
 Multigrid::~Multigrid() = default;
 
 Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_t* fixed, const double* shift,
-                     std::vector<long> pins, const double* modes, MultigridOptions options)
-    : form_(form), options_(options), n_(size_t(form.n0) * form.n1), x_(x, x + n_), pins_(std::move(pins)) {
+                     long pin, const double* mode, MultigridOptions options)
+    : form_(form), options_(options), n_(size_t(form.n0) * form.n1), x_(x, x + n_), pin_(pin) {
   const int n0 = form.n0, n1 = form.n1;
   const Setup& setup = *kernels().setup;
   form32_ = {n0, n1, form.reduced,
@@ -311,14 +311,13 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
           share[at] = shift[at] / modulus_ / cells;
         }
   }
-  if (!pins_.empty()) modes_.assign(modes, modes + pins_.size() * 2 * n_);
-  pin_values_.resize(pins_.size());
+  if (pin_ >= 0) mode_.assign(mode, mode + 2 * n_);
   r_.resize(2 * n_), p_.resize(2 * n_), q_.resize(2 * n_);
 
-  // the hierarchy does not know of pins
+  // the hierarchy does not know of the pin
   std::vector<uint8_t> mask(fixed, fixed + 2 * n_);
   fixed_.collect(mask, n0, n1);
-  for (long pin : pins_) mask[pin] = 0;
+  if (pin_ >= 0) mask[pin_] = 0;
 
   levels_.emplace_back(new Level);
   levels_[0]->allocate(n0, n1);
@@ -399,43 +398,29 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
       estimate_eigenvalue(N);
     }
   }
-  coarsest_.reset(new Coarsest(fine, pins_.empty() ? 0.0 : 1e-6));
+  coarsest_.reset(new Coarsest(fine, pin_ < 0 ? 0.0 : 1e-6));
   if (levels_.size() > 1) {
     set_up_patches(scaled.data(), shift ? share.data() : nullptr);
     estimate_eigenvalue(*levels_[0]);
   }
-  if (shift && !pins_.empty()) find_modes();
+  if (shift && pin_ >= 0) find_mode();
 }
 
-// With a shift the motions that the pins hold are no longer rigid: they are the responses of the body without pins
-// to a force at each pin, scaled to be one there and zero at the other pins.
-void Multigrid::find_modes() {
-  const size_t count = pins_.size();
-  std::vector<long> pins;
-  std::swap(pins, pins_);
-  FixedDofs with_pins = levels_[0]->fixed;
-  std::swap(with_pins, fixed_);
-  std::vector<double> load(2 * n_, 0.0), response(count * 2 * n_, 0.0);
-  for (size_t k = 0; k < count; ++k) {
-    load[pins[k]] = 1;
-    solve(load.data(), response.data() + k * 2 * n_, 1e-3, 50, true);
-    load[pins[k]] = 0;
-  }
-  std::swap(pins, pins_);
-  std::swap(with_pins, fixed_);
-  // Gauss-Jordan on the pin values of the (at most three) responses
-  for (size_t k = 0; k < count; ++k) {
-    double* row = response.data() + k * 2 * n_;
-    const double pivot = row[pins_[k]];
-    for (size_t i = 0; i < 2 * n_; ++i) row[i] /= pivot;
-    for (size_t l = 0; l < count; ++l) {
-      if (l == k) continue;
-      double* other = response.data() + l * 2 * n_;
-      const double factor = other[pins_[k]];
-      for (size_t i = 0; i < 2 * n_; ++i) other[i] -= factor * row[i];
-    }
-  }
-  modes_ = std::move(response);
+// With a shift the motion that the pin holds is no longer rigid: it is the response of the body without the pin to a
+// force there, scaled to be one at the pin.
+void Multigrid::find_mode() {
+  const long pin = pin_;
+  pin_ = -1;
+  FixedDofs with_pin = levels_[0]->fixed;
+  std::swap(with_pin, fixed_);
+  std::vector<double> load(2 * n_, 0.0);
+  load[pin] = 1;
+  std::fill(mode_.begin(), mode_.end(), 0.0);
+  solve(load.data(), mode_.data(), 1e-3, 50, true);
+  std::swap(with_pin, fixed_);
+  pin_ = pin;
+  const double at_pin = mode_[pin];
+  for (double& v : mode_) v /= at_pin;
 }
 
 // The assembled 4-node block of any one cell, packed, from the up to nine cells around it.
@@ -638,7 +623,7 @@ void Multigrid::cycle(size_t l) {
 // Largest eigenvalue of (smoother x matrix) by a few Lanczos steps (the recurrences of conjugate gradients).
 void Multigrid::estimate_eigenvalue(Level& L) {
   constexpr int kSteps = 10;
-  constexpr double kMargin = 1.05;  // Lanczos approaches from below
+  constexpr double kMargin = 1.1;  // Lanczos approaches from below; isolated eigenvalues of rough moduli last
   const size_t n = 2 * size_t(L.n0) * L.n1;
   Field residual, z, product;
   residual.allocate(L.n0, L.n1), z.allocate(L.n0, L.n1), product.allocate(L.n0, L.n1);
@@ -683,8 +668,8 @@ void Multigrid::estimate_eigenvalue(Level& L) {
   L.r.memory.clear();
 }
 
-// One V-cycle for a residual that is zero at every fixed dof. Leaves the result in z(i) = factor * (x(i) - sum of
-// modes(i) * pin values), with x the finest level's solution.
+// One V-cycle for a residual that is zero at every fixed dof. Leaves the result in z(i) = factor * (x(i) -
+// mode(i) * pin value), with x the finest level's solution.
 double Multigrid::cycle_on(const double* r, double r_norm) {
   Level& L = *levels_[0];
   const int n0 = form_.n0, n1 = form_.n1;
@@ -693,20 +678,16 @@ double Multigrid::cycle_on(const double* r, double r_norm) {
     const size_t w = 2 * size_t(n1);
     for (size_t i = begin * w; i < end * w; ++i) L.r.data[i] = float(r[i] / r_norm);
   });
-  for (size_t k = 0; k < pins_.size(); ++k) {
+  if (pin_ >= 0) {
     // a reaction that leaves no net force along the mode
-    const double* mode = modes_.data() + k * 2 * n_;
     const double net = sum_rows(n0, 2 * n1, [&](int begin, int end) {
-      double sum = 0;
       const size_t w = 2 * size_t(n1);
-#pragma omp simd reduction(+ : sum)
-      for (size_t i = begin * w; i < end * w; ++i) sum += mode[i] * r[i];
-      return sum;
+      return kernels().f64->dot(mode_.data() + begin * w, r + begin * w, (end - begin) * w);
     });
-    L.r.data[pins_[k]] = float(-net / r_norm);
+    L.r.data[pin_] = float(-net / r_norm);
   }
   cycle(0);
-  for (size_t k = 0; k < pins_.size(); ++k) pin_values_[k] = L.x.data[pins_[k]];
+  if (pin_ >= 0) pin_value_ = L.x.data[pin_];
   return r_norm / modulus_;
 }
 
@@ -716,18 +697,10 @@ void Multigrid::each_value(double factor, int begin, int end, Body body) const {
   const float* x = levels_[0]->x.data;
   for (int c = 0; c < 2; ++c) {
     const size_t from = c * n_ + size_t(begin) * form_.n1, to = c * n_ + size_t(end) * form_.n1;
-    if (pins_.empty()) {
+    if (pin_ < 0)
       for (size_t i = from; i < to; ++i) body(i, factor * x[i]);
-    } else if (pins_.size() == 1) {
-      const double *mode = modes_.data(), pin = pin_values_[0];
-      for (size_t i = from; i < to; ++i) body(i, factor * (x[i] - pin * mode[i]));
-    } else {
-      for (size_t i = from; i < to; ++i) {
-        double v = x[i];
-        for (size_t k = 0; k < pins_.size(); ++k) v -= pin_values_[k] * modes_[k * 2 * n_ + i];
-        body(i, factor * v);
-      }
-    }
+    else
+      for (size_t i = from; i < to; ++i) body(i, factor * (x[i] - pin_value_ * mode_[i]));
   }
 }
 
@@ -775,18 +748,16 @@ SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_it
       return sum;
     });
   };
-  const double bb = sum_rows(n0, n1, [&](int begin, int end) {
+  const double bb = sum_rows(n0, n1, [&](int begin, int end) {  // r_ serves as room for b without its fixed entries
     double sum = 0;
     for (int c = 0; c < 2; ++c)
-      for (size_t i = c * n_ + size_t(begin) * n1; i < c * n_ + size_t(end) * n1; ++i) sum += b[i] * b[i];
-    for (int j = begin; j < end; ++j)
-      for (int e = fixed_.row[j]; e < fixed_.row[j + 1]; ++e) {
-        const double v = b[fixed_.dof[e].first * n_ + size_t(j) * n1 + fixed_.dof[e].second];
-        sum -= v * v;
-      }
+      std::copy(b + c * n_ + size_t(begin) * n1, b + c * n_ + size_t(end) * n1, r_.begin() + c * n_ + size_t(begin) * n1);
+    fixed_.clear(r_.data(), n0, n1, begin, end);
+    for (int c = 0; c < 2; ++c)
+      for (size_t i = c * n_ + size_t(begin) * n1; i < c * n_ + size_t(end) * n1; ++i) sum += r_[i] * r_[i];
     return sum;
   });
-  const double norm = std::sqrt(std::max(bb, 0.0));
+  const double norm = std::sqrt(bb);
   if (norm == 0) {
     std::fill(x, x + 2 * n_, 0.0);
     return result;
@@ -858,7 +829,7 @@ std::vector<double> Multigrid::eigenvalue_bounds() const {
 }
 
 size_t Multigrid::bytes() const {
-  size_t total = sizeof(double) * (x_.size() + shift_.size() + modes_.size() + r_.size() + p_.size() + q_.size()) +
+  size_t total = sizeof(double) * (x_.size() + shift_.size() + mode_.size() + r_.size() + p_.size() + q_.size()) +
                  sizeof(float) * (x32_.size() + shift32_.size() + patch_scale_.size() + patch_shift0_.size() +
                                   patch_shift1_.size() + patch_special_.size());
   for (const auto& L : levels_)

@@ -58,10 +58,10 @@ struct SolveResult {
 
 class Multigrid {
  public:
-  // x: modulus per node; fixed: 2N flags; shift: 2N values or null. pins: fixed dofs that are kept out of the
-  // hierarchy; modes: one row of 2N values for each pin, the rigid motion that is 1 at its own pin and 0 at others.
+  // x: modulus per node; fixed: 2N flags; shift: 2N values or null. pin: a fixed dof that is kept out of the hierarchy,
+  // or -1; mode: the rigid motion (2N values) that it alone holds, one at the pin.
   Multigrid(const GridForm<double>& form, const double* x, const uint8_t* fixed, const double* shift,
-            std::vector<long> pins, const double* modes, MultigridOptions options);
+            long pin, const double* mode, MultigridOptions options);
   ~Multigrid();
 
   void precondition(const double* r, double* z);
@@ -76,7 +76,7 @@ class Multigrid {
  private:
   struct Level;
   struct Coarsest;
-  void find_modes();
+  void find_mode();
   void set_up_patches(const double* x, const double* shift);
   void cycle(size_t l);
   void smooth(Level& level, bool zero_guess, bool keep_residual);
@@ -95,10 +95,10 @@ class Multigrid {
   std::vector<double> x_, shift_;
   std::vector<float> x32_, shift32_;
   double modulus_ = 1;  // mean of x; the hierarchy works on x / modulus
-  std::vector<long> pins_;
-  std::vector<double> modes_;
-  std::vector<double> pin_values_;
-  FixedDofs fixed_;  // pins included; the levels' own lists leave them out
+  long pin_;
+  std::vector<double> mode_;
+  double pin_value_ = 0;
+  FixedDofs fixed_;  // the pin included; the levels' own lists leave it out
   std::vector<std::unique_ptr<Level>> levels_;
   std::unique_ptr<Coarsest> coarsest_;
   // patches of the finest level
