@@ -106,7 +106,7 @@ def print_table(heads, rows):
     """Rows of text and numbers as a Markdown table."""
     print("\n| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     for row in rows:
-        print("| " + " | ".join(c if isinstance(c, str) else f"{c:.3g}" for c in row) + " |", flush=True)
+        print("| " + " | ".join(f"{c:.3g}" if isinstance(c, float) else str(c) for c in row) + " |", flush=True)
 
 
 def save(name, tables):

@@ -311,7 +311,13 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
           share[at] = shift[at] / modulus_ / cells;
         }
   }
-  if (pin_ >= 0) mode_.assign(mode, mode + 2 * n_);
+  if (pin_ >= 0) {
+    translation_[0] = mode[0], translation_[1] = mode[n_];
+    bool constant = !shift;
+    for (int c = 0; c < 2 && constant; ++c)
+      constant = std::all_of(mode + c * n_, mode + (c + 1) * n_, [&](double v) { return v == translation_[c]; });
+    if (!constant) mode_.assign(mode, mode + 2 * n_);
+  }
   r_.resize(2 * n_), p_.resize(2 * n_), q_.resize(2 * n_);
 
   // the hierarchy does not know of the pin
@@ -668,26 +674,43 @@ void Multigrid::estimate_eigenvalue(Level& L) {
   L.r.memory.clear();
 }
 
-// One V-cycle for a residual that is zero at every fixed dof. Leaves the result in z(i) = factor * (x(i) -
-// mode(i) * pin value), with x the finest level's solution.
+// One V-cycle for a residual that is zero at every fixed dof. The result is the finest level's solution times the factor
+// that is returned; values at fixed dofs mean nothing.
 double Multigrid::cycle_on(const double* r, double r_norm) {
   Level& L = *levels_[0];
   const int n0 = form_.n0, n1 = form_.n1;
   if (!(r_norm > 0)) r_norm = 1;
-  for_rows(n0, 2 * n1, [&](int begin, int end) {
-    const size_t w = 2 * size_t(n1);
-    for (size_t i = begin * w; i < end * w; ++i) L.r.data[i] = float(r[i] / r_norm);
-  });
-  if (pin_ >= 0) {
-    // a reaction that leaves no net force along the mode
-    const double net = sum_rows(n0, 2 * n1, [&](int begin, int end) {
-      const size_t w = 2 * size_t(n1);
-      return kernels().f64->dot(mode_.data() + begin * w, r + begin * w, (end - begin) * w);
+  const double scale = 1 / r_norm;
+  double net = 0;  // force along the mode that the pin holds
+  for (int c = 0; c < 2; ++c) {
+    const double sum = sum_rows(n0, n1, [&](int begin, int end) {
+      double part = 0;
+      const size_t from = c * n_ + size_t(begin) * n1, to = c * n_ + size_t(end) * n1;
+#pragma omp simd reduction(+ : part)
+      for (size_t i = from; i < to; ++i) {
+        L.r.data[i] = float(r[i] * scale);
+        part += r[i];
+      }
+      return mode_.empty() ? part : kernels().f64->dot(mode_.data() + from, r + from, to - from);
     });
-    L.r.data[pin_] = float(-net / r_norm);
+    net += mode_.empty() ? translation_[c] * sum : sum;
   }
+  if (pin_ >= 0) L.r.data[pin_] = float(-net * scale);  // a reaction that balances it
   cycle(0);
-  if (pin_ >= 0) pin_value_ = L.x.data[pin_];
+  if (pin_ >= 0) {
+    const float at_pin = L.x.data[pin_];
+    for (int c = 0; c < 2; ++c) {
+      if (mode_.empty() && translation_[c] == 0) continue;
+      for_rows(n0, n1, [&](int begin, int end) {
+        const size_t from = c * n_ + size_t(begin) * n1, to = c * n_ + size_t(end) * n1;
+        const float shift = at_pin * float(translation_[c]);
+        if (mode_.empty())
+          for (size_t i = from; i < to; ++i) L.x.data[i] -= shift;
+        else
+          for (size_t i = from; i < to; ++i) L.x.data[i] -= float(at_pin * mode_[i]);
+      });
+    }
+  }
   return r_norm / modulus_;
 }
 
@@ -695,13 +718,8 @@ double Multigrid::cycle_on(const double* r, double r_norm) {
 template <class Body>
 void Multigrid::each_value(double factor, int begin, int end, Body body) const {
   const float* x = levels_[0]->x.data;
-  for (int c = 0; c < 2; ++c) {
-    const size_t from = c * n_ + size_t(begin) * form_.n1, to = c * n_ + size_t(end) * form_.n1;
-    if (pin_ < 0)
-      for (size_t i = from; i < to; ++i) body(i, factor * x[i]);
-    else
-      for (size_t i = from; i < to; ++i) body(i, factor * (x[i] - pin_value_ * mode_[i]));
-  }
+  for (int c = 0; c < 2; ++c)
+    for (size_t i = c * n_ + size_t(begin) * form_.n1; i < c * n_ + size_t(end) * form_.n1; ++i) body(i, factor * x[i]);
 }
 
 void Multigrid::precondition(const double* r, double* z) {
@@ -781,8 +799,13 @@ SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_it
       const double factor = cycle_on(r_.data(), std::sqrt(rr));
       const double next = sum_rows(n0, n1, [&](int begin, int end) {
         double sum = 0;
-        each_value(factor, begin, end, [&](size_t i, double v) { sum += r_[i] * v; });
-        return sum;
+        const float* x32 = levels_[0]->x.data;
+        for (int c = 0; c < 2; ++c) {
+          const size_t from = c * n_ + size_t(begin) * n1, to = c * n_ + size_t(end) * n1;
+#pragma omp simd reduction(+ : sum)
+          for (size_t i = from; i < to; ++i) sum += r_[i] * x32[i];
+        }
+        return factor * sum;
       });
       if (!std::isfinite(next)) {
         result.converged = false;

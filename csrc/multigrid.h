@@ -96,8 +96,8 @@ class Multigrid {
   std::vector<float> x32_, shift32_;
   double modulus_ = 1;  // mean of x; the hierarchy works on x / modulus
   long pin_;
-  std::vector<double> mode_;
-  double pin_value_ = 0;
+  std::vector<double> mode_;      // empty if the mode is a translation
+  double translation_[2] = {0, 0};
   FixedDofs fixed_;  // the pin included; the levels' own lists leave it out
   std::vector<std::unique_ptr<Level>> levels_;
   std::unique_ptr<Coarsest> coarsest_;

@@ -246,6 +246,7 @@ def _lone_pin(grid, fixed):
     rest = fixed.ravel().copy()
     rest[alone] = False
     values, vectors = np.linalg.eigh(modes[:, rest] @ modes[:, rest].T / n)
+    vectors[np.abs(vectors) < 1e-12] = 0  # a pure translation is then constant to the last bit, and cheaper
     free = vectors[:, values < 1e-12].T @ modes  # motions that only pins hold
     if len(free) != 1 or not len(alone):
         return nothing

@@ -119,6 +119,7 @@ def test_contractions_against_dense_reference(law, dtype, tolerance, batch):
     uu, vv = (a.reshape(batch, -1).astype(np.float64) for a in (u, v))
 
     force, finite = backend.force(x, u)
+    assert finite
     sensitivity, _ = backend.sensitivity(u, v)
     stiffness, contraction = backend.stiffness(x[0]), backend.contraction(u[0])
     assert {a.dtype for a in (force, sensitivity, stiffness, contraction)} == {np.dtype(dtype)}
