@@ -57,41 +57,44 @@ EF_HD Strain<V> strain(const CellLaw<T>& k, const Corners<V>& u, const Corners<V
   return {us * q0, uh * q0, vt * q1, vh * q1, ut * q1 + vs * q0, uh * q1, vh * q0};
 }
 
-// Generalised forces conjugate to the displacement modes, scattered to the corners.
+// Forces at the corners, component by component.
 template <class V>
 struct CornerForces {
   Corners<V> u, v;
 };
 
+// K(x) (u, v) of one cell. Modes and moments stand without their constant factors, strains are divided by g0 / 4: the
+// law's constants make up for all of it.
 template <bool kReduced, class V, class T>
-EF_HD CornerForces<V> cell_force(const CellLaw<T>& k, const Moments<V>& x, const Strain<V>& e) {
-  const T third = T(1.0 / 3);
-  const V x3 = x.m * third;
-  const V xe0 = x.m * e.e0 + x.t * e.e0t, xe0t = x.t * e.e0 + x3 * e.e0t;
-  const V xe1 = x.m * e.e1 + x.s * e.e1s, xe1s = x.s * e.e1 + x3 * e.e1s;
-  V s0, s0t, s1, s1s;
+EF_HD CornerForces<V> cell_force(const CellLaw<T>& k, const Corners<V>& x, const Corners<V>& u, const Corners<V>& v) {
+  const T third = T(1.0 / 3), ratio = k.g1 / k.g0, unit = k.g0 * k.g0 * T(1.0 / 64);
+  const T mu = k.mu * unit, lambda = k.lambda * unit, c = kReduced ? mu + mu : lambda + mu + mu;
+  const T mu1 = mu * ratio, lambda1 = lambda * ratio, c1 = c * ratio;
+  V p = x.a + x.b, q = x.c + x.d, r = x.b - x.a, s = x.d - x.c;
+  const V xm = p + q, xs = q - p, xt = r + s, xh = s - r;
+  r = u.b - u.a, s = u.d - u.c;  // differences first: they are exact where displacements hardly vary
+  const V e0 = (u.c - u.a) + (u.d - u.b), ut = r + s, e0t = s - r;
+  r = v.b - v.a, s = v.d - v.c;
+  const V vs = (v.c - v.a) + (v.d - v.b), e1 = (r + s) * ratio, gt = s - r;
+  const V e1s = gt * ratio, g = ut * ratio + vs, gs = e0t * ratio;
+  const V e0t3 = e0t * third, e1s3 = e1s * third, gs3 = gs * third, gt3 = gt * third;
+  const V xe0 = xm * e0 + xt * e0t3, xe0t = xt * e0 + xm * e0t;
+  const V xe1 = xm * e1 + xs * e1s3, xe1s = xs * e1 + xm * e1s;
+  const V w = xm * g + xs * gs3 + xt * gt3, ws = xs * g + xm * gs + xh * gt3, wt = xt * g + xh * gs3 + xm * gt;
+  V fus, fvt, fuh = xe0t * (c * third) + ws * (mu1 * third), fvh = xe1s * (c1 * third) + wt * (mu * third);
   if constexpr (kReduced) {
-    const T mu2 = k.mu + k.mu;
-    const V p = x.m * (e.e0 + e.e1) * k.lambda;
-    s0 = xe0 * mu2 + p;
-    s1 = xe1 * mu2 + p;
-    s0t = xe0t * mu2;
-    s1s = xe1s * mu2;
+    const V mean = xm * (e0 + e1);
+    fus = xe0 * c + mean * lambda;
+    fvt = xe1 * c1 + mean * lambda1;
   } else {
-    const T c = k.lambda + k.mu + k.mu;
-    s0 = xe0 * c + xe1 * k.lambda;
-    s1 = xe1 * c + xe0 * k.lambda;
-    s0t = xe0t * c + (x.t * e.e1 + x.h * e.e1s) * k.lambda;
-    s1s = xe1s * c + (x.s * e.e0 + x.h * e.e0t) * k.lambda;
+    fus = xe0 * c + xe1 * lambda;
+    fvt = xe1 * c1 + xe0 * lambda1;
+    fuh += (xt * e1 + xh * e1s3) * (lambda * third);
+    fvh += (xs * e0 + xh * e0t3) * (lambda1 * third);
   }
-  const V w = (x.m * e.g + x.s * e.gs + x.t * e.gt) * k.mu;
-  const V ws = (x.s * e.g + x3 * e.gs + x.h * e.gt) * k.mu;
-  const V wt = (x.t * e.g + x.h * e.gs + x3 * e.gt) * k.mu;
-  const T q0 = k.g0 * T(0.25), q1 = k.g1 * T(0.25);
-  const V fus = s0 * q0, fut = w * q1, fuh = s0t * q0 + ws * q1;
-  const V fvs = w * q0, fvt = s1 * q1, fvh = s1s * q1 + wt * q0;
-  return {{fuh - fus - fut, fut - fus - fuh, fus - fut - fuh, fus + fut + fuh},
-          {fvh - fvs - fvt, fvt - fvs - fvh, fvs - fvt - fvh, fvs + fvt + fvh}};
+  const V fut = w * mu1, fvs = w * mu;
+  const V um = fuh - fus, up = fuh + fus, vm = fvh - fvs, vp = fvh + fvs;
+  return {{um - fut, fut - up, -um - fut, fut + up}, {vm - fvt, fvt - vp, -vm - fvt, fvt + vp}};
 }
 
 // d/dx of v^T K(x) u for one cell, one value a corner.

@@ -65,71 +65,107 @@ EF_HD void for_vectors(int lo, int hi, Body body) {
   }
 }
 
-constexpr int kStrip = 256;  // columns worked on at a time: the row buffers then stay in the first-level cache
+constexpr int kStrip = 512;  // columns worked on at a time: the rows then stay in the first-level cache
 
-// What the cells of one row give to their corners; entry c - i0 + kLead belongs to cell c of the strip from column i0,
-// so that whole vectors of cells lie on cache lines.
-constexpr int kLead = 16;
-template <class T, int NC>
-struct CellRow {
-  alignas(64) T a[NC][kStrip + kLead], b[NC][kStrip + kLead], c[NC][kStrip + kLead], d[NC][kStrip + kLead];
-};
-
+// What a cell gives to its four corners, for each of NC components.
 template <class V, int NC>
 struct CellValues {
   Corners<V> f[NC];
 };
 
 struct NoFix {
-  template <class Rows>
-  void operator()(int, int, int, int, Rows&) const {}
+  template <class Add>
+  void operator()(int, int, int, Add) const {}
 };
 constexpr auto kAllCells = [](int) { return 1 << 30; };
 
+// (last lane of before, all but the last of now)
+template <class T, class V, size_t... Is>
+EF_HD V shifted(const V& before, const V& now, std::index_sequence<Is...>) {
+  return __builtin_shufflevector(before, now, (sizeof...(Is) - 1 + Is)...);
+}
+
 // Sums cell contributions at the nodes of rows [begin, end): row(j) gives a function of the first cell's column and
-// of the vector (or number) type, which returns CellValues, for cells below limit(j); fix(j, first cell, end, i0,
-// buffers) adds the others or replaces some; out(j) gives a function that takes component, column and sum.
+// of the vector (or number) type, which returns CellValues, for cells below limit(j); fix(j, lo, hi, add) calls
+// add(cell, values) with what cells of columns [lo, hi) give in addition; out(j) gives a function that takes
+// component, column and a vector (or number) of sums.
 template <class T, int NC, class Limit, class Row, class Fix, class Out>
 inline void gather_rows(int n0, int n1, int begin, int end, Limit limit, Row row, Fix fix, Out out) {
-  CellRow<T, NC> w;
-  alignas(64) T carry[NC][kStrip];
+  using V = Vector<T>;
+  constexpr int kWidth = sizeof(V) / sizeof(T);
+  alignas(64) T carry[NC][kStrip];  // what the cell row above gives to the node row
   for (int i0 = 0; i0 < n1; i0 += kStrip) {
-    const int i1 = i0 + kStrip < n1 ? i0 + kStrip : n1, n = i1 - i0;
-    const int lo = i0 > 0 ? i0 - kLead : 0, hi = i1 < n1 ? i1 : n1 - 1;
-    for (int k = 0; k < NC; ++k) {
-      if (i0 == 0) w.b[k][kLead - 1] = w.d[k][kLead - 1] = T(0);
-      if (i1 == n1) w.a[k][kLead + n - 1] = w.c[k][kLead + n - 1] = T(0);
-      for (int i = 0; i < n; ++i) carry[k][i] = T(0);
-    }
+    const int i1 = i0 + kStrip < n1 ? i0 + kStrip : n1;
+    for (int k = 0; k < NC; ++k)
+      for (int i = i0; i < i1; ++i) carry[k][i - i0] = T(0);
     for (int j = begin > 0 ? begin - 1 : 0; j < end; ++j) {
-      if (j < n0 - 1) {
-        const auto cell = row(j);
-        const int top = limit(j);
-        for_vectors<T>(lo, hi < top ? hi : top, [&](int c, auto kind) EF_LAMBDA {
-          const CellValues<decltype(kind), NC> v = cell(c, kind);
-          const int p = c - i0 + kLead;
-          for (int k = 0; k < NC; ++k) {
-            store(&w.a[k][p], v.f[k].a);
-            store(&w.b[k][p], v.f[k].b);
-            store(&w.c[k][p], v.f[k].c);
-            store(&w.d[k][p], v.f[k].d);
-          }
-        });
-        fix(j, lo, hi, i0, w);
-      } else {
+      const auto take = out(j);
+      if (j == n0 - 1) {
         for (int k = 0; k < NC; ++k)
-          for (int i = 0; i < n + kLead; ++i) w.a[k][i] = w.b[k][i] = T(0);
+          for (int i = i0; i < i1; ++i) take(k, i, carry[k][i - i0]);
+        break;
       }
-      if (j >= begin) {
-        const auto take = out(j);
+      // cell c gives to the nodes c and c + 1 of the rows j (now) and j + 1 (after the carry has been used)
+      auto add_at = [&](int c, int k, T left, T right) {
+        if (c >= i0) carry[k][c - i0] += left;
+        if (c + 1 < i1) carry[k][c + 1 - i0] += right;
+      };
+      const int first = i0 > 0 ? i0 - 1 : 0, last = i1 < n1 ? i1 : n1 - 1;
+      fix(j, first, last, [&](int c, const CellValues<T, NC>& v) {
+        for (int k = 0; k < NC; ++k) add_at(c, k, v.f[k].a, v.f[k].b);
+      });
+      const auto cell = row(j);
+      const int cells = limit(j) < last ? limit(j) : last;
+      V b[NC] = {}, d[NC] = {};  // of the cells before
+      if (i0 > 0 && i0 - 1 < cells) {
+        const CellValues<T, NC> v = cell(i0 - 1, T{});
+        for (int k = 0; k < NC; ++k) b[k][kWidth - 1] = v.f[k].b, d[k][kWidth - 1] = v.f[k].d;
+      }
+      int i = i0;
+      auto vectors = [&](auto write) EF_LAMBDA {
+        constexpr auto lanes = std::make_index_sequence<kWidth>{};
+        for (; i + kWidth <= cells; i += kWidth) {
+          const CellValues<V, NC> v = cell(i, V{});
+          for (int k = 0; k < NC; ++k) {
+            T* c = &carry[k][i - i0];
+            if constexpr (decltype(write)::value) take(k, i, load<V>(c) + v.f[k].a + shifted<T>(b[k], v.f[k].b, lanes));
+            store(c, v.f[k].c + shifted<T>(d[k], v.f[k].d, lanes));
+            b[k] = v.f[k].b, d[k] = v.f[k].d;
+          }
+        }
+      };
+      j >= begin ? vectors(std::true_type{}) : vectors(std::false_type{});
+      // the rest: one more vector that overlaps the one before, or cell by cell
+      T rest[4][NC][kWidth + 2] = {};
+      const int from = i - 1;  // rest[.][.][0] is the cell before
+      for (int k = 0; k < NC; ++k) rest[1][k][0] = b[k][kWidth - 1], rest[3][k][0] = d[k][kWidth - 1];
+      if (i < cells && cells >= kWidth) {
+        const CellValues<V, NC> v = cell(cells - kWidth, V{});
         for (int k = 0; k < NC; ++k)
-#pragma GCC ivdep
-          for (int i = 0; i < n; ++i) 
-            take(k, i0 + i, carry[k][i] + w.a[k][kLead + i] + w.b[k][kLead - 1 + i]);
+          for (int c = i; c < cells; ++c) {
+            const int lane = c - (cells - kWidth);
+            rest[0][k][c - from] = v.f[k].a[lane], rest[1][k][c - from] = v.f[k].b[lane];
+            rest[2][k][c - from] = v.f[k].c[lane], rest[3][k][c - from] = v.f[k].d[lane];
+          }
+      } else {
+        for (int c = i; c < cells; ++c) {
+          const CellValues<T, NC> v = cell(c, T{});
+          for (int k = 0; k < NC; ++k) {
+            rest[0][k][c - from] = v.f[k].a, rest[1][k][c - from] = v.f[k].b;
+            rest[2][k][c - from] = v.f[k].c, rest[3][k][c - from] = v.f[k].d;
+          }
+        }
       }
       for (int k = 0; k < NC; ++k)
-#pragma GCC ivdep
-        for (int i = 0; i < n; ++i) carry[k][i] = w.c[k][kLead + i] + w.d[k][kLead - 1 + i];
+        for (int n = i; n < i1; ++n) {
+          const int c = n - from < kWidth + 1 ? n - from : kWidth + 1;  // none beyond the last cell
+          T* up = &carry[k][n - i0];
+          if (j >= begin) take(k, n, *up + rest[0][k][c] + rest[1][k][c - 1]);
+          *up = rest[2][k][c] + rest[3][k][c - 1];
+        }
+      fix(j, first, last, [&](int c, const CellValues<T, NC>& v) {
+        for (int k = 0; k < NC; ++k) add_at(c, k, v.f[k].c, v.f[k].d);
+      });
     }
   }
 }
@@ -162,9 +198,8 @@ inline void force_rows(const GridForm<T>& g, const T* x, const T* u, int begin, 
                 *__restrict v0 = u0 + n, *__restrict v1 = v0 + g.n1;
         return [=](int c, auto kind) EF_LAMBDA {
           using V = decltype(kind);
-          const Moments<V> m = moments<V, T>(corners<V>(x0, x1, c));
           const CornerForces<V> f =
-              cell_force<kReduced>(law, m, strain(law, corners<V>(u0, u1, c), corners<V>(v0, v1, c)));
+              cell_force<kReduced>(law, corners<V>(x0, x1, c), corners<V>(u0, u1, c), corners<V>(v0, v1, c));
           return CellValues<V, 2>{{f.u, f.v}};
         };
       },
@@ -181,7 +216,7 @@ double force(const GridForm<T>& g, const T* x, const T* u, T* f, int begin, int 
   const size_t n = size_t(g.n0) * g.n1;
   force_rows(g, x, u, begin, end, [&](int j) {
     T* __restrict o = f + size_t(j) * g.n1;
-    return [=](int k, int i, T v) EF_LAMBDA { o[k * n + i] = v; };
+    return [=](int k, int i, auto v) EF_LAMBDA { store(o + k * n + i, v); };
   });
   double total = 0;  // just written, so still in cache
   for (int k = 0; k < 2; ++k) total += sum(f + k * n + size_t(begin) * g.n1, size_t(end - begin) * g.n1);
@@ -191,14 +226,16 @@ double force(const GridForm<T>& g, const T* x, const T* u, T* f, int begin, int 
 template <class T>
 void subtract(const GridForm<T>& g, const T* x, const T* shift, const T* d, T* r, int begin, int end) {
   const size_t n = size_t(g.n0) * g.n1;
-  auto run = [&](auto shifted) {
+  auto run = [&](auto shift_too) {
     force_rows(g, x, d, begin, end, [&](int j) {
       const size_t at = size_t(j) * g.n1;
       T* __restrict o = r + at;
       const T *__restrict s = shift + at, *__restrict p = d + at;
-      return [=](int k, int i, T v) EF_LAMBDA {
-        if constexpr (decltype(shifted)::value) v += s[k * n + i] * p[k * n + i];
-        o[k * n + i] -= v;
+      return [=](int k, int i, auto v) EF_LAMBDA {
+        using V = decltype(v);
+        const size_t q = k * n + i;
+        if constexpr (decltype(shift_too)::value) v += load<V>(s + q) * load<V>(p + q);
+        store(o + q, load<V>(o + q) - v);
       };
     });
   };
@@ -212,7 +249,12 @@ double apply_dot(const GridForm<T>& g, const T* x, const T* shift, const T* p, T
     const size_t at = size_t(j) * g.n1;
     T* __restrict o = q + at;
     const T *__restrict s = shift ? shift + at : nullptr, *__restrict w = p + at;
-    return [=](int k, int i, T v) EF_LAMBDA { o[k * n + i] = s ? v + s[k * n + i] * w[k * n + i] : v; };
+    return [=](int k, int i, auto v) EF_LAMBDA {
+      using V = decltype(v);
+      const size_t q = k * n + i;
+      if (s) v += load<V>(s + q) * load<V>(w + q);
+      store(o + q, v);
+    };
   });
   double total = 0;
   for (int k = 0; k < 2; ++k) {
@@ -245,7 +287,7 @@ inline void sensitivity_rows(const GridForm<T>& g, const T* u, const T* v, T* ou
       NoFix{},
       [&](int j) {
         T* __restrict o = out + size_t(j) * g.n1;
-        return [=](int, int i, T v) EF_LAMBDA { o[i] = v; };
+        return [=](int, int i, auto v) EF_LAMBDA { store(o + i, v); };
       });
 }
 
@@ -384,13 +426,12 @@ inline void contraction_rows(const GridForm<T>& g, const T* u, const long long* 
         if (r < 0 || r >= n0 - 1) continue;
         const T *u0 = u + size_t(r) * n1, *u1 = u0 + n1, *v0 = u0 + n, *v1 = v0 + n1;
         for (int q = 0; q < 4; ++q) {
-          const T s = T(q / 2 ? 1.0 / 12 : -1.0 / 12), t = T(q % 2 ? 1.0 / 12 : -1.0 / 12);
-          const Moments<T> unit = {T(0.25), s, t, s * t * 4};
+          const Corners<T> unit = {T(q == 0), T(q == 1), T(q == 2), T(q == 3)};
           for_vectors<T>(lo, hi, [&](int c, auto kind) EF_LAMBDA {
             using V = decltype(kind);
-            const Moments<V> x = {V{} + unit.m, V{} + unit.s, V{} + unit.t, V{} + unit.h};
+            const Corners<V> x = {V{} + unit.a, V{} + unit.b, V{} + unit.c, V{} + unit.d};
             const CornerForces<V> f =
-                cell_force<kReduced>(law, x, strain(law, corners<V>(u0, u1, c), corners<V>(v0, v1, c)));
+                cell_force<kReduced>(law, x, corners<V>(u0, u1, c), corners<V>(v0, v1, c));
             const V all[8] = {f.u.a, f.u.b, f.u.c, f.u.d, f.v.a, f.v.b, f.v.c, f.v.d};
             for (int e = 0; e < 8; ++e) store(&out[e][q][c - i0 + 1], all[e]);
           });
@@ -468,7 +509,7 @@ inline void patch_rows(const Patch<T>& B, const T* r, T a, T b, T* d, T* y, int 
                                    {gm - gs - gt + gh, gm - gs + gt - gh, gm + gs - gt - gh, gm + gs + gt + gh}}};
         };
       },
-      [&](int j, int lo, int hi, int i0, CellRow<T, 2>& w) {
+      [&](int j, int lo, int hi, auto add) {
         for (int k = B.special_row[j]; k < B.special_row[j + 1]; ++k) {
           const int i = B.special_col[k];
           if (i < lo || i >= hi) continue;
@@ -478,21 +519,17 @@ inline void patch_rows(const Patch<T>& B, const T* r, T a, T b, T* d, T* y, int 
           T out[8] = {};
           for (int p = 0; p < 8; ++p)
             for (int q = 0; q < 8; ++q) out[p] += inverse[entry(p, q)] * in[q];
-          const int at = i - i0 + kLead;
-          for (int comp = 0; comp < 2; ++comp) {
-            w.a[comp][at] = out[4 * comp];
-            w.b[comp][at] = out[4 * comp + 1];
-            w.c[comp][at] = out[4 * comp + 2];
-            w.d[comp][at] = out[4 * comp + 3];
-          }
+          add(i, CellValues<T, 2>{{{out[0], out[1], out[2], out[3]}, {out[4], out[5], out[6], out[7]}}});
         }
       },
       [&](int j) {
         T *__restrict o = d + size_t(j) * n1, *__restrict z = y + size_t(j) * n1;
-        return [=](int k, int i, T v) EF_LAMBDA {
-          const T e = kFirst ? b * v : a * o[k * n + i] + b * v;
-          o[k * n + i] = e;
-          z[k * n + i] = kFirst ? e : z[k * n + i] + e;
+        return [=](int k, int i, auto v) EF_LAMBDA {
+          using V = decltype(v);
+          const size_t q = k * n + i;
+          const V e = kFirst ? b * v : a * load<V>(o + q) + b * v;
+          store(o + q, e);
+          store(z + q, kFirst ? e : load<V>(z + q) + e);
         };
       });
 }
@@ -644,7 +681,7 @@ void restrict_rows(const Transfer<T>& P, const T* fine, T* coarse, int begin, in
                 s * z2 + q(6) * cu + q(14) * cv, q(7) * cu + q(15) * cv}}};
         };
       },
-      [&](int J, int lo, int hi, int i0, CellRow<T, 2>& w) {
+      [&](int J, int lo, int hi, auto add) {
         const int top = J < P.a0.regular ? P.a1.regular : 0;
         for (int I = lo < top ? top : lo; I < hi; ++I) {
           T out[8] = {};
@@ -654,14 +691,12 @@ void restrict_rows(const Transfer<T>& P, const T* fine, T* coarse, int begin, in
               out[k] += interior ? interior[k] * fine[at] + interior[8 + k] * fine[at + n]
                                  : weights[k % 4] * fine[at + (k / 4) * n];
           });
-          const int p = I - i0 + kLead;
-          for (int k = 0; k < 2; ++k)
-            w.a[k][p] = out[4 * k], w.b[k][p] = out[4 * k + 1], w.c[k][p] = out[4 * k + 2], w.d[k][p] = out[4 * k + 3];
+          add(I, CellValues<T, 2>{{{out[0], out[1], out[2], out[3]}, {out[4], out[5], out[6], out[7]}}});
         }
       },
       [&](int j) {
         T* __restrict o = coarse + size_t(j) * nc;
-        return [=](int k, int i, T v) EF_LAMBDA { o[k * m + i] = v; };
+        return [=](int k, int i, auto v) EF_LAMBDA { store(o + k * m + i, v); };
       });
 }
 

@@ -168,10 +168,9 @@ class ElasticForm:
         """
         x, batch, _ = self._field(x, "x", 0)
         self._single(batch, "x", self.node_shape)
-        matrix = self.backend.stiffness(x.reshape(-1), out)
-        if not np.isfinite(matrix.data.sum()):
+        if not np.isfinite(x.sum()):
             _refuse_not_finite(x=x)
-        return matrix
+        return self.backend.stiffness(x.reshape(-1), out)
 
     def contraction(self, u, out=None):
         """D(u) as a sparse matrix: D(u) x = K(x) u.
@@ -195,10 +194,9 @@ class ElasticForm:
         """
         u, batch, _ = self._field(u, "u", 1)
         self._single(batch, "u", self.dof_shape)
-        matrix = self.backend.contraction(u.reshape(self.geometry.dim, -1), out)
-        if not np.isfinite(matrix.data.sum()):
+        if not np.isfinite(u.sum()):
             _refuse_not_finite(u=u)
-        return matrix
+        return self.backend.contraction(u.reshape(self.geometry.dim, -1), out)
 
     def solver(self, x, active, shift=None):
         """Solver for K(x) + diag(shift) restricted to the active dofs.
