@@ -8,7 +8,7 @@ import numpy as np
 
 from .boundary import check_support
 from .covariance import NoiseCovariance, finite_std
-from .form import check_modulus
+from .form import check_modulus, inner
 from .measurement import Measurement
 from .solve import check_rtol, state
 
@@ -149,9 +149,9 @@ class Fidelity:
         weighted = self._precision * misfit
         z = solver.solve(weighted, self._guess[1], rtol).value
         self._guess[1] = z
-        value = 0.5 * float(np.vdot(misfit, weighted))
+        value = 0.5 * inner(misfit, weighted)
         if rtol > 1e-7:  # sum over the dual-weighted residual of the forward solve
-            value += float(np.vdot(z, load.force.reshape(z.shape) - form.force(x, u)))
+            value += inner(z, load.force.reshape(z.shape) - form.force(x, u))
         through = u if self.kind == "exact" else self.measured
 
         def weighting(r):
@@ -159,7 +159,7 @@ class Fidelity:
 
         def frozen(other):
             e = solver.solve(self._residual(other), rtol=rtol).value
-            return 0.5 * float(np.vdot(e, self._precision * e))
+            return 0.5 * inner(e, self._precision * e)
 
         def frozen_gradient(other):
             e = solver.solve(self._residual(other), rtol=rtol).value
@@ -175,13 +175,13 @@ class Fidelity:
         r = self._residual(x)
         z = gamma.solve(r, rtol, self._guess[1]).value
         self._guess[1] = z
-        value = float(np.vdot(z, r) - 0.5 * np.vdot(z, gamma._apply(z)))
+        value = inner(z, r) - 0.5 * inner(z, gamma._apply(z))
         u = self.measured + self._variance * form.force(x, z)
         through = u if self.kind == "exact" else self.measured
 
         def frozen(other):
             r = self._residual(other)
-            return 0.5 * float(np.vdot(r, gamma.solve(r, rtol).value))
+            return 0.5 * inner(r, gamma.solve(r, rtol).value)
 
         def frozen_gradient(other):
             return -form.sensitivity(self.measured, gamma.solve(self._residual(other), rtol).value)

@@ -245,6 +245,11 @@ class ElasticForm:
             raise ValueError(f"{name} must be one field of shape {shape}, got a batch of shape {batch}")
 
 
+def inner(a, b) -> float:
+    """Sum of products without BLAS, whose threads would go on spinning beside those of the kernels."""
+    return float(np.einsum("i,i->", a.ravel(), b.ravel()))
+
+
 def as_float(value, name) -> np.ndarray:
     """Host array of float64 or float32; other real numbers become float64."""
     try:

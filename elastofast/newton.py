@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .form import inner
+
 __all__ = ["Iterate", "conjugate_gradients", "data_curvature", "gauss_newton", "quasi_newton"]
 
 CG_STEPS = 12
@@ -76,14 +78,14 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
         free = _free(z, gradient, limits)
         if spread is None:
             probe = np.random.default_rng(0).choice([-1.0, 1.0], z.shape)
-            spread = float(np.vdot(probe, of_data(probe)) / z.size)
+            spread = inner(probe, of_data(probe)) / z.size
         d = conjugate_gradients(
             lambda v, free=free, curvature=curvature: curvature(v) * free,
             -gradient * free,
             diagonal + spread,
             steps=CG_STEPS + 4 * max(0, number - CG_STEPS),  # a run this long has a long valley to go down
         )
-        slope = float(np.vdot(gradient, d))
+        slope = inner(gradient, d)
         if not slope < 0:
             return Iterate(z, now, model.value if model else 0.0, dual), "stalled"
         step = min(1.0, LONGEST_STEP / np.abs(d).max())
@@ -110,7 +112,7 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
             dual = prior.step_dual(dual, z, moved)
         z, now = trial, after
         point = Iterate(z, now, prior_value, dual)
-        if report(point, step, float(np.linalg.norm(gradient * free))):
+        if report(point, step, np.sqrt(inner(gradient * free, gradient * free))):
             return point, "stopped"
         # the frozen problem changes with every step, so there the map has to come to rest
         if lowered <= tolerance * abs(value) if exact else np.sqrt(np.mean(moved**2)) <= AT_REST:
@@ -151,20 +153,20 @@ def conjugate_gradients(apply, b, diagonal, steps=CG_STEPS, tolerance=CG_TOLERAN
     d = np.zeros_like(b)
     r = b.copy()
     s = r / diagonal
-    p, rho = s.copy(), float(np.vdot(r, s))
+    p, rho = s.copy(), inner(r, s)
     first = rho
     for _ in range(steps):
         if not rho > tolerance**2 * first:
             break
         q = apply(p)
-        curvature = float(np.vdot(p, q))
+        curvature = inner(p, q)
         if not curvature > 0:
             break
         alpha = rho / curvature
         d += alpha * p
         r -= alpha * q
         s = r / diagonal
-        rho, before = float(np.vdot(r, s)), rho
+        rho, before = inner(r, s), rho
         p *= rho / before
         p += s
     return d

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .form import inner
 from .newton import conjugate_gradients, data_curvature, gauss_newton
 
 __all__ = ["predictive_weight"]
@@ -79,8 +80,8 @@ def degrees_of_freedom(fidelity, prior, weight, point, rtol):
     b = x * noise
     model = prior.linearize(point.z, point.dual)
     data = data_curvature(fidelity, x, point.data)
-    spread = float(np.vdot(b, b)) / b.size
+    spread = inner(b, b) / b.size
     d = conjugate_gradients(
         lambda v: data(v) + weight * model.curvature(v), b, weight * model.diagonal + spread, steps=30, tolerance=0.03
     )
-    return float(np.vdot(b, d))
+    return inner(b, d)
