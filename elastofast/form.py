@@ -47,12 +47,7 @@ class ElasticForm:
     """
 
     def __init__(self, geometry, law):
-        if not isinstance(geometry, Grid | Mesh):
-            raise TypeError(f"geometry must be a Grid or a Mesh, got {type(geometry).__name__}")
-        if not isinstance(law, Law):
-            raise TypeError(f"law must be PlaneStress, PlaneStrain or Solid, got {type(law).__name__}")
-        if law.dim != geometry.dim:
-            raise ValueError(f"law {type(law).__name__} is {law.dim}-D, but the geometry is {geometry.dim}-D")
+        check_body(geometry, law)
         self.geometry = geometry
         self.law = law
         if isinstance(geometry, Grid):
@@ -243,6 +238,16 @@ class ElasticForm:
     def _single(batch, name, shape):
         if prod(batch) != 1:
             raise ValueError(f"{name} must be one field of shape {shape}, got a batch of shape {batch}")
+
+
+def check_body(geometry, law):
+    """A geometry and a law of the same dimension."""
+    if not isinstance(geometry, Grid | Mesh):
+        raise TypeError(f"geometry must be a Grid or a Mesh, got {type(geometry).__name__}")
+    if not isinstance(law, Law):
+        raise TypeError(f"law must be PlaneStress, PlaneStrain or Solid, got {type(law).__name__}")
+    if law.dim != geometry.dim:
+        raise ValueError(f"law {type(law).__name__} is {law.dim}-D, but the geometry is {geometry.dim}-D")
 
 
 def inner(a, b) -> float:

@@ -6,9 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from .geometry import Grid, Mesh
+from .form import check_body
 from .io import load_measurement, save_measurement
-from .laws import Law
 
 __all__ = ["Measurement", "load_measurement"]
 
@@ -58,12 +57,7 @@ class Measurement:
     def __init__(self, geometry, law, load, displacement, displacement_std, force_std=0.0, reference=None):
         from .boundary import Boundary
 
-        if not isinstance(geometry, Grid | Mesh):
-            raise TypeError(f"geometry must be a Grid or a Mesh, got {type(geometry).__name__}")
-        if not isinstance(law, Law):
-            raise TypeError(f"law must be PlaneStress, PlaneStrain or Solid, got {type(law).__name__}")
-        if law.dim != geometry.dim:
-            raise ValueError(f"law {type(law).__name__} is {law.dim}-D, but the geometry is {geometry.dim}-D")
+        check_body(geometry, law)
         if not isinstance(load, Boundary):
             raise TypeError(
                 f"load must be a Boundary, for example from compression(), got {type(load).__name__}"
