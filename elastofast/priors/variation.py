@@ -1,8 +1,4 @@
-"""Priors on the modulus: what makes a map plausible before anything is measured.
-
-A prior is a callable: ``value, gradient = prior(x)`` for a modulus x (..., *node_shape) in pascals, the gradient per
-pascal. One that can also `linearize` itself in z = log x is minimised by Gauss-Newton; any other by L-BFGS.
-"""
+"""Priors on the gradient of log x, which need no learning: first-order Tikhonov and total variation."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import csr_array, diags_array, eye_array, kron, vstack
 
-from .geometry import Grid
+from ..geometry import Grid
 
 __all__ = ["Linearization", "Tikhonov", "TotalVariation"]
 

@@ -1,0 +1,1 @@
+"""Learned priors: data sets, networks, training and the comparison of methods."""
