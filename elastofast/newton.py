@@ -8,7 +8,7 @@ import numpy as np
 
 from .form import inner
 
-__all__ = ["Iterate", "conjugate_gradients", "data_curvature", "gauss_newton", "quasi_newton"]
+__all__ = ["Iterate", "conjugate_gradients", "curvature_scale", "data_curvature", "gauss_newton", "quasi_newton"]
 
 CG_STEPS = 12
 CG_TOLERANCE = 0.1
@@ -77,8 +77,7 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
 
         free = _free(z, gradient, limits)
         if spread is None:
-            probe = np.random.default_rng(0).choice([-1.0, 1.0], z.shape)
-            spread = inner(probe, of_data(probe)) / z.size
+            spread = curvature_scale(of_data, z.size)
         d = conjugate_gradients(
             lambda v, free=free, curvature=curvature: curvature(v) * free,
             -gradient * free,
@@ -146,6 +145,12 @@ def data_curvature(fidelity, x, now):
         return x * form.sensitivity(through, now.weighting(t))
 
     return apply
+
+
+def curvature_scale(curvature, n):
+    """Mean diagonal of a curvature v -> H v of vectors (n,), by one random probe (Hutchinson's estimate)."""
+    probe = np.random.default_rng(0).choice([-1.0, 1.0], n)
+    return inner(probe, curvature(probe)) / n
 
 
 def conjugate_gradients(apply, b, diagonal, steps=CG_STEPS, tolerance=CG_TOLERANCE):
