@@ -1,10 +1,11 @@
-"""Command line: ``elastofast demo | simulate | dataset | reconstruct | info``."""
+"""Command line: ``elastofast demo | simulate | dataset | reconstruct | compare | train | info``."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import importlib.metadata
+import importlib.util
 import itertools
 import os
 import platform
@@ -99,9 +100,13 @@ def _demo(options) -> int:
         f"in {truth[~mask].mean() / 1e3:.0f} kPa, {options.snr:g} dB, seed {options.seed}\n"
     )
     heads = ["prior   ", "gradient", *_TABLE, "  chi2", "  weight", "seconds"]
-    print("  ".join(heads))
     maps = {}
-    for gradient, prior in itertools.product(("frozen", "exact"), ("none", "tikhonov", "tv")):
+    rows = [*itertools.product(("frozen", "exact"), ("none", "tikhonov", "tv")), ("exact", "critic")]
+    if importlib.util.find_spec("torch") is None:
+        print('the learned prior is left out: pip install "elastofast[learn]"\n')
+        rows.pop()
+    print("  ".join(heads))
+    for gradient, prior in rows:
         with _Bar(f"{prior}, {gradient}") as bar:
             start = time.perf_counter()
             result = reconstruct(m, prior=prior, gradient=gradient, progress=bar)
@@ -203,9 +208,12 @@ def _reconstruct(options) -> int:
     }
     if options.bounds:
         settings["bounds"] = tuple(options.bounds)
+    prior = _learned(options.prior, options.weights)
     with _Bar(options.prior, hidden=options.quiet) as bar:
-        result = reconstruct(m, progress=bar, **settings)
+        result = reconstruct(m, progress=bar, **{**settings, "prior": prior})
     config = {"elastofast": _version("elastofast"), "file": str(options.file), **overrides, **settings}
+    if options.weights:
+        config["weights"] = str(options.weights)
     save_modulus(options.output, result, m.geometry, config=config)
     print(f"status   {result.status}: {result.message}")
     print(f"chi2     {result.chi2:.4f}")
@@ -225,6 +233,38 @@ def _reconstruct(options) -> int:
         plot_result(result, m, options.plot)
         print(f"wrote {options.plot}")
     return INTERRUPTED if result.status == "interrupted" else 0
+
+
+# compare ------------------------------------------------------------------------------------------
+
+
+def _compare(options) -> int:
+    from .learning.compare import compare
+
+    settings = {name: getattr(options, name) for name in _COMPARE_OPTIONS}
+    weights = {name: getattr(options, name) for name in ("critic", "unet", "dncnn")}
+    done = compare(options.out, **settings, weights=weights, progress=not options.quiet)
+    print(f"{done}\n\nwrote {os.path.join(options.out, 'report.html')}")
+    if done.missing:
+        print(f"stopped with {done.missing} reconstructions missing; the same command goes on from there")
+        return INTERRUPTED
+    return 0
+
+
+# options of `compare` that are arguments of `learning.compare.compare`
+_COMPARE_OPTIONS = ("data", "size", "maps", "seed", "snr", "world", "methods", "jobs")
+
+
+def _learned(name, weights):
+    """The prior of a name with weights from a file, or the name where none is given."""
+    if weights is None:
+        return name
+    from . import priors
+
+    kinds = {"critic": priors.Critic, "pnp": priors.PlugAndPlay, "unet": priors.PostProcessing}
+    if name not in kinds:
+        raise ValueError(f"--weights is for the priors {', '.join(kinds)}, got --prior {name}")
+    return kinds[name].load(weights)
 
 
 # train --------------------------------------------------------------------------------------------
@@ -478,6 +518,7 @@ def _parser() -> argparse.ArgumentParser:
     option(
         "--no-unregularised", dest="unregularised", action="store_false", help="leave out the unregularised maps"
     )
+    option("--errors", type=int, default=2, help="draws of the reconstruction error a map, to train critics on")
     option("--seed", type=int, default=0, help="of maps and noise")
     option("--jobs", type=int, help="processes (default: all processors)")
     option("--force", action="store_true", help="replace OUT, and discard an interrupted run with other options")
@@ -492,12 +533,14 @@ def _parser() -> argparse.ArgumentParser:
     option = sub.add_argument
     option("file", metavar="FILE", help="measurement: HDF5, NPZ or MATLAB (docs/files.md)")
     option("-o", "--output", required=True, help="file to write: .npz, .h5, .mat or .vtu")
-    option("--prior", choices=("none", "tikhonov", "tv"), default="tv", help="regularisation")
-    option("--weight", type=_weight, default="auto", help="of the prior; auto: discrepancy principle")
+    priors = ("none", "tikhonov", "tv", "critic", "pnp", "unet")
+    option("--prior", choices=priors, default="tv", help="regularisation; the last three are learned")
+    option("--weights", metavar="FILE", help="of a learned prior, by `elastofast train` (default: shipped ones)")
+    option("--weight", type=_weight, default="auto", help="of the prior; auto: from the data and their noise")
     option("--gradient", choices=("exact", "frozen"), default="exact", help="frozen: the paper's, biased")
     option(
         "--optimizer",
-        choices=("gauss-newton", "descent"),
+        choices=("gauss-newton", "splitting", "l-bfgs", "descent"),
         default="gauss-newton",
         help="descent: the paper's projected gradient",
     )
@@ -506,6 +549,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     option("--displacement-std", type=float, help="displacement noise in metres, in place of the file's")
     option("--plot", help="figure to write: .png, .pdf or .svg")
+    option("--quiet", action="store_true", help="no progress bar")
+
+    sub = command(
+        "compare",
+        _compare,
+        "reconstruct held-out maps with several methods and write a report with errors, times and figures; a run that "
+        "was interrupted goes on when called again",
+        "elastofast compare report --data breast.h5 --snr 25 30 35 40 45",
+    )
+    option = sub.add_argument
+    option("out", metavar="OUT", help="folder to write (docs/comparison.md)")
+    option("--data", metavar="FILE", help="data set whose test maps are used; else built-in maps")
+    option("--size", type=int, choices=(64, 128, 256, 512), help="nodes a side of built-in maps (default: 128)")
+    option("--maps", type=int, help="number of maps (default: 30; with --data all test maps)")
+    option("--seed", type=int, default=0, help="of built-in maps and of all that is simulated anew")
+    option("--snr", type=float, nargs="+", help="signal-to-noise ratios in decibels (default: as the data set, or 35)")
+    option(
+        "--world",
+        nargs="+",
+        default=["clean"],
+        help="where they are measured: clean, texture, two-lesions, poisson, correlated (default: clean)",
+    )
+    option("--methods", nargs="+", help="some of none, tv, unet, pnp, critic-paper, critic (default: all)")
+    option("--critic", metavar="FILE", help="weights of the critic; else those of the package")
+    option("--unet", metavar="FILE", help="the same of the UNet")
+    option("--dncnn", metavar="FILE", help="the same of the denoiser")
+    option("--jobs", type=int, default=1, help="processes of one thread each; above 1, times are not comparable")
     option("--quiet", action="store_true", help="no progress bar")
 
     sub = command(

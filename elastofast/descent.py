@@ -37,23 +37,29 @@ def projected_descent(fidelity, prior, weight, start, *, length, steps, rtol, li
     status : {"converged", "max_iterations", "stopped"}
     """
     x = np.exp(start.z)
+    shape = fidelity.measurement.geometry.node_shape
+
+    def of_prior(x):
+        return np.ravel(prior(x.reshape(shape))[1])
+
+    prior_gradient = of_prior if prior is not None and weight else None
     floor = FLOOR * x.mean()
     low, high = (floor, np.inf) if limits is None else np.exp(limits)
     for _ in range(UPDATES):
         now = fidelity.evaluate(x, rtol)
         begin = x
-        eps = length / _largest_curvature(fidelity, prior, weight, x, now)
+        eps = length / _largest_curvature(fidelity, prior_gradient, weight, x, now)
         for _ in range(steps):
             if fidelity.kind == "exact":
                 now = fidelity.evaluate(x, rtol)
                 gradient = now.gradient
             else:
                 gradient = now.frozen_gradient(x)
-            if prior is not None and weight:
-                gradient = gradient + weight * prior(x)[1]
+            if prior_gradient is not None:
+                gradient = gradient + weight * prior_gradient(x)
             x = np.clip(x - eps * gradient, low, high)
         after = fidelity.evaluate(x, rtol)
-        value = 0.0 if prior is None else float(prior(x)[0])
+        value = 0.0 if prior is None else float(prior(x.reshape(shape))[0])
         point = start._replace(z=np.log(x), data=after, prior=value)
         if report(point, eps, float(np.linalg.norm(gradient))):
             return point, "stopped"
@@ -62,18 +68,18 @@ def projected_descent(fidelity, prior, weight, start, *, length, steps, rtol, li
     return point, "max_iterations"
 
 
-def _largest_curvature(fidelity, prior, weight, x, now):
+def _largest_curvature(fidelity, prior_gradient, weight, x, now):
     """Largest eigenvalue of the Hessian in x, by power iteration; the prior's part from gradient differences."""
     data = data_curvature(fidelity, np.ones_like(x), now)
     v = np.random.default_rng(0).standard_normal(x.size)
     value = 1.0
-    base = None if prior is None or not weight else prior(x)[1]
+    base = None if prior_gradient is None else prior_gradient(x)
     for _ in range(15):
         v /= np.linalg.norm(v)
         w = data(v)
         if base is not None:
             small = 1e-4 * x.mean()
-            w = w + weight * (prior(x + small * v)[1] - base) / small
+            w = w + weight * (prior_gradient(x + small * v) - base) / small
         value = float(np.linalg.norm(w))
         v = w
     return value

@@ -11,6 +11,7 @@ from .covariance import NoiseCovariance, finite_std
 from .form import check_modulus, inner
 from .measurement import Measurement
 from .solve import check_rtol, state
+from .stopwatch import Stopwatch
 
 __all__ = ["Evaluation", "Fidelity"]
 
@@ -102,6 +103,8 @@ class Fidelity:
         if self.n_data <= 0:
             raise ValueError("fewer displacements were measured than there are unknown ones")
         self._guess = [None, None]
+        self.watch = Stopwatch()  # of everything that the data term computes
+        self.evaluate = self.watch.wrap(self.evaluate)
 
     def __call__(self, x):
         """Value and gradient.

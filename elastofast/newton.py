@@ -144,7 +144,7 @@ def data_curvature(fidelity, x, now):
         t = np.where(fidelity.equations, form.force(x * v, through), 0.0)
         return x * form.sensitivity(through, now.weighting(t))
 
-    return apply
+    return fidelity.watch.wrap(apply)
 
 
 def curvature_scale(curvature, n):

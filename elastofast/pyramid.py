@@ -15,15 +15,17 @@ SMALLEST = 48  # nodes along the shorter axis of the coarsest grid
 UNIFORM = 30.0  # noise levels that differ by more are not averaged
 
 
-def coarsen(measurement):
+def coarsen(measurement, smallest=SMALLEST):
     """The measurement on a grid of half the nodes along each axis, or None where that makes no sense.
+
+    ``smallest`` is the least number of nodes that the shorter axis of the coarse grid may have.
 
     Displacements are fitted by linear interpolation from the coarse nodes (least squares along each axis, which
     keeps linear fields exact), noise levels shrink accordingly, nodal forces are the transposed interpolation, so that
     resultants stay; fixed and open dofs go to the nearest coarse node.
     """
     m, grid = measurement, measurement.geometry
-    if not isinstance(grid, Grid) or min(grid.shape) < 2 * SMALLEST:
+    if not isinstance(grid, Grid) or min(grid.shape) < 2 * smallest:
         return None
     free = ~m.load.fixed
     std = m.displacement_std

@@ -17,12 +17,12 @@ AT_REST = 2e-3  # rms step in log x at the last weight that ends the run
 FURTHER = 8  # steps at the last weight at most
 
 
-def half_quadratic_splitting(fidelity, prior, weight, start, *, scale, rtol, max_iterations, limits, report):
+def half_quadratic_splitting(fidelity, prior, weight, start, *, first, scale, rtol, max_iterations, limits, report):
     """Minimise J(x) + weight / 2 |z - P(z)|^2 over z = log x, P(z) being the prior's idea of the true map.
 
     Each step is a damped Gauss-Newton one towards target = P(z): (H + rho) d = -(gradient of J) - rho (z - target)
     (Geman and Yang, IEEE Trans. Image Process. 4, 1995; with a denoiser as P this is plug-and-play: Venkatakrishnan,
-    Bouman and Wohlberg 2013; Zhang et al., IEEE TPAMI 44, 2022). rho grows geometrically from ``FIRST * scale`` to
+    Bouman and Wohlberg 2013; Zhang et al., IEEE TPAMI 44, 2022). rho grows geometrically from ``first`` to
     ``weight``: the first steps find what the data see, the later ones what makes it a plausible map.
 
     Parameters
@@ -34,6 +34,8 @@ def half_quadratic_splitting(fidelity, prior, weight, start, *, scale, rtol, max
         Of the last steps.
     start : Iterate
         Only z is used, and data if present.
+    first : float
+        Weight of the first step.
     scale : float
         Mean curvature of the data term, see `curvature_scale`.
     rtol : float
@@ -54,7 +56,7 @@ def half_quadratic_splitting(fidelity, prior, weight, start, *, scale, rtol, max
     now = start.data if start.data is not None else fidelity.evaluate(np.exp(z), rtol)
     for number in range(max_iterations + FURTHER):
         share = min(1.0, number / max(max_iterations - 1, 1))
-        rho = (FIRST * scale) ** (1 - share) * weight**share
+        rho = first ** (1 - share) * weight**share
         x = np.exp(z)
         target = prior.target(z, fidelity.measurement.geometry.shape) if number else z  # the start says nothing yet
         curvature = data_curvature(fidelity, x, now)

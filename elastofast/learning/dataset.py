@@ -37,6 +37,7 @@ from ..machine import processors
 from ..measurement import Measurement
 from ..simulation import NOISES, simulate
 from .masks import Scan, collect, describe, on_grid, read_mask
+from .perturbation import posterior_errors
 
 FORMAT = "elastofast data set"
 VERSION = 1  # of the layout
@@ -49,7 +50,9 @@ FIELDS = {
     "displacement": (np.float64, "m", "noisy displacement, axial and lateral component"),
     "displacement_std": (np.float32, "m", "standard deviation of its noise"),
     "unregularised": (np.float32, "Pa", "modulus reconstructed without a prior"),
+    "errors": (np.float32, "1", "draws of the error of log modulus that a reconstruction has about the truth"),
 }
+OPTIONAL = ("unregularised", "errors")  # fields that a file may lack
 # the same, one number a sample
 NOTES = {
     "seed": (np.uint64, "1", "of the sample's random numbers"),
@@ -101,9 +104,9 @@ class Dataset:
         self.load = compression(self.geometry, pressure=float(attributes["pressure"]))
         n = len(file["seed"])
         for name in (*FIELDS, *NOTES, "source"):
-            if name == "unregularised" and name not in file:
+            if name in OPTIONAL and name not in file:
                 continue
-            shape = _shape(name, self.geometry) if name in FIELDS else ()
+            shape = _shape(name, self.geometry, self.config.get("errors", 0)) if name in FIELDS else ()
             if file[name].shape != (n, *shape):
                 raise ValueError(f"{name} must have shape {(n, *shape)}, got {file[name].shape}")
         self.seeds, self.groups, self._splits = (file[name][()] for name in NOTES)
@@ -188,6 +191,15 @@ class Dataset:
             raise ValueError(f"{self.path}: the data set was built without unregularised maps")
         return self._read("unregularised", i)
 
+    def errors(self, i) -> np.ndarray:
+        """Draws of the error of log x about the truth, float32, shape (..., draws, *geometry.shape).
+
+        See `perturbation.posterior_errors`.
+        """
+        if "errors" not in self._file:
+            raise ValueError(f"{self.path}: the data set was built without draws of the error")
+        return self._read("errors", i)
+
     def measurement(self, i) -> Measurement:
         """The noisy measurement of one sample, with the true modulus as its reference.
 
@@ -250,6 +262,7 @@ def build_dataset(
     texture=0.0,
     variation=0.0,
     unregularised=True,
+    errors=2,
     seed=0,
     jobs=None,
     force=False,
@@ -301,7 +314,10 @@ def build_dataset(
     texture, variation : float, optional
         Relative standard deviation of a texture everywhere and of a slow variation of the background.
     unregularised : bool, optional
-        Whether to make the unregularised reconstructions, which take most of the time.
+        Whether to make the unregularised reconstructions.
+    errors : int, optional
+        Draws for each map of the error that a reconstruction has about it, on which critics are trained
+        (`perturbation.posterior_errors`).
     seed : int, optional
     jobs : int, optional
         Number of processes, one thread each; default all processors.
@@ -350,6 +366,7 @@ def build_dataset(
         "texture": float(texture),
         "variation": float(variation),
         "unregularised": bool(unregularised),
+        "errors": _whole("errors", errors, 0),
         "seed": _whole("seed", seed, 0),
     }
     if masks is None:
@@ -510,15 +527,17 @@ def _sample(config, task) -> dict[str, np.ndarray]:
     from ..reconstruction import reconstruct
 
     grid, law, load = _body(config)
-    map_rng, noise_rng = np.random.default_rng(task.seed).spawn(2)
+    map_rng, noise_rng, error_rng = np.random.default_rng(task.seed).spawn(3)
     modulus, mask = _phantom(config, grid, map_rng, task.scan and on_grid(read_mask(task.scan), grid))
     # what is simulated and reconstructed is exactly what is stored
     arrays = {"modulus": _stored("modulus", modulus), "mask": _stored("mask", mask)}
     m = simulate(grid, law, load, arrays["modulus"], snr=config["snr"], noise=config["noise"], seed=noise_rng)
     for name in ("displacement", "displacement_std"):
         arrays[name] = _stored(name, getattr(m, name))
+    m = Measurement(grid, law, load, arrays["displacement"], arrays["displacement_std"], reference=arrays["modulus"])
+    if config["errors"]:
+        arrays["errors"] = _stored("errors", posterior_errors(m, config["errors"], error_rng))
     if config["unregularised"]:
-        m = Measurement(grid, law, load, arrays["displacement"], arrays["displacement_std"])
         arrays["unregularised"] = _stored("unregularised", reconstruct(m, prior="none").modulus)
     return arrays
 
@@ -685,14 +704,14 @@ def _write(target, config, tasks, parts, progress):
             **{name: config[name] for name in ("law", "poisson", "pressure", "snr", "noise")},
         )
         # HDF5 may crash on a full disk; what is reserved and not used is cut off when the file is closed
-        size = sum(np.dtype(kind).itemsize * prod(_shape(name, grid)) for name, (kind, *_) in FIELDS.items())
+        names = [name for name in FIELDS if name not in OPTIONAL or config[name]]
+        shapes = {name: _shape(name, grid, config["errors"]) for name in names}
+        size = sum(np.dtype(FIELDS[name][0]).itemsize * prod(shape) for name, shape in shapes.items())
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(target.fileno(), 0, len(tasks) * (size + 2048) + 2**20)
-        for name, (kind, *_) in FIELDS.items():
-            if name != "unregularised" or config["unregularised"]:
-                shape = _shape(name, grid)
-                layout = {"chunks": (1, *shape), "shuffle": True, "compression": "gzip", "compression_opts": 1}
-                file.create_dataset(name, (len(tasks), *shape), kind, **layout)
+        for name, shape in shapes.items():
+            layout = {"chunks": (1, *shape), "shuffle": True, "compression": "gzip", "compression_opts": 1}
+            file.create_dataset(name, (len(tasks), *shape), FIELDS[name][0], **layout)
         for name, (kind, *_) in NOTES.items():
             file[name] = np.array([getattr(task, name) for task in tasks], kind)
         file.create_dataset("source", data=[task.source for task in tasks], dtype=h5py.string_dtype())
@@ -713,5 +732,7 @@ def _load_part(path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: damaged: {error}; delete it and run again") from error
 
 
-def _shape(name, grid):
+def _shape(name, grid, draws):
+    if name == "errors":
+        return (draws, *grid.shape)
     return (2, *grid.shape) if name.startswith("displacement") else grid.shape

@@ -14,7 +14,8 @@ from torch.nn import functional
 from .networks import Standard, build
 
 __all__ = [
-    "RECIPES", "DenoiserRecipe", "Maps", "PaperCriticRecipe", "Recipe", "UNetRecipe", "gradient_penalty", "recipe",
+    "RECIPES", "CriticRecipe", "DenoiserRecipe", "Maps", "PaperCriticRecipe", "Recipe", "UNetRecipe",
+    "gradient_penalty", "recipe",
 ]  # fmt: skip
 
 
@@ -25,6 +26,7 @@ class Maps:
     truth: torch.Tensor
     noisy: torch.Tensor | None  # the unregularised ones, where the data set has them
     mask: torch.Tensor  # bool, inside a lesion
+    errors: torch.Tensor | None = None  # draws of a reconstruction's error of s, (n, draws, H, W)
 
     @classmethod
     def read(cls, data, split, standard, *, count=None, device="cpu"):
@@ -60,7 +62,10 @@ class Maps:
 
         noisy = standardised(data.unregularised(indices)) if data.config.get("unregularised", True) else None
         mask = torch.as_tensor(data.mask(indices), device=device).bool()
-        return cls(standardised(data.modulus(indices)), noisy, mask)
+        errors = None
+        if data.config.get("errors") and standard.logarithmic:
+            errors = torch.as_tensor(data.errors(indices), device=device) / standard.scale
+        return cls(standardised(data.modulus(indices)), noisy, mask, errors)
 
     def __len__(self):
         return len(self.truth)
@@ -103,6 +108,10 @@ class Maps:
             swap = _coin(batch, at)[:, None, None] if sides[0] == sides[1] else None
 
         def take(maps):
+            if maps.ndim == 4:  # several a sample: a random one of each
+                draw = torch.randint(maps.shape[1], (batch,), **at)
+                out = maps[index[:, None, None], draw[:, None, None], rows[:, :, None], columns[:, None, :]]
+                return (out if swap is None else torch.where(swap, out.mT, out))[:, None]
             out = maps[index[:, None, None], rows[:, :, None], columns[:, None, :]]
             return (out if swap is None else torch.where(swap, out.mT, out))[:, None]
 
@@ -271,6 +280,100 @@ class DenoiserRecipe(Recipe):
 
 
 @dataclass(frozen=True)
+class CriticRecipe(Recipe):
+    """A critic as the distance to the true maps, trained against errors of every kind and size.
+
+    The negatives are true maps x plus an error n: half of them draws of the error that a reconstruction has
+    (`perturbation.posterior_errors`), the rest noise, white or blurred, at all levels, half of it stronger in and
+    around lesions, blurred or over-sharpened maps, and the maps themselves. No measured displacement is used. The
+    Wasserstein critic between x + n and x has slope one along n; C^2 / 2 then has the gradient n, and the loss is the
+    squared departure from that, relative to |n|^2. In a share of the steps it is that of F itself, C = |F|: the same
+    aim without second derivatives, which is cheaper.
+    """
+
+    kind = "critic"
+    mixed = False
+
+    steps: int | None = 8000
+    crop: int | None = 64
+    channels: tuple[int, int, int] = (32, 64, 64)
+    drawn: float = 0.5  # share of negatives with a drawn error
+    direct: float = 0.6  # share of steps on F
+    noise: tuple[float, float] = (0.01, 1.2)  # range of the rms of other errors in s
+    contrast: tuple[float, float] = (0.6, 1.3)  # of the maps under other errors
+
+    def network(self, shape):  # noqa: D102
+        return build("critic", channels=tuple(self.channels))
+
+    def sample(self, maps, generator):  # noqa: D102
+        if maps.errors is None:
+            raise ValueError("the data set has no draws of the error, which a critic is trained on; build it with them")
+        drawn = round(self.batch * self.drawn)
+        take = maps.windows(drawn, self.crop, generator)
+        truth, error = take(maps.truth), take(maps.errors)
+        if drawn == self.batch:
+            return truth, error
+        other = maps.windows(self.batch - drawn, self.crop, generator, turn=True)(maps.truth)
+        other = other * _uniform(self.contrast, other, generator)
+        return torch.cat([truth, other]), torch.cat([error, self._made_up(other, generator)])
+
+    def _made_up(self, truth, generator):
+        """Errors of true maps (B, 1, H, W) that no measurement made."""
+        at = {"generator": generator, "device": truth.device}
+        batch = len(truth)
+
+        def some(share):
+            return _coin(batch, at, share)[:, None, None, None]
+
+        wide = torch.exp(_uniform((math.log(0.3), math.log(2.5)), truth, generator))
+        smooth = _blurred(functional.pad(truth, (_REACH,) * 4, mode="replicate"), wide)
+        margin = 2 * _REACH
+        white = torch.randn((*truth.shape[:2], *(n + margin for n in truth.shape[2:])), **at)
+        slow = functional.interpolate(torch.randn((batch, 1, 8, 8), **at), truth.shape[2:], mode="bicubic")
+        noise = torch.where(some(0.6), _blurred(white, wide), white[..., _REACH:-_REACH, _REACH:-_REACH])
+        noise = torch.where(some(0.2), slow, noise)
+        near = (smooth - truth.flatten(2).median(2)[0][..., None, None]).abs()
+        near = near / near.amax((2, 3), keepdim=True).clamp(min=0.2)
+        even = _uniform((0.0, 1.0), truth, generator) ** 2
+        noise = torch.where(some(0.5), noise * (even + (1 - even) * near + 0.02), noise)
+        level = _log_uniform(self.noise, truth, generator)
+        noise = noise * (level / noise.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-6))
+        blur = (smooth - truth) * _uniform((-0.3, 1.0), truth, generator)
+        faint = noise * (0.1 * _uniform((0.0, 1.0), truth, generator))
+        noise = torch.where(some(0.25), blur + faint, noise)
+        return torch.where(some(0.1), 0.01 * noise, noise)
+
+    def loss(self, network, batch, generator):  # noqa: D102
+        truth, error = batch
+        s = truth + error
+        if _coin(1, {"generator": generator, "device": s.device}, self.direct).item():
+            found = network.error(s)
+        else:
+            s.requires_grad_(True)
+            (found,) = torch.autograd.grad(0.5 * network.error(s).square().sum(), s, create_graph=True)
+        floor = self.noise[0] ** 2
+        size = error.square().mean((1, 2, 3))
+        return ((found - error).square().mean((1, 2, 3)) / (size + floor)).mean(), {}
+
+    def validator(self, data, device):  # noqa: D102
+        maps = Maps.read(data, "validation", self.standard, device=device)
+        if maps.errors is None:
+            return None
+        noisy = maps.truth[:, None] + maps.errors[:, :1]
+
+        def validate(network):
+            with torch.enable_grad():
+                s = noisy.clone().requires_grad_(True)
+                (error,) = torch.autograd.grad(0.5 * network.error(s).square().sum(), s)
+            found, truth = (self.standard.invert(part) for part in ((noisy - error)[:, 0], maps.truth))
+            relative = (found - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+            left = (error - maps.errors[:, :1]).flatten(1).norm(dim=1) / maps.errors[:, :1].flatten(1).norm(dim=1)
+            return {"relative_error": relative.mean().item(), "left": left.mean().item()}
+
+        return validate
+
+
+@dataclass(frozen=True)
 class PaperCriticRecipe(Recipe):
     """The paper's Wasserstein critic, (8)-(9): unpaired maps, one-sided gradient penalty, RMSProp 1e-4."""
 
@@ -331,7 +434,7 @@ class PaperCriticRecipe(Recipe):
         return validate
 
 
-RECIPES: dict[str, type[Recipe]] = {r.kind: r for r in (PaperCriticRecipe, UNetRecipe, DenoiserRecipe)}
+RECIPES: dict[str, type[Recipe]] = {r.kind: r for r in (CriticRecipe, PaperCriticRecipe, UNetRecipe, DenoiserRecipe)}
 
 
 def recipe(kind, *, preset=None, **options) -> Recipe:

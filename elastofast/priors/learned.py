@@ -78,14 +78,23 @@ class _Network:
 
     def _tensor(self, x, logarithm=False):
         """Standardised maps (B, 1, H, W) of moduli x (..., H, W) or of their logarithms."""
-        import torch
-
-        x = torch.from_dlpack(x)
+        x = _shared(x)
         parameter = next(self.network.parameters())
         x = x.reshape(-1, 1, *x.shape[-2:]).to(parameter)
         if not logarithm:
             return self.standard.apply(x)
         return (x - np.log(self.standard.reference)) / self.standard.scale
+
+
+def _shared(x):
+    """An array of any library as a tensor on its device, without a copy unless it is read-only."""
+    import torch
+
+    if isinstance(x, torch.Tensor):
+        return x
+    if isinstance(x, np.ndarray) and not x.flags.writeable:
+        x = x.copy()
+    return torch.from_dlpack(x)
 
 
 class Critic(_Network):
@@ -144,7 +153,7 @@ class Critic(_Network):
         import torch
 
         with torch.enable_grad():
-            leaf = torch.from_dlpack(x).detach().requires_grad_(True)
+            leaf = _shared(x).detach().requires_grad_(True)
             value = self.network(self._tensor(leaf))
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
         value = value.detach().to(leaf.dtype).reshape(leaf.shape[:-2])

@@ -1,0 +1,666 @@
+"""The paper's experiment: every method on the same held-out measurements, with errors, times and paired tests.
+
+A comparison lives in a folder. Each finished run (one method on one map under one condition) adds a map and then a
+line to ``results.jsonl``, so that whatever stops the work costs no more than the run it is at.
+Layout: docs/comparison.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import shlex
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from importlib.resources import files
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..io import write_atomically
+from ..metrics import evaluate
+from ..reconstruction import reconstruct
+from .dataset import Dataset, _interrupts_blocked, _start_worker, build_dataset
+from .worlds import WORLDS, Condition, measure
+
+__all__ = ["METHODS", "METRICS", "SECONDS", "Comparison", "compare"]
+
+# in the order of tables and figures; the last one that takes part is tested against all others
+METHODS = {
+    "none": "unregularised",
+    "tv": "total variation",
+    "unet": "UNet post-processing",
+    "pnp": "plug-and-play DnCNN",
+    "critic-paper": "adversarial, paper's optimizer",
+    "critic": "adversarial",
+}
+NETWORKS = {"unet": "unet", "pnp": "dncnn", "critic-paper": "critic", "critic": "critic"}  # method: whose weights
+PRIORS = {"critic": "Critic", "unet": "PostProcessing", "dncnn": "PlugAndPlay"}  # in elastofast.priors
+
+# column: (heading, name in metrics.evaluate, format, whether larger is better)
+METRICS = {
+    "relative_error": ("rel. error", "relative_l2", ".4f", False),
+    "ssim": ("SSIM", "ssim", ".3f", True),
+    "psnr": ("PSNR dB", "psnr", ".2f", True),
+    "cnre_db": ("CNRe dB", "cnre_db", ".1f", True),
+    "gcnr": ("gCNR", "gcnr", ".3f", True),
+    "contrast_ratio_error": ("contrast err.", "contrast_ratio_error", ".3f", False),
+}
+SECONDS = {"seconds": "seconds", "seconds_data": "data term", "seconds_prior": "prior", "seconds_rest": "the rest"}
+COLUMNS = (
+    "condition", "snr", "world", "map", "index", "method", *METRICS, "chi2", "status", "weight", *SECONDS, "jobs",
+    "message",
+)  # fmt: skip
+
+
+def compare(
+    out,
+    *,
+    data=None,
+    size=None,
+    maps=None,
+    seed=0,
+    snr=None,
+    world=("clean",),
+    methods=None,
+    weights=None,
+    jobs=1,
+    progress=False,
+):
+    """Reconstruct held-out maps with several methods and report how they do.
+
+    Conditions are all pairs of a noise level and a world. A comparison that was interrupted, even by a kill, goes on
+    where it was when called again with the same arguments.
+
+    Parameters
+    ----------
+    out : path-like
+        Folder for the results, made if it is not there. Layout: docs/comparison.md.
+    data : path-like, optional
+        Data set whose test split is used; by default built-in maps are made, as `build_dataset` makes its test
+        maps: none of them is a training map of any data set.
+    size : int, optional
+        Nodes along each side of built-in maps; default 128.
+    maps : int, optional
+        Number of test maps, default 30; of a data set the first so many, default all.
+    seed : int, optional
+        Of built-in maps and of everything that is simulated anew.
+    snr : sequence of float, optional
+        Signal-to-noise ratios in decibels; default the data set's own, 35 for built-in maps.
+    world : sequence of str, optional
+        Names in `elastofast.learning.worlds.WORLDS`.
+    methods : sequence of str or (str, callable), optional
+        Names in `METHODS`, or a name with a function from a `Measurement` to a `Result`, which with ``jobs`` above 1
+        must be picklable. Default all of `METHODS`. The last is tested against each other one.
+    weights : dict of str to path-like, optional
+        Weights files for "critic", "unet" and "dncnn"; default those shipped with the package.
+    jobs : int, optional
+        1 runs in this process, with its threads. More are spawned processes of one thread each, whose times are
+        marked as such; a script that asks for them needs ``if __name__ == "__main__":``.
+    progress : bool, optional
+        Show a bar on stderr if it is a terminal.
+
+    Returns
+    -------
+    Comparison
+        After Ctrl-C of what is there; its ``missing`` says how many runs are not.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is out of range, the data set has no test maps or one without a lesion, weights are of the wrong
+        kind or do not fit the maps, or the folder holds a comparison with other arguments.
+    OSError, ImportError
+        If a file cannot be read or written, or a package is missing.
+    KeyboardInterrupt
+        After Ctrl-C before anything was finished.
+
+    Examples
+    --------
+    >>> done = compare("comparison", data="breast.h5", snr=[30, 35, 40])  # doctest: +SKIP
+    >>> print(done)  # doctest: +SKIP
+    """
+    for package in ("h5py", "matplotlib", "skimage"):
+        import_module(package)  # were one missing, that would show only after the work
+    from .report import write_report
+
+    out = Path(out)
+    weights = {name: Path(path) for name, path in (weights or {}).items() if path is not None}
+    functions = _methods(methods, weights)
+    jobs = _whole("jobs", jobs)
+    _check_worlds(world, snr)
+    command = _command(out, data, size, maps, seed, snr, world, [*functions], weights, jobs)
+    path = _test_maps(out, data, size, maps, seed, jobs, progress)
+    with Dataset.open(path) as opened:
+        indices = _check_maps(opened, maps)
+        conditions = [Condition(level, name) for level in _levels(snr, opened.snr) for name in world]
+        for function in functions.values():
+            function.check(opened.geometry)
+        config = {
+            "elastofast": __version__,
+            "data": opened.config,
+            "maps": [int(opened.seeds[i]) for i in indices],  # known by their seeds
+            "seed": _whole("seed", seed, 0),
+            "conditions": [c.name for c in conditions],
+            "methods": [*functions],
+            "weights": {name: f.digest for name, f in functions.items() if f.digest},
+        }
+    folder = _Folder(out, config)
+    runs = [
+        _Run(c, k, int(i), name) for c, (k, i), name in itertools.product(conditions, enumerate(indices), functions)
+    ]
+    missing = [run for run in runs if run.key not in folder.rows]
+    interrupted = False
+    try:
+        with (
+            closing(_results(_Bench(path, functions, seed, jobs), missing, jobs)) as results,
+            _bar(progress, len(runs), len(runs) - len(missing)) as bar,
+        ):
+            for run, row, modulus, truth in results:
+                folder.add(run, row, modulus, truth)
+                bar.update()
+    except KeyboardInterrupt:
+        interrupted = True
+        if not folder.rows:
+            raise KeyboardInterrupt("before any reconstruction was finished") from None
+    rows = [folder.rows[run.key] for run in runs if run.key in folder.rows]
+    comparison = Comparison(out, config, rows, len(runs) - len(rows), command)
+    if not interrupted:
+        folder.pack(conditions, functions, len(indices), opened.geometry.shape)
+    write_report(comparison, opened.geometry, folder.map)
+    return comparison
+
+
+# what came out ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Comparison:
+    """The results of `compare`.
+
+    Attributes
+    ----------
+    out : pathlib.Path
+        The folder.
+    config : dict
+        What was compared.
+    rows : list of dict
+        One a run, with the names in `COLUMNS`; None where something is not defined.
+    missing : int
+        Number of runs still to be made, after Ctrl-C.
+    command : str
+        The command line that makes it.
+    """
+
+    out: Path
+    config: dict[str, Any]
+    rows: list[dict[str, Any]] = field(repr=False)
+    missing: int
+    command: str
+
+    def common(self, condition) -> list[int]:
+        """Maps for which every method gave a map under a condition."""
+        given: dict[int, int] = {}
+        for row in self.rows:
+            if row["condition"] == condition and row["relative_error"] is not None:
+                given[row["map"]] = given.get(row["map"], 0) + 1
+        return sorted(k for k, count in given.items() if count == len(self.config["methods"]))
+
+    def values(self, condition, method, column) -> np.ndarray:
+        """One column over the common maps of a condition; NaN where it is not defined."""
+        common = set(self.common(condition))
+        picked = (r for r in self.rows if r["condition"] == condition and r["method"] == method and r["map"] in common)
+        return np.array([r[column] for r in sorted(picked, key=lambda r: r["map"])], dtype=np.float64)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Mean and standard deviation of every metric, mean seconds and counts, for each condition and method.
+
+        Means are over the maps for which every method gave a map (``maps``). ``failed`` counts runs without a map,
+        ``unconverged`` those that gave one but did not converge. ``best`` lists the metrics in which the method's
+        mean is the best.
+        """
+        table = []
+        for condition in self.config["conditions"]:
+            block = [self._line(condition, method) for method in self.config["methods"]]
+            for column, (*_, larger) in METRICS.items():
+                means = np.array([line[column] for line in block]) * (1 if larger else -1)
+                for line in itertools.compress(block, np.isclose(means, np.fmax.reduce(means), rtol=1e-9)):
+                    line["best"].append(column)
+            table += block
+        return table
+
+    def _line(self, condition, method):
+        rows = [r for r in self.rows if r["condition"] == condition and r["method"] == method]
+        line: dict[str, Any] = {
+            "condition": condition,
+            "method": method,
+            "maps": len(self.common(condition)),
+            "failed": sum(r["relative_error"] is None for r in rows),
+            "unconverged": sum(r["relative_error"] is not None and r["status"] != "converged" for r in rows),
+            "best": [],
+        }
+        for column in (*METRICS, *SECONDS):
+            v = self.values(condition, method, column)
+            v = v[np.isfinite(v)]
+            line[column] = float(v.mean()) if len(v) else math.nan
+            line[f"{column}_std"] = float(v.std(ddof=1)) if len(v) > 1 else math.nan
+        return line
+
+    def tests(self) -> list[dict[str, Any]]:
+        """The last method against each other one: Wilcoxon's signed-rank test of the relative errors, two-sided.
+
+        ``difference`` is the mean over the common maps of the last method's error over the other's, minus one;
+        ``wins`` the number of maps where it is smaller.
+        """
+        from scipy.stats import wilcoxon
+
+        *others, last = self.config["methods"]
+        table = []
+        for condition, other in itertools.product(self.config["conditions"], others):
+            a, b = (self.values(condition, method, "relative_error") for method in (last, other))
+            table.append(
+                {
+                    "condition": condition,
+                    "method": last,
+                    "against": other,
+                    "maps": len(a),
+                    "difference": float(np.mean(a / b - 1)) if len(a) else math.nan,
+                    "wins": int((a < b).sum()),
+                    "p": float(wilcoxon(a, b).pvalue) if (a != b).any() else 1.0 if len(a) else math.nan,
+                }
+            )
+        return table
+
+    def parallel(self) -> bool:
+        """Whether times were measured while other runs shared the machine."""
+        return any(row["jobs"] > 1 for row in self.rows)
+
+    def __str__(self):
+        heads = ["method", *(head for head, *_ in METRICS.values()), *SECONDS.values(), "failed", "unconv."]
+        text = []
+        for condition, block in itertools.groupby(self.summary(), key=lambda line: line["condition"]):
+            lines = [heads]
+            for line in block:
+                cells = [line["method"]]
+                for column, (_, _, spec, _) in METRICS.items():
+                    mark = "*" if column in line["best"] else " "
+                    cells.append(spread(line, column, spec) + mark)
+                cells += [number(line[name], ".2f") for name in SECONDS]
+                lines.append([*cells, str(line["failed"]), str(line["unconverged"])])
+            title = f"{condition}: {len(self.common(condition))} maps, mean ± standard deviation, * best"
+            text += [title, *_aligned(lines), ""]
+        tests = [["condition", "relative error of", "against", "difference", "wins", "p"]]
+        for test in self.tests():
+            wins = f"{test['wins']} of {test['maps']}"
+            cells = [test["condition"], test["method"], test["against"], number(test["difference"], "+.1%"), wins]
+            tests.append([*cells, number(test["p"], ".2g")])
+        if len(tests) > 1:
+            text += ["paired, Wilcoxon signed rank", *_aligned(tests), ""]
+        if self.parallel():
+            text.append("seconds were measured with several jobs at a time")
+        return "\n".join(text).rstrip()
+
+
+def number(value, spec) -> str:
+    """A number for a table, a dash where it is not defined."""
+    return format(value, spec) if np.isfinite(value) else "-"
+
+
+def spread(line, column, spec) -> str:
+    """Mean and standard deviation of a line of `Comparison.summary`."""
+    mean, std = line[column], line[f"{column}_std"]
+    return number(mean, spec) + (f" ± {std:{spec}}" if np.isfinite(std) else "")
+
+
+def _aligned(lines):
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        yield "  ".join(f"{c:{'<' if i == 0 else '>'}{w}}" for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+
+
+# methods ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Method:
+    """A named function from a measurement to a Result, or one of `METHODS`, which load their network when needed."""
+
+    name: str
+    function: Callable | None = None
+    path: Path | None = None  # weights in place of the shipped ones
+    digest: str | None = None  # of the weights
+
+    def check(self, geometry):
+        """Load the network, if there is one, to see that it can look at the maps."""
+        prior = self._prior()
+        if not isinstance(prior, str):
+            prior.check(geometry)
+
+    def _prior(self):
+        network = NETWORKS.get(self.name)
+        if network is None or self.function is not None:
+            return self.name
+        return _load(network, self.path)
+
+    def __call__(self, measurement):
+        if self.function is not None:
+            return self.function(measurement)
+        prior = self._prior()
+        if self.name != "critic-paper":
+            return reconstruct(measurement, prior=prior)
+        start = reconstruct(measurement, prior="none")
+        result = reconstruct(measurement, prior=prior, optimizer="descent", gradient="frozen", start=start.modulus)
+        result.timing = {name: result.timing[name] + start.timing[name] for name in result.timing}
+        return result
+
+
+def _methods(methods, weights) -> dict[str, _Method]:
+    from .. import priors
+
+    if unknown := sorted(weights.keys() - PRIORS.keys()):
+        raise ValueError(f"weights must be given for {', '.join(PRIORS)}, got {unknown[0]!r}")
+    chosen = {}
+    for method in METHODS if methods is None else methods:
+        name, function = (method, None) if isinstance(method, str) else method
+        if function is None and name not in METHODS:
+            raise ValueError(f"methods must be among {', '.join(METHODS)}, or (name, function), got {name!r}")
+        if function is not None and (name in METHODS or not callable(function)):
+            raise ValueError(f"a method of your own needs a new name and a function, got ({name!r}, {function!r})")
+        if not name.replace("-", "_").isidentifier() or name == "truth":
+            raise ValueError(f"the name of a method must be of letters, digits and hyphens, not truth, got {name!r}")
+        if name in chosen:
+            raise ValueError(f"methods names {name!r} twice")
+        path, digest = None, None
+        if function is None and (network := NETWORKS.get(name)) is not None:
+            path = weights.get(network)
+            shipped = files("elastofast") / "weights" / getattr(priors, PRIORS[network]).file
+            digest = hashlib.sha256((path or shipped).read_bytes()).hexdigest()
+        chosen[name] = _Method(name, function, path, digest)
+    if not chosen:
+        raise ValueError("methods is empty: nothing to compare")
+    return chosen
+
+
+@lru_cache
+def _load(network, path):
+    from .. import priors
+
+    return getattr(priors, PRIORS[network]).load(path)
+
+
+# one run ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One method on one map under one condition."""
+
+    condition: Condition
+    map: int  # number among the test maps
+    index: int  # in the data set
+    method: str
+
+    @property
+    def key(self):
+        return self.condition.name, self.map, self.method
+
+
+@dataclass
+class _Bench:
+    """Makes runs; goes to other processes whole."""
+
+    path: Path
+    methods: dict[str, _Method]
+    seed: int
+    jobs: int
+
+    def __call__(self, run):
+        """The run, its row, its map in pascals or None, and the truth."""
+        m, mask = _measured(self.path, run.index, run.condition, self.seed)
+        row = dict.fromkeys(COLUMNS)
+        row |= {"condition": run.condition.name, "snr": run.condition.snr, "world": run.condition.world}
+        row |= {"map": run.map, "index": run.index, "method": run.method, "jobs": self.jobs}
+        modulus = None
+        began = time.perf_counter()
+        try:
+            result = self.methods[run.method](m)
+            row["seconds"] = time.perf_counter() - began
+            row |= {"chi2": result.chi2, "status": result.status, "weight": result.weight, "message": result.message}
+            if result.status == "interrupted":
+                raise KeyboardInterrupt
+            if result.timing:
+                data, prior = result.timing["data"], result.timing["prior"]
+                row |= {"seconds_data": data, "seconds_prior": prior, "seconds_rest": row["seconds"] - data - prior}
+            errors = evaluate(result.modulus, m.reference, m.geometry, mask=mask, relative=result.relative)
+            row |= {column: errors[name] for column, (_, name, _, _) in METRICS.items()}
+            modulus = np.asarray(result.modulus, dtype=np.float32)
+        except Exception as error:  # whatever goes wrong in one method must not keep the others from being compared
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            row["status"] = "error"
+            row["message"] = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
+        row = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
+        return run, row, modulus, m.reference.astype(np.float32)
+
+
+@lru_cache(1)  # the methods follow one another on one measurement
+def _measured(path, index, condition, seed):
+    with Dataset.open(path) as data:
+        return measure(data, index, condition, seed)
+
+
+# all runs -----------------------------------------------------------------------------------------
+
+
+def _bar(progress, total, done):
+    from tqdm import tqdm
+
+    hidden = None if progress else True  # None: where stderr is not a terminal
+    return tqdm(desc="comparing", total=total, initial=done, unit="run", leave=False, disable=hidden)
+
+
+def _results(bench, runs, jobs):
+    """What the bench returns for each run, in this process or from several others."""
+    if jobs == 1:
+        yield from map(bench, runs)
+        return
+    todo = iter(runs)
+    pending: set[Future] = set()
+    context = get_context("spawn")
+    reader, writer = context.Pipe(duplex=False)
+    with reader, writer, ProcessPoolExecutor(min(jobs, len(runs) or 1), context, _start, (reader, bench)) as pool:
+        try:
+            while True:
+                with _interrupts_blocked():
+                    pending |= {pool.submit(_work, run) for run in itertools.islice(todo, 2 * jobs - len(pending))}
+                if not pending:
+                    return
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a process that made reconstructions died: out of memory, or the calling script lacks "
+                "'if __name__ == \"__main__\":'; the same again goes on from the finished ones"
+            ) from error
+        except BaseException:
+            writer.close()  # ends the processes
+            raise
+
+
+_bench: _Bench | None = None  # of a spawned process
+
+
+def _start(reader, bench):
+    global _bench
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by torch, which is not loaded yet
+    _start_worker(reader)
+    _bench = bench
+
+
+def _work(run):
+    assert _bench is not None
+    return _bench(run)
+
+
+# the folder ---------------------------------------------------------------------------------------
+
+
+class _Folder:
+    """The state of a comparison on disk: its configuration, a line for each finished run, and the maps."""
+
+    def __init__(self, out, config):
+        self.out, self.parts, self.packed = out, out / "parts", out / "maps.h5"
+        stated, self.lines = out / "config.json", out / "results.jsonl"
+        self.parts.mkdir(parents=True, exist_ok=True)
+        if stated.exists():
+            if other := _difference("", json.loads(stated.read_text()), json.loads(json.dumps(config))):
+                raise ValueError(f"{out} holds a comparison with {other}; give another folder or its arguments")
+        else:
+            write_atomically(stated, json.dumps(config, indent=1).encode())
+        text = self.lines.read_text() if self.lines.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # a kill has cut the last line short
+            write_atomically(self.lines, whole.encode())
+        rows = map(json.loads, whole.splitlines())
+        self.rows = {(row["condition"], row["map"], row["method"]): row for row in rows}
+
+    def add(self, run, row, modulus, truth):
+        """Keep a finished run: first its map, then its line, which makes it count."""
+        for method, array in (("truth", truth), (run.method, modulus)):
+            part = self._part(run.condition.name, run.map, method)
+            if array is not None and not (method == "truth" and part.exists()):
+                buffer = io.BytesIO()
+                np.save(buffer, array)
+                write_atomically(part, buffer.getvalue())
+        with open(self.lines, "a") as file:
+            file.write(json.dumps(row, default=float) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows[run.key] = row
+
+    def map(self, condition, k, method):
+        """Modulus in pascals of map k by a method or "truth", float32; NaN where there is none."""
+        import h5py
+
+        part = self._part(condition, k, method)
+        if part.exists():
+            return np.load(part, allow_pickle=False)
+        if not self.packed.exists():
+            return None
+        with h5py.File(self.packed) as file:
+            return file[condition][method][k]
+
+    def pack(self, conditions, methods, count, shape):
+        """Gather all maps in one file once all are there."""
+        import h5py
+
+        if not self.packed.exists():
+            temporary = self.parts / "maps.h5"
+            with h5py.File(temporary, "w") as file:
+                for condition, method in itertools.product((c.name for c in conditions), ("truth", *methods)):
+                    maps = file.create_dataset(
+                        f"{condition}/{method}", (count, *shape), np.float32, chunks=(1, *shape), fillvalue=np.nan,
+                        compression="gzip", compression_opts=1, shuffle=True,
+                    )  # fmt: skip
+                    maps.attrs["units"] = "Pa"
+                    for k in range(count):
+                        if self._part(condition, k, method).exists():
+                            maps[k] = self.map(condition, k, method)
+            os.replace(temporary, self.packed)
+        shutil.rmtree(self.parts)
+
+    def _part(self, condition, k, method):
+        return self.parts / f"{condition}-{k:05d}-{method}.npy"
+
+
+def _difference(name, theirs, ours) -> str:
+    """What differs between two configurations, in words."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        found = (_difference(f"{name}.{k}".strip("."), theirs.get(k), ours.get(k)) for k in {**theirs, **ours})
+        return ", ".join(filter(None, found))
+    return "" if theirs == ours else f"{name} {_short(theirs)} in place of {_short(ours)}"
+
+
+def _short(value) -> str:
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(value)})"
+
+
+# arguments ----------------------------------------------------------------------------------------
+
+
+def _whole(name, value, least=1) -> int:
+    if isinstance(value, bool) or value != int(value) or value < least:
+        raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
+    return int(value)
+
+
+def _check_worlds(world, snr):
+    if isinstance(world, str) or not world or len(set(world)) < len(world) or not set(world) <= set(WORLDS):
+        raise ValueError(f"world must list some of {', '.join(WORLDS)}, each once, got {world!r}")
+    if snr is not None and (not len(snr) or len(set(snr)) < len(snr) or not np.isfinite(snr).all()):
+        raise ValueError(f"snr must list finite decibels, each once, got {snr!r}")
+
+
+def _levels(snr, own):
+    return [own] if snr is None else [float(level) for level in snr]
+
+
+def _test_maps(out, data, size, maps, seed, jobs, progress) -> Path:
+    """The data set file, made first if none is given."""
+    if data is not None:
+        if size is not None:
+            raise ValueError("size is that of built-in maps; a data set has its own")
+        return Path(data)
+    size = 128 if size is None else _whole("size", size, 11)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "test-maps.h5"
+    count = {"count": 1, "validation": 0, "test": 30 if maps is None else _whole("maps", maps)}
+    try:
+        build_dataset(path, shape=(size, size), seed=seed, jobs=jobs, unregularised=False, progress=progress, **count)
+    except FileExistsError as error:
+        what = str(error.strerror).partition(";")[0].removeprefix("exists already, made with ")
+        raise ValueError(f"{out} holds a comparison with {what}; give another folder or its arguments") from error
+    return path
+
+
+def _check_maps(data, maps) -> np.ndarray:
+    """Indices of the test maps."""
+    indices = data.indices("test")
+    if not len(indices):
+        raise ValueError(f"{data.path}: the data set has no test maps; build one with --test")
+    if maps is not None:
+        if _whole("maps", maps) > len(indices):
+            raise ValueError(f"maps must be at most the {len(indices)} test maps of {data.path}, got {maps}")
+        indices = indices[:maps]
+    for i in indices:
+        mask = data.mask(i)
+        if not mask.any() or mask.all():
+            raise ValueError(f"{data.path}: sample {i} has no lesion and background to tell apart, which CNRe needs")
+    return indices
+
+
+def _command(out, data, size, maps, seed, snr, world, methods, weights, jobs) -> str:
+    """The command line with the same effect."""
+    words = ["elastofast", "compare", out]
+    for name, value in (("data", data), ("size", size), ("maps", maps), ("seed", seed)):
+        words += [] if value is None else [f"--{name}", value]
+    words += [] if snr is None else ["--snr", *(f"{level:g}" for level in snr)]
+    words += ["--world", *world, "--methods", *methods]
+    for name, path in weights.items():
+        words += [f"--{name}", path]
+    return shlex.join(map(str, [*words, "--jobs", jobs]))

@@ -1,0 +1,308 @@
+"""What `compare` shows: figures, tables as CSV, and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import itertools
+import json
+import platform
+from datetime import UTC, datetime
+from html import escape
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+
+from .. import __version__, plots
+from ..io import write_atomically
+from ..machine import processors
+from ..metrics import relative_l2
+from .compare import COLUMNS, METHODS, METRICS, SECONDS, number, spread
+from .worlds import WORLDS
+
+CASES = 3  # maps in the figures of the first condition; one in those of the others
+
+
+def write_report(comparison, geometry, read) -> None:
+    """Write results.csv, summary.csv, the figures and report.html into the comparison's folder.
+
+    Parameters
+    ----------
+    comparison : Comparison
+    geometry : Grid
+    read : callable
+        Map ``read(condition, k, method)`` in pascals, for a method or "truth"; None or NaN where there is none.
+    """
+    out = comparison.out
+    _write_csv(out / "results.csv", COLUMNS, comparison.rows)
+    summary = comparison.summary()
+    _write_csv(out / "summary.csv", [*summary[0]], [line | {"best": " ".join(line["best"])} for line in summary])
+    figures: dict[str, list[tuple[str, bytes]]] = {}
+    for number_, condition in enumerate(comparison.config["conditions"]):
+        figures[condition] = []
+        cases = _cases(comparison, condition, CASES if number_ == 0 else 1)
+        if not cases:
+            continue
+        which = "least, median and greatest error" if len(cases) > 1 else "median error"
+        which = f"{'cases' if len(cases) > 1 else 'case'} of {which} with {comparison.config['methods'][-1]}"
+        drawn = [(k, {m: read(condition, k, m) for m in ("truth", *comparison.config["methods"])}) for k in cases]
+        for name, figure, text in (
+            ("maps", plot_cases(drawn, geometry), f"Modulus maps, {which}"),
+            ("profiles", plot_profiles(drawn, geometry), f"Modulus along a lateral line through the lesion, {which}"),
+            ("errors", plot_errors(comparison, condition), "Relative error of every map, and its quartiles"),
+        ):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png")
+            write_atomically(out / f"{name}-{condition}.png", buffer.getvalue())
+            figures[condition].append((text, buffer.getvalue()))
+    write_atomically(out / "report.html", _page(comparison, summary, figures, geometry).encode())
+
+
+def _write_csv(path, columns, rows):
+    buffer = io.StringIO()
+    table = csv.DictWriter(buffer, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_atomically(path, buffer.getvalue().encode())
+
+
+def _cases(comparison, condition, count):
+    """Maps to draw: the one with the last method's median error, with more also its least and greatest."""
+    common = comparison.common(condition)
+    order = np.argsort(comparison.values(condition, comparison.config["methods"][-1], "relative_error"), kind="stable")
+    places = [0, len(order) // 2, -1] if count > 1 and len(order) >= count else [len(order) // 2] if common else []
+    return [common[order[place]] for place in places]
+
+
+# figures ------------------------------------------------------------------------------------------
+
+
+def plot_cases(cases, geometry):
+    """Maps side by side on one colour scale, a row for each case, the relative error under each map.
+
+    Parameters
+    ----------
+    cases : list of (int, dict of str to numpy.ndarray)
+        Number of the case and its maps in pascals, "truth" first.
+    geometry : Grid
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    names = [*cases[0][1]]
+    limits = 0.0, 1.2 * max(float(maps["truth"].max()) for _, maps in cases) / 1e3
+    tall = geometry.shape[0] * geometry.spacing[0] / (geometry.shape[1] * geometry.spacing[1])
+    size = 1.6 * len(names) + 0.9, (1.6 * tall + 0.35) * len(cases) + 0.3
+    with mpl.rc_context(plots._STYLE):
+        figure = Figure(figsize=size, layout="constrained", dpi=160)
+        panels = figure.subplots(len(cases), len(names), squeeze=False)
+        for (k, maps), row in zip(cases, panels, strict=True):
+            for axes, (name, field) in zip(row, maps.items(), strict=True):
+                image = plots._draw(axes, field / 1e3, geometry, limits)
+                error = f"{relative_l2(field, maps['truth']):.3f}" if name != "truth" else "relative error:"
+                axes.set(xticks=[], yticks=[], xlabel=error, ylabel=f"map {k}" if name == "truth" else "")
+        for axes, name in zip(panels[0], names, strict=True):
+            axes.set_title(name)
+        plots._colorbar(figure, image, panels.ravel().tolist(), [f for _, maps in cases for f in maps.values()], limits)
+    return figure
+
+
+def plot_profiles(cases, geometry):
+    """Modulus of every method along a lateral line through the lesion's centre; arguments as `plot_cases`."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(plots._STYLE):
+        figure = Figure(figsize=(8.5, 2.3 * len(cases) + 0.6), layout="constrained", dpi=160)
+        panels = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
+        for axes, (k, maps) in zip(panels, cases, strict=True):
+            depth = plots._lesion_depth(maps["truth"], geometry)
+            colors = {"truth": "black"} | dict(zip([*maps][1:], itertools.cycle(plots._COLORS)))
+            for name, field in maps.items():
+                width = 2.0 if name == "truth" else 1.2
+                axes.plot(*plots._profile(field, geometry, depth), color=colors[name], lw=width, label=name)
+            axes.set(ylabel="modulus (kPa)", ylim=(0, 1.25 * maps["truth"].max() / 1e3))
+            axes.set_title(f"map {k}, {depth * 1e3:.1f} mm deep", loc="left")
+            axes.margins(x=0)
+            axes.grid(alpha=0.25, lw=0.5)
+        axes.set_xlabel("lateral (mm)")
+        panels[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    return figure
+
+
+def plot_errors(comparison, condition):
+    """Relative error of every common map under a condition: quartiles and single maps, by method."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    methods = comparison.config["methods"]
+    errors = [comparison.values(condition, method, "relative_error") for method in methods]
+    with mpl.rc_context(plots._STYLE):
+        figure = Figure(figsize=(max(4.0, 1.15 * len(methods) + 1), 3.0), layout="constrained", dpi=160)
+        axes = figure.subplots()
+        axes.boxplot(errors, widths=0.5, showfliers=False, medianprops={"color": "black"})
+        for place, values in enumerate(errors, 1):
+            offsets = 0.3 * (np.modf(np.arange(len(values)) * 0.618)[0] - 0.5)  # apart, and the same each time
+            color = plots._COLORS[(place - 1) % len(plots._COLORS)]
+            axes.plot(place + offsets, values, "o", ms=3.5, mew=0, alpha=0.7, color=color)
+        axes.set_xticks(range(1, len(methods) + 1), methods)
+        axes.set(ylabel="relative error", ylim=(0, None))
+        axes.grid(alpha=0.25, lw=0.5, axis="y")
+    return figure
+
+
+# page ---------------------------------------------------------------------------------------------
+
+
+_CSS = """
+:root { color-scheme: light dark; --line: #8885; --soft: #8881; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; }
+h2 { font-size: 1.25rem; margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+.wide { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
+caption { text-align: left; padding: .3rem 0; font-weight: 600; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child, td.text { text-align: left; } thead th { background: var(--soft); }
+td.best { font-weight: 700; }
+figure { margin: 1.5rem 0; } figure .wide { margin: 0; } figcaption { font-size: .88rem; }
+img { background: #fff; border-radius: 4px; max-width: 100%; min-width: min(44rem, 180%); height: auto; }
+pre { overflow-x: auto; background: var(--soft); padding: .7rem; font-size: .8rem; border-radius: 4px; }
+.note { background: var(--soft); padding: .5rem .8rem; border-left: 4px solid #d55e00; }
+"""
+
+
+def _page(comparison, summary, figures, geometry) -> str:
+    config = comparison.config
+    shape = " x ".join(map(str, geometry.shape))
+    body = [
+        "<h1>Modulus maps by several methods</h1>",
+        f"<p>{len(config['maps'])} held-out maps of {shape} nodes, {escape(config['data']['law'].replace('_', ' '))}. "
+        "Figures are means ± standard deviations over those maps for which every method gave a map; best in bold.</p>",
+    ]
+    if comparison.missing:
+        body.append(
+            f'<p class="note">Incomplete: {comparison.missing} reconstructions are missing. The command at the end of '
+            "this page goes on with them.</p>"
+        )
+    if comparison.parallel():
+        body.append('<p class="note">Seconds were measured with several jobs at a time: compare them with care.</p>')
+    if len(config["conditions"]) > 1:
+        body.append(_overview(config, summary))
+    tests = comparison.tests()
+    for condition in config["conditions"]:
+        block = [line for line in summary if line["condition"] == condition]
+        body.append(f'<section><h2 id="{escape(condition)}">{escape(condition)}</h2>')
+        body.append(f"<p>Test maps {escape(WORLDS[condition.partition('dB-')[2]])}.</p>")
+        body.append(_results_table(block))
+        body.append(_seconds_table(block))
+        body.append(_tests_table([test for test in tests if test["condition"] == condition]))
+        body.append(_failures(comparison, condition))
+        body += [_figure(text, condition, png) for text, png in figures[condition]]
+        body.append("</section>")
+    body += [
+        "<section><h2>Methods</h2><ul>",
+        *(f"<li><b>{escape(name)}</b>: {escape(METHODS.get(name, 'own function'))}</li>" for name in config["methods"]),
+        "</ul></section><section><h2>To repeat it</h2>",
+        f"<pre>{escape(comparison.command)}</pre><pre>{escape(json.dumps(_versions(), indent=1))}</pre>",
+        f"<details><summary>Configuration</summary><pre>{escape(json.dumps(config, indent=1))}</pre></details>",
+        "</section>",
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>elastofast compare</title><style>{_CSS}</style></head>\n<body><main>\n"
+        + "\n".join(filter(None, body))
+        + "\n</main></body></html>\n"
+    )
+
+
+def _table(caption, heads, lines) -> str:
+    """A table of ready cells; a cell is a text, or (text, class)."""
+    out = [f'<div class="wide"><table><caption>{escape(caption)}</caption><thead><tr>']
+    out += [f'<th scope="col">{escape(head)}</th>' for head in heads]
+    out.append("</tr></thead><tbody>")
+    for first, *cells in lines:
+        out.append(f'<tr><th scope="row">{escape(first)}</th>')
+        for cell in cells:
+            text, kind = (cell, "") if isinstance(cell, str) else cell
+            out.append(f'<td class="{kind}">{escape(text)}</td>' if kind else f"<td>{escape(text)}</td>")
+        out.append("</tr>")
+    return "".join([*out, "</tbody></table></div>"])
+
+
+def _overview(config, summary) -> str:
+    by_place = {(line["condition"], line["method"]): line for line in summary}
+    spec = METRICS["relative_error"][2]
+
+    def cell(condition, method):
+        line = by_place[condition, method]
+        return spread(line, "relative_error", spec), "best" if "relative_error" in line["best"] else ""
+
+    lines = ([c, *(cell(c, method) for method in config["methods"])] for c in config["conditions"])
+    return _table("Relative error under every condition", ["condition", *config["methods"]], lines)
+
+
+def _results_table(block) -> str:
+    heads = ["method", *(head for head, *_ in METRICS.values()), "no map", "not converged"]
+    lines = []
+    for line in block:
+        cells = [
+            (spread(line, column, spec), "best" if column in line["best"] else "")
+            for column, (_, _, spec, _) in METRICS.items()
+        ]
+        lines.append([line["method"], *cells, str(line["failed"]), str(line["unconverged"])])
+    return _table(f"Errors over {block[0]['maps']} maps", heads, lines)
+
+
+def _seconds_table(block) -> str:
+    lines = ([line["method"], *(spread(line, name, ".2f") for name in SECONDS)] for line in block)
+    return _table("Seconds a map", ["method", *("total", *[*SECONDS.values()][1:])], lines)
+
+
+def _tests_table(tests) -> str:
+    if not tests:
+        return ""
+    lines = (
+        [t["against"], number(t["difference"], "+.1%"), f"{t['wins']} of {t['maps']}", number(t["p"], ".2g")]
+        for t in tests
+    )
+    caption = f"Relative error of {tests[0]['method']} against the others, paired (Wilcoxon signed rank, two-sided)"
+    return _table(caption, ["against", "mean difference", "smaller on", "p"], lines)
+
+
+def _failures(comparison, condition) -> str:
+    bad = [r for r in comparison.rows if r["condition"] == condition and r["status"] != "converged"]
+    if not bad:
+        return ""
+    lines = ([r["method"], str(r["map"]), r["status"], (r["message"] or "", "text")] for r in bad)
+    table = _table("", ["method", "map", "status", "message"], lines)
+    return f"<details><summary>{len(bad)} runs failed or did not converge</summary>{table}</details>"
+
+
+def _figure(text, condition, png) -> str:
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    alt = escape(f"{text}; {condition}; numbers in the tables above", quote=True)
+    image = f'<div class="wide"><img src="{source}" alt="{alt}"></div>'
+    return f"<figure>{image}<figcaption>{escape(text)}.</figcaption></figure>"
+
+
+def _versions() -> dict:
+    found: dict[str, str | None] = {}
+    for name in ("numpy", "scipy", "scikit-image", "torch"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "elastofast": __version__,
+        "python": platform.python_version(),
+        **found,
+        "machine": f"{platform.platform()}, {processors()} processors",
+    }

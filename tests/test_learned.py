@@ -1,0 +1,198 @@
+"""Learned priors: derivatives against finite differences, targets, splitting, and the draws that critics learn from."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors")
+
+import elastofast as ef
+from elastofast import priors
+from elastofast.fidelity import Fidelity
+from elastofast.learning import perturbation
+from elastofast.learning.networks import build
+from elastofast.newton import Iterate, curvature_scale, data_curvature
+from elastofast.reconstruction import homogeneous
+from elastofast.splitting import half_quadratic_splitting
+
+
+def network(kind, seed=0, **architecture):
+    torch.manual_seed(seed)
+    made = build(kind, **architecture).double().eval()
+    with torch.no_grad():  # some start with zero output
+        for parameter in made.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return made
+
+
+def critic(kind="critic", **architecture):
+    return priors.Critic(network(kind, **architecture), {})
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def scan():
+    grid = ef.Grid((33, 33), (1e-3, 1e-3))
+    x, _ = ef.inclusion(grid, (16e-3, 16e-3), 6e-3, modulus=50e3, background=12e3)
+    return ef.simulate(grid, ef.PlaneStress(0.495), ef.compression(grid, pressure=100.0), x, snr=35.0, seed=1)
+
+
+def moduli(rng, *shape):
+    return 12.5e3 * np.exp(0.4 * rng.standard_normal(shape))
+
+
+@pytest.mark.parametrize("prior", [critic(), critic("paper-critic", shape=(20, 28))], ids=["critic", "paper"])
+def test_gradient_against_differences(prior, rng):
+    x, d = moduli(rng, 20, 28), rng.standard_normal((20, 28)) * 1e3
+    _, gradient = prior(x)
+    h = 1e-6  # the paper's critic has kinks
+    slope = (prior(x + h * d)[0] - prior(x - h * d)[0]) / (2 * h)
+    assert slope == pytest.approx((gradient * d).sum(), rel=1e-4)
+
+
+def test_batches_and_tensors(rng):
+    prior, x = critic(), moduli(rng, 2, 3, 17, 19)
+    value, gradient = prior(x)
+    assert value.shape == (2, 3) and gradient.shape == x.shape
+    one, slope = prior(x[1, 2])
+    assert isinstance(one, float)
+    assert value[1, 2] == pytest.approx(one, rel=1e-12)
+    np.testing.assert_allclose(gradient[1, 2], slope, rtol=1e-9, atol=1e-18)
+    value_t, gradient_t = prior(torch.from_numpy(x))
+    assert isinstance(gradient_t, torch.Tensor)
+    np.testing.assert_array_equal(gradient_t.numpy(), gradient)
+    np.testing.assert_array_equal(value_t.numpy(), value)
+
+
+def test_critic_does_not_know_the_unit(rng):
+    prior, x = critic(), moduli(rng, 24, 24)
+    assert prior(7 * x)[0] == pytest.approx(prior(x)[0], rel=1e-10)
+
+
+def test_target_is_the_end_of_steepest_descent(rng):
+    prior, z = critic(), np.log(moduli(rng, 16, 24)).ravel()
+    d = rng.standard_normal(z.size)
+
+    def half_square(z):
+        return 0.5 * prior(np.exp(z).reshape(16, 24))[0] ** 2
+
+    h = 1e-5
+    slope = (half_square(z + h * d) - half_square(z - h * d)) / (2 * h)
+    scale = prior.standard.scale
+    # target = z - scale * d(C^2/2)/ds, and s = z / scale + constant
+    assert slope == pytest.approx(((z - prior.target(z, (16, 24))) * d).sum() / scale**2, rel=1e-6)
+
+
+def test_denoiser_and_correction_are_their_networks(rng):
+    z = np.log(moduli(rng, 21, 18))
+    s = torch.from_numpy((z - np.log(12.5e3)) / 0.5)[None, None]
+    denoiser = network("dncnn", channels=8, layers=2)
+    expected = 0.5 * denoiser(s).detach().numpy()[0, 0] + np.log(12.5e3)
+    got = priors.PlugAndPlay(denoiser, {}).target(z.ravel(), z.shape)
+    np.testing.assert_allclose(got, expected.ravel(), rtol=1e-9)
+    unet = network("unet", channels=4)
+    expected = 12.5e3 * np.exp(0.5 * unet(s).detach().numpy()[0, 0])
+    np.testing.assert_allclose(priors.PostProcessing(unet, {}).apply(np.exp(z)), expected, rtol=1e-9)
+
+
+class Known:
+    """A prior whose idea of the true map never changes."""
+
+    def __init__(self, z):
+        self.z = z
+
+    def target(self, z, shape):
+        return self.z
+
+
+@pytest.mark.parametrize("factor", [0.3, 30.0])
+def test_splitting_reaches_a_stationary_point(scan, factor):
+    fidelity = Fidelity(scan, rtol=1e-8)
+    z = homogeneous(scan)
+    scale = curvature_scale(data_curvature(fidelity, np.exp(z), fidelity.evaluate(np.exp(z))), z.size)
+    target = np.log(scan.reference).ravel() + 0.1
+    weight = factor * scale
+    point, _ = half_quadratic_splitting(
+        fidelity, Known(target), weight, Iterate(z, None, 0.0, None), first=weight, scale=scale, rtol=1e-8,
+        max_iterations=40, limits=None, report=lambda *a: False,
+    )  # fmt: skip
+    now = fidelity.evaluate(np.exp(point.z), 1e-9)
+    pull, push = weight * (point.z - target), np.exp(point.z) * now.gradient
+    assert np.linalg.norm(pull + push) < 0.05 * np.linalg.norm(pull)
+
+
+def test_reconstruct_with_a_target(scan):
+    truth = np.log(scan.reference)
+    seen = []
+    result = ef.reconstruct(scan, prior=Known(truth.ravel()), progress=seen.append)
+    assert result.optimizer == "splitting" and result.prior == "Known"
+    assert [entry["weight"] for entry in seen] == sorted(entry["weight"] for entry in seen)
+    assert result.weight == pytest.approx(seen[-1]["weight"])
+    error = np.linalg.norm(result.modulus - scan.reference) / np.linalg.norm(scan.reference)
+    assert error < 0.05
+    assert set(result.timing) == {"data", "prior", "rest"}
+    assert sum(result.timing.values()) == pytest.approx(result.seconds, rel=0.05)
+    assert min(result.timing.values()) >= 0
+
+
+def test_critic_in_every_optimizer(scan):
+    for optimizer, steps in (("splitting", 3), ("l-bfgs", 3), ("descent", 2)):
+        result = ef.reconstruct(scan, prior=critic(), optimizer=optimizer, max_iterations=steps)
+        assert np.isfinite(result.modulus).all() and result.weight > 0, optimizer
+
+
+def test_post_processing_corrects_the_unregularised_map(scan):
+    prior = priors.PostProcessing(network("unet", channels=4), {})
+    raw = ef.reconstruct(scan, prior="none")
+    result = ef.reconstruct(scan, prior=prior)
+    np.testing.assert_allclose(result.modulus, prior.apply(raw.modulus), rtol=1e-6)
+    x = result.modulus
+    assert result.chi2 == pytest.approx(2 * ef.Fidelity(scan)(x)[0] / Fidelity(scan).n_data, rel=1e-3)
+
+
+def test_wrong_use(scan, tmp_path):
+    with pytest.raises(TypeError, match="network must be a critic or paper-critic, got 'unet'"):
+        priors.Critic(network("unet", channels=4), {})
+    with pytest.raises(ValueError, match="dense layers and sees maps of 16 x 16 nodes only, the measurement has 33 x 33"):
+        ef.reconstruct(scan, prior=critic("paper-critic", shape=(16, 16)))
+    with pytest.raises(ValueError, match="optimizer 'gauss-newton' does not work with prior 'Critic'"):
+        ef.reconstruct(scan, prior=critic(), optimizer="gauss-newton")
+    with pytest.raises(ValueError, match="weight must be positive for optimizer 'splitting'"):
+        ef.reconstruct(scan, prior=critic(), weight=0)
+    with pytest.raises(ValueError, match="nearly square pixels"):
+        critic().check(ef.Grid((9, 9), (1e-3, 2e-3)))
+    with pytest.raises(ValueError, match="two-dimensional grids"):
+        critic().check(ef.Mesh(np.array([[0.0, 0], [1, 0], [0, 1]]), np.array([[0, 1, 2]])))
+    (tmp_path / "bad.safetensors").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(ValueError, match="this is a pickle"):
+        priors.Critic.load(tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize("kind", [priors.Critic, priors.PlugAndPlay, priors.PostProcessing])
+def test_shipped_weights(kind, scan):
+    prior = kind.load()
+    assert prior.configuration["training"]["data"]["seed"] is not None
+    assert next(prior.network.parameters()).dtype == torch.float32
+    prior.check(scan.geometry)
+
+
+def test_drawn_errors_have_the_posterior_covariance(monkeypatch, rng):
+    """E[d^T (H + rho) d] = n, with H assembled column by column."""
+    grid = ef.Grid((9, 10), (1e-3, 1e-3))
+    x, _ = ef.inclusion(grid, (4e-3, 4e-3), 2.1e-3, modulus=40e3, background=12e3)
+    m = ef.simulate(grid, ef.PlaneStress(0.4), ef.compression(grid, pressure=100.0), x, snr=30.0)
+    monkeypatch.setattr(perturbation, "PENALTY", (1.0, 1.0))
+    monkeypatch.setattr(perturbation, "NOISE", (0.0, 0.0))
+    monkeypatch.setattr(perturbation, "STEPS", (90, 91))
+    draws = perturbation.posterior_errors(m, 150, rng).reshape(150, -1).astype(float)
+    fidelity = Fidelity(m, rtol=1e-8)
+    curvature = data_curvature(fidelity, x.ravel(), fidelity.evaluate(x.ravel()))
+    hessian = np.stack([curvature(e) for e in np.eye(x.size)])
+    rho = curvature_scale(curvature, x.size)
+    energy = np.einsum("ki,ij,kj->k", draws, hessian + rho * np.eye(x.size), draws) / x.size
+    # standard deviation of the mean is sqrt(2 / (90 * 150)) = .012; one V-cycle for each solve adds a few per cent
+    assert energy.mean() == pytest.approx(1, abs=0.1)
