@@ -34,7 +34,7 @@ PRIORS = {
 LEARNED = ("critic", "pnp", "unet")
 OPTIMIZERS = ("gauss-newton", "splitting", "l-bfgs", "descent")
 # weight of a prior with a target over the mean curvature of the data term: best on validation maps at 35 dB
-SPLITTING_WEIGHT = {"critic": 100.0, "dncnn": 100.0}
+SPLITTING_WEIGHT = {"critic": 300.0, "dncnn": 100.0}
 TRAINED = 96  # nodes: learned priors are first asked on the coarsest grid with at least as many along each axis
 FINER = 6  # steps of splitting on a level that starts from a coarser one, with weights from a tenth of the last
 LOOSEST = 1e-4  # relative tolerance of the solves inside the optimisation; values are corrected to second order
@@ -139,7 +139,7 @@ def reconstruct(
     bounds : (float, float), optional
         Smallest and largest modulus in pascals; default a hundredth and a hundred times the start's mean.
     max_iterations : int, optional
-        Limit on outer steps of a level; default 60 (Gauss-Newton; 20 with the frozen gradient), 16 (splitting, the
+        Limit on outer steps of a level; default 60 (Gauss-Newton; 20 with the frozen gradient), 10 (splitting, the
         length of its schedule), 200 (L-BFGS), 100 (descent, between updates of Gamma).
     step : float
         Step length of "descent" in units of one over the largest curvature; above 2 it diverges.

@@ -5,16 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from .form import inner
+from .moves import moves
 from .newton import LONGEST_STEP, Iterate, conjugate_gradients, data_curvature
 
 __all__ = ["half_quadratic_splitting"]
 
-STEPS = 16  # of the schedule
-FIRST = 0.1  # weight of the first step over the mean curvature of the data term
+STEPS = 10  # of the schedule
+FIRST = 1.0  # weight of the first step over the mean curvature of the data term
 CG_STEPS = 12
 CG_TOLERANCE = 0.05
 AT_REST = 2e-3  # rms step in log x at the last weight that ends the run
-FURTHER = 8  # steps at the last weight at most
+FURTHER = 10  # steps at the last weight at most
+FREE = 5  # steps before boundaries and contrasts are known well enough to be moved
+LOOSE = 3.0  # weight along the `moves` over the mean curvature of the data term
 
 
 def half_quadratic_splitting(fidelity, prior, weight, start, *, first, scale, rtol, max_iterations, limits, report):
@@ -23,7 +26,9 @@ def half_quadratic_splitting(fidelity, prior, weight, start, *, first, scale, rt
     Each step is a damped Gauss-Newton one towards target = P(z): (H + rho) d = -(gradient of J) - rho (z - target)
     (Geman and Yang, IEEE Trans. Image Process. 4, 1995; with a denoiser as P this is plug-and-play: Venkatakrishnan,
     Bouman and Wohlberg 2013; Zhang et al., IEEE TPAMI 44, 2022). rho grows geometrically from ``first`` to
-    ``weight``: the first steps find what the data see, the later ones what makes it a plausible map.
+    ``weight``: the first steps find what the data see, the later ones what makes it a plausible map. A denoiser or
+    critic also holds a map's boundaries and contrasts where they are; from the sixth step on the weight along such
+    `moves` is a small one, so that the data still decide about them when the map is all but plausible.
 
     Parameters
     ----------
@@ -52,17 +57,23 @@ def half_quadratic_splitting(fidelity, prior, weight, start, *, first, scale, rt
     Iterate
     status : {"converged", "max_iterations", "stalled", "stopped"}
     """
-    z = start.z
+    z, shape = start.z, fidelity.measurement.geometry.node_shape
     now = start.data if start.data is not None else fidelity.evaluate(np.exp(z), rtol)
     for number in range(max_iterations + FURTHER):
         share = min(1.0, number / max(max_iterations - 1, 1))
         rho = first ** (1 - share) * weight**share
         x = np.exp(z)
-        target = prior.target(z, fidelity.measurement.geometry.shape) if number else z  # the start says nothing yet
+        target = prior.target(z, shape) if number else z  # the start says nothing yet
         curvature = data_curvature(fidelity, x, now)
-        gradient = x * now.gradient + rho * (z - target)
+        basis = moves(target, shape) if number >= FREE else np.zeros((z.size, 0))
+        loose = rho - min(rho, LOOSE * scale)
+
+        def pull(v, rho=rho, loose=loose, basis=basis):
+            return rho * v - loose * (basis @ (basis.T @ v))
+
+        gradient = x * now.gradient + pull(z - target)
         d = conjugate_gradients(
-            lambda v, rho=rho, curvature=curvature: curvature(v) + rho * v,
+            lambda v, pull=pull, curvature=curvature: curvature(v) + pull(v),
             -gradient,
             np.full(z.size, rho + scale),
             steps=CG_STEPS,

@@ -14,7 +14,8 @@ import elastofast as ef
 from elastofast import cli
 from elastofast.learning import compare as module
 from elastofast.learning import report
-from elastofast.learning.compare import COLUMNS, Comparison, compare
+from elastofast.learning.compare import compare
+from elastofast.learning.comparison import COLUMNS, Comparison
 from elastofast.learning.dataset import Dataset, build_dataset
 from elastofast.learning.worlds import Condition, measure
 

@@ -2,18 +2,17 @@
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("safetensors")
+import torch
 
 import elastofast as ef
 from elastofast import priors
 from elastofast.fidelity import Fidelity
 from elastofast.learning import perturbation
 from elastofast.learning.networks import build
+from elastofast.moves import moves
 from elastofast.newton import Iterate, curvature_scale, data_curvature
 from elastofast.reconstruction import homogeneous
-from elastofast.splitting import half_quadratic_splitting
+from elastofast.splitting import LOOSE, half_quadratic_splitting
 
 
 def network(kind, seed=0, **architecture):
@@ -121,7 +120,10 @@ def test_splitting_reaches_a_stationary_point(scan, factor):
         max_iterations=40, limits=None, report=lambda *a: False,
     )  # fmt: skip
     now = fidelity.evaluate(np.exp(point.z), 1e-9)
-    pull, push = weight * (point.z - target), np.exp(point.z) * now.gradient
+    away, push = point.z - target, np.exp(point.z) * now.gradient
+    basis = moves(target, scan.geometry.shape)
+    loose = min(weight, LOOSE * scale)
+    pull = weight * (away - basis @ (basis.T @ away)) + loose * basis @ (basis.T @ away)
     assert np.linalg.norm(pull + push) < 0.05 * np.linalg.norm(pull)
 
 
@@ -196,3 +198,21 @@ def test_drawn_errors_have_the_posterior_covariance(monkeypatch, rng):
     energy = np.einsum("ki,ij,kj->k", draws, hessian + rho * np.eye(x.size), draws) / x.size
     # standard deviation of the mean is sqrt(2 / (90 * 150)) = .012; one V-cycle for each solve adds a few per cent
     assert energy.mean() == pytest.approx(1, abs=0.1)
+
+
+def test_moves_hold_shifts_and_contrasts():
+    shape = (60, 70)
+    i, j = np.mgrid[: shape[0], : shape[1]]
+
+    def blob(row, radius, contrast):
+        return contrast / (1 + np.exp((np.hypot(i - row, j - 33) - radius) / 1.5))
+
+    z = blob(28, 12, 1.2)
+    basis = moves(z.ravel(), shape)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-12)
+    for change in (blob(28.05, 12, 1.2) - z, blob(28, 12.05, 1.2) - z, blob(28, 12, 1.25) - z):
+        left = change.ravel() - basis @ (basis.T @ change.ravel())
+        assert np.linalg.norm(left) < 0.15 * np.linalg.norm(change)
+    speckle = np.random.default_rng(0).standard_normal(z.size)
+    assert np.linalg.norm(basis.T @ speckle) < 0.2 * np.linalg.norm(speckle)
+    assert moves(np.full(60 * 70, 2.0), shape).shape == (4200, 0)

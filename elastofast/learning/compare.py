@@ -21,13 +21,12 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from importlib.resources import files
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -35,10 +34,11 @@ from .. import __version__
 from ..io import write_atomically
 from ..metrics import evaluate
 from ..reconstruction import reconstruct
+from .comparison import COLUMNS, METRICS, Comparison
 from .dataset import Dataset, _interrupts_blocked, _start_worker, build_dataset
 from .worlds import WORLDS, Condition, measure
 
-__all__ = ["METHODS", "METRICS", "SECONDS", "Comparison", "compare"]
+__all__ = ["METHODS", "Comparison", "compare"]
 
 # in the order of tables and figures; the last one that takes part is tested against all others
 METHODS = {
@@ -51,21 +51,6 @@ METHODS = {
 }
 NETWORKS = {"unet": "unet", "pnp": "dncnn", "critic-paper": "critic", "critic": "critic"}  # method: whose weights
 PRIORS = {"critic": "Critic", "unet": "PostProcessing", "dncnn": "PlugAndPlay"}  # in elastofast.priors
-
-# column: (heading, name in metrics.evaluate, format, whether larger is better)
-METRICS = {
-    "relative_error": ("rel. error", "relative_l2", ".4f", False),
-    "ssim": ("SSIM", "ssim", ".3f", True),
-    "psnr": ("PSNR dB", "psnr", ".2f", True),
-    "cnre_db": ("CNRe dB", "cnre_db", ".1f", True),
-    "gcnr": ("gCNR", "gcnr", ".3f", True),
-    "contrast_ratio_error": ("contrast err.", "contrast_ratio_error", ".3f", False),
-}
-SECONDS = {"seconds": "seconds", "seconds_data": "data term", "seconds_prior": "prior", "seconds_rest": "the rest"}
-COLUMNS = (
-    "condition", "snr", "world", "map", "index", "method", *METRICS, "chi2", "status", "weight", *SECONDS, "jobs",
-    "message",
-)  # fmt: skip
 
 
 def compare(
@@ -184,153 +169,6 @@ def compare(
         folder.pack(conditions, functions, len(indices), opened.geometry.shape)
     write_report(comparison, opened.geometry, folder.map)
     return comparison
-
-
-# what came out ------------------------------------------------------------------------------------
-
-
-@dataclass
-class Comparison:
-    """The results of `compare`.
-
-    Attributes
-    ----------
-    out : pathlib.Path
-        The folder.
-    config : dict
-        What was compared.
-    rows : list of dict
-        One a run, with the names in `COLUMNS`; None where something is not defined.
-    missing : int
-        Number of runs still to be made, after Ctrl-C.
-    command : str
-        The command line that makes it.
-    """
-
-    out: Path
-    config: dict[str, Any]
-    rows: list[dict[str, Any]] = field(repr=False)
-    missing: int
-    command: str
-
-    def common(self, condition) -> list[int]:
-        """Maps for which every method gave a map under a condition."""
-        given: dict[int, int] = {}
-        for row in self.rows:
-            if row["condition"] == condition and row["relative_error"] is not None:
-                given[row["map"]] = given.get(row["map"], 0) + 1
-        return sorted(k for k, count in given.items() if count == len(self.config["methods"]))
-
-    def values(self, condition, method, column) -> np.ndarray:
-        """One column over the common maps of a condition; NaN where it is not defined."""
-        common = set(self.common(condition))
-        picked = (r for r in self.rows if r["condition"] == condition and r["method"] == method and r["map"] in common)
-        return np.array([r[column] for r in sorted(picked, key=lambda r: r["map"])], dtype=np.float64)
-
-    def summary(self) -> list[dict[str, Any]]:
-        """Mean and standard deviation of every metric, mean seconds and counts, for each condition and method.
-
-        Means are over the maps for which every method gave a map (``maps``). ``failed`` counts runs without a map,
-        ``unconverged`` those that gave one but did not converge. ``best`` lists the metrics in which the method's
-        mean is the best.
-        """
-        table = []
-        for condition in self.config["conditions"]:
-            block = [self._line(condition, method) for method in self.config["methods"]]
-            for column, (*_, larger) in METRICS.items():
-                means = np.array([line[column] for line in block]) * (1 if larger else -1)
-                for line in itertools.compress(block, np.isclose(means, np.fmax.reduce(means), rtol=1e-9)):
-                    line["best"].append(column)
-            table += block
-        return table
-
-    def _line(self, condition, method):
-        rows = [r for r in self.rows if r["condition"] == condition and r["method"] == method]
-        line: dict[str, Any] = {
-            "condition": condition,
-            "method": method,
-            "maps": len(self.common(condition)),
-            "failed": sum(r["relative_error"] is None for r in rows),
-            "unconverged": sum(r["relative_error"] is not None and r["status"] != "converged" for r in rows),
-            "best": [],
-        }
-        for column in (*METRICS, *SECONDS):
-            v = self.values(condition, method, column)
-            v = v[np.isfinite(v)]
-            line[column] = float(v.mean()) if len(v) else math.nan
-            line[f"{column}_std"] = float(v.std(ddof=1)) if len(v) > 1 else math.nan
-        return line
-
-    def tests(self) -> list[dict[str, Any]]:
-        """The last method against each other one: Wilcoxon's signed-rank test of the relative errors, two-sided.
-
-        ``difference`` is the mean over the common maps of the last method's error over the other's, minus one;
-        ``wins`` the number of maps where it is smaller.
-        """
-        from scipy.stats import wilcoxon
-
-        *others, last = self.config["methods"]
-        table = []
-        for condition, other in itertools.product(self.config["conditions"], others):
-            a, b = (self.values(condition, method, "relative_error") for method in (last, other))
-            table.append(
-                {
-                    "condition": condition,
-                    "method": last,
-                    "against": other,
-                    "maps": len(a),
-                    "difference": float(np.mean(a / b - 1)) if len(a) else math.nan,
-                    "wins": int((a < b).sum()),
-                    "p": float(wilcoxon(a, b).pvalue) if (a != b).any() else 1.0 if len(a) else math.nan,
-                }
-            )
-        return table
-
-    def parallel(self) -> bool:
-        """Whether times were measured while other runs shared the machine."""
-        return any(row["jobs"] > 1 for row in self.rows)
-
-    def __str__(self):
-        heads = ["method", *(head for head, *_ in METRICS.values()), *SECONDS.values(), "failed", "unconv."]
-        text = []
-        for condition, block in itertools.groupby(self.summary(), key=lambda line: line["condition"]):
-            lines = [heads]
-            for line in block:
-                cells = [line["method"]]
-                for column, (_, _, spec, _) in METRICS.items():
-                    mark = "*" if column in line["best"] else " "
-                    cells.append(spread(line, column, spec) + mark)
-                cells += [number(line[name], ".2f") for name in SECONDS]
-                lines.append([*cells, str(line["failed"]), str(line["unconverged"])])
-            title = f"{condition}: {len(self.common(condition))} maps, mean ± standard deviation, * best"
-            text += [title, *_aligned(lines), ""]
-        tests = [["condition", "relative error of", "against", "difference", "wins", "p"]]
-        for test in self.tests():
-            wins = f"{test['wins']} of {test['maps']}"
-            cells = [test["condition"], test["method"], test["against"], number(test["difference"], "+.1%"), wins]
-            tests.append([*cells, number(test["p"], ".2g")])
-        if len(tests) > 1:
-            text += ["paired, Wilcoxon signed rank", *_aligned(tests), ""]
-        if self.parallel():
-            text.append("seconds were measured with several jobs at a time")
-        return "\n".join(text).rstrip()
-
-
-def number(value, spec) -> str:
-    """A number for a table, a dash where it is not defined."""
-    return format(value, spec) if np.isfinite(value) else "-"
-
-
-def spread(line, column, spec) -> str:
-    """Mean and standard deviation of a line of `Comparison.summary`."""
-    mean, std = line[column], line[f"{column}_std"]
-    return number(mean, spec) + (f" ± {std:{spec}}" if np.isfinite(std) else "")
-
-
-def _aligned(lines):
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        yield "  ".join(f"{c:{'<' if i == 0 else '>'}{w}}" for i, (c, w) in enumerate(zip(line, widths, strict=True)))
 
 
 # methods ------------------------------------------------------------------------------------------
