@@ -1,4 +1,4 @@
-"""Command line: ``elastofast demo | simulate | reconstruct | info``."""
+"""Command line: ``elastofast demo | simulate | dataset | reconstruct | info``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import os
 import platform
 import sys
 import time
+import warnings
 
+from .machine import processors
 from .phantoms import KINDS
 from .simulation import NOISES
 
 INTERRUPTED = 130
+TRAINABLE = ("critic", "paper-critic", "unet", "dncnn")  # keys of learning.recipes.RECIPES, which would import torch
 
 # optional distribution: what needs it
 OPTIONAL = {
@@ -24,6 +27,10 @@ OPTIONAL = {
     "pyamg": "forward solves on large meshes",
     "matplotlib": "figures (demo, reconstruct --plot)",
     "scikit-image": "PSNR and SSIM",
+    "torch": "learned priors",
+    "safetensors": "learned priors",
+    "tensorboard": "train --log",
+    "pillow": "data sets from lesion masks",
 }
 
 
@@ -47,8 +54,8 @@ def main(argv=None) -> int:
         return int(stop.code or 0)
     try:
         return options.run(options)
-    except KeyboardInterrupt:
-        print("elastofast: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"elastofast: interrupted {stop}".rstrip(), file=sys.stderr)
         return INTERRUPTED
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
         if options.debug:
@@ -128,13 +135,8 @@ def _simulate(options) -> int:
     from .simulation import simulate
 
     _check_output(options.out, (".h5", ".hdf5", ".npz", ".mat"))
-    shape = options.size if len(options.size) == 2 else options.size * 2
-    if len(shape) != 2:
-        raise ValueError(f"--size takes one or two numbers of nodes, got {len(shape)}")
-    spacing = options.spacing or [40e-3 / (max(shape[1], 2) - 1)]
-    if len(spacing) > 2:
-        raise ValueError(f"--spacing takes one or two distances, got {len(spacing)}")
-    grid = Grid(tuple(shape), tuple(spacing if len(spacing) == 2 else spacing * 2))
+    shape = _pair("size", options.size)
+    grid = Grid(shape, _pair("spacing", options.spacing or [40e-3 / (max(shape[1], 2) - 1)]))
     modulus, _ = lesion(
         grid,
         seed=options.seed,
@@ -156,6 +158,26 @@ def _simulate(options) -> int:
     )
     m.save(options.out)
     print(f"wrote {options.out}: {m!r}")
+    return 0
+
+
+# dataset ------------------------------------------------------------------------------------------
+
+
+def _dataset(options) -> int:
+    from .learning.dataset import Dataset, build_dataset
+
+    _check_output(options.out, (".h5", ".hdf5"))
+    settings = vars(options).copy()
+    for name in ("out", "run", "debug", "quiet"):
+        del settings[name]
+    for name in ("shape", "extent"):
+        settings[name] = _pair(name, settings[name])
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"elastofast: {message}", file=sys.stderr)
+        build_dataset(options.out, **settings, progress=not options.quiet)
+    with Dataset.open(options.out) as data:
+        print(f"wrote {options.out}: {data!r}")
     return 0
 
 
@@ -205,13 +227,44 @@ def _reconstruct(options) -> int:
     return INTERRUPTED if result.status == "interrupted" else 0
 
 
+# train --------------------------------------------------------------------------------------------
+
+
+def _train(options) -> int:
+    _check_output(options.out, (".safetensors",))
+    from .learning.recipes import recipe
+    from .learning.training import train
+
+    given = {name: getattr(options, name) for name in _RECIPE_OPTIONS if getattr(options, name) is not None}
+    loop = ("seed", "count", "device", "amp", "init", "resume", "validate_every", "checkpoint_every", "log")
+    done = train(
+        recipe(options.kind, preset=options.preset, **given),
+        options.data,
+        options.out,
+        **{name: getattr(options, name) for name in loop},
+    )
+    if int(os.environ.get("RANK", 0)):  # under torchrun the first process speaks
+        return 0
+    if done["best"] is not None:
+        figures = ", ".join(f"{name} {value:.5g}" for name, value in done["best"].items())
+        print(f"wrote {options.out}: {figures}")
+    if done["status"] == "interrupted":
+        print(f"stopped after step {done['step']}; the same command with --resume goes on from there")
+        return INTERRUPTED
+    return 0
+
+
+# options of `train` that are fields of a recipe
+_RECIPE_OPTIONS = ("steps", "batch", "crop", "rate", "channels", "norm", "epochs")
+
+
 # info ---------------------------------------------------------------------------------------------
 
 
 def _info(options) -> int:
     print(f"elastofast      {_version('elastofast') or 'not installed'}")
     print(f"python          {platform.python_version()} on {platform.platform()}")
-    print(f"processors      {_processors()}, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}")
+    print(f"processors      {processors()}, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}")
     print("\ncore (elastofast._core)")
     try:
         build = importlib.import_module("elastofast._core").build_info()
@@ -248,10 +301,6 @@ def _version(name):
         return None
 
 
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 # shared -------------------------------------------------------------------------------------------
 
 
@@ -278,7 +327,7 @@ class _Bar:
 def _one_line(error) -> str:
     text = " ".join(str(error).split())
     module = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
-    package = {"skimage": "scikit-image"}.get(module, module)
+    package = {"skimage": "scikit-image", "PIL": "pillow"}.get(module, module)
     if package in OPTIONAL:
         text = f"{package} is missing, needed for {OPTIONAL[package]}: pip install {package}"
     if isinstance(error, OSError) and error.filename is not None:
@@ -293,6 +342,13 @@ def _check_output(path, suffixes):
         raise ValueError(f"the output must end in one of {', '.join(suffixes)}, got {path!r}")
     if not os.path.isdir(folder or "."):
         raise ValueError(f"the folder of the output does not exist: {path!r}")
+
+
+def _pair(name, values):
+    """Axial and lateral value of an option that takes one for both, or two."""
+    if len(values) > 2:
+        raise ValueError(f"--{name} takes one or two numbers, got {len(values)}")
+    return tuple(values if len(values) == 2 else values * 2)
 
 
 def _weight(text):
@@ -313,10 +369,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     """The example as it is written, and after each option the default if there is one."""
 
     def _get_help_string(self, action):
-        shown = isinstance(action.default, str | float | int) and action.default not in (
-            False,
-            argparse.SUPPRESS,
-        )
+        shown = isinstance(action.default, str | float | int) and not isinstance(action.default, bool)
+        shown = shown and action.default != argparse.SUPPRESS
         return action.help + (" (default: %(default)s)" if shown else "")
 
 
@@ -391,6 +445,50 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--strain", type=float, help="move the top by this fraction of the height instead")
 
     sub = command(
+        "dataset",
+        _dataset,
+        "make stiffness maps with their simulated measurements and unregularised reconstructions, to train and "
+        "compare priors; a run that was interrupted goes on when called again",
+        "elastofast dataset breast.h5 --masks Dataset_BUSI_with_GT --shape 128 --snr 35",
+    )
+    option = sub.add_argument
+    option("out", metavar="OUT", help="file to write: .h5 (docs/datasets.md)")
+    option("--masks", metavar="FOLDER", help="lesion masks; else built-in shapes")
+    option("--layout", default="auto", help="of that folder: auto, busi, bus-bra, breast, udiat or plain")
+    option("--count", type=int, help="training maps (default: 541; with masks all that are left)")
+    held = "maps (1 or more) or share of maps (default: 30; with masks 0.05)"
+    option("--validation", type=float, help=f"validation {held}")
+    option("--test", type=float, help=f"test {held}")
+    option("--shape", type=int, nargs="+", default=[128], help="nodes: one number, or axial and lateral (default: 128)")
+    option("--extent", type=float, nargs="+", default=[30e-3], help="size in metres, likewise (default: 0.03)")
+    option("--law", choices=("plane_stress", "plane_strain"), default="plane_stress", help="material law")
+    option("--poisson", type=float, default=0.495, help="Poisson ratio")
+    option("--pressure", type=float, default=100.0, help="on the top, in pascals")
+    option("--snr", type=float, default=35.0, help="signal-to-noise ratio in decibels")
+    option("--noise", choices=NOISES, default="white", help="noise model")
+
+    def interval(name, low, high, text):
+        bounds = {"type": float, "nargs": 2, "default": [low, high], "metavar": ("LO", "HI")}
+        option(name, **bounds, help=f"{text} (default: {low:g} {high:g})")
+
+    interval("--background", 10e3, 15e3, "modulus outside lesions in pascals")
+    interval("--lesion", 30e3, 80e3, "modulus inside lesions in pascals")
+    option("--kind", choices=(*KINDS, "random"), default="random", help="of built-in lesions")
+    interval("--size", 0.05, 0.35, "diameter of built-in lesions over the width")
+    option("--pairs", type=float, default=0.15, help="share of built-in maps with two lesions")
+    option("--soft", type=float, default=0.25, help="share of maps with soft margins")
+    interval("--edge", 1.0, 3.0, "width of soft margins in node distances")
+    option("--texture", type=float, default=0.0, help="relative standard deviation of a texture everywhere")
+    option("--variation", type=float, default=0.0, help="the same of a slow variation of the background")
+    option(
+        "--no-unregularised", dest="unregularised", action="store_false", help="leave out the unregularised maps"
+    )
+    option("--seed", type=int, default=0, help="of maps and noise")
+    option("--jobs", type=int, help="processes (default: all processors)")
+    option("--force", action="store_true", help="replace OUT, and discard an interrupted run with other options")
+    option("--quiet", action="store_true", help="no progress bar")
+
+    sub = command(
         "reconstruct",
         _reconstruct,
         "reconstruct the modulus map of a measurement file",
@@ -414,6 +512,34 @@ def _parser() -> argparse.ArgumentParser:
     option("--displacement-std", type=float, help="displacement noise in metres, in place of the file's")
     option("--plot", help="figure to write: .png, .pdf or .svg")
     option("--quiet", action="store_true", help="no progress bar")
+
+    sub = command(
+        "train",
+        _train,
+        "train a network of a learned prior on a data set",
+        "elastofast train unet --data maps.h5 --out unet.safetensors --steps 10000",
+    )
+    option = sub.add_argument
+    option("kind", choices=TRAINABLE, help=f"network: {', '.join(TRAINABLE)}", metavar="kind")
+    option("--data", required=True, help="data set made by elastofast dataset")
+    option("-o", "--out", required=True, help="weights file to write: .safetensors")
+    option("--preset", choices=("paper",), help="paper-critic: the paper's 512 x 512 maps and units; wants a GPU")
+    option("--steps", type=int, help="of the optimizer; else the recipe's")
+    option("--epochs", type=int, help="paper-critic: passes over the maps, in place of --steps")
+    option("--batch", type=int, help="maps in a step, of each process; else the recipe's")
+    option("--crop", type=int, help="side of the windows that the maps are cut to; else the recipe's")
+    option("--rate", type=float, help="learning rate at its highest; else the recipe's")
+    option("--channels", type=int, help="width of the network; else the recipe's")
+    option("--norm", choices=("l1", "l2"), help="unet, dncnn: norm of the error; else the recipe's")
+    option("--count", type=int, help="use the first so many training maps alone")
+    option("--seed", type=int, default=0, help="of weights and batches")
+    option("--device", choices=("cpu", "cuda"), help="cuda if there is a device")
+    option("--amp", action="store_true", help="compute in bfloat16; not for critics")
+    option("--init", help="weights file to start from")
+    option("--resume", action="store_true", help="go on from the checkpoint beside --out if there is one")
+    option("--validate-every", type=int, default=500, help="steps between validations")
+    option("--checkpoint-every", type=float, default=300.0, help="seconds between checkpoints")
+    option("--log", help="folder for TensorBoard")
 
     command(
         "info",

@@ -9,7 +9,7 @@ import numpy as np
 from .arrays import namespace, to_host
 from .form import inner
 
-__all__ = ["Iterate", "conjugate_gradients", "data_curvature", "gauss_newton", "quasi_newton"]
+__all__ = ["Iterate", "conjugate_gradients", "curvature_scale", "data_curvature", "gauss_newton", "quasi_newton"]
 
 CG_STEPS = 12
 CG_TOLERANCE = 0.1
@@ -78,8 +78,7 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
 
         free = _free(z, gradient, limits)
         if spread is None:
-            probe = namespace(z).asarray(np.random.default_rng(0).choice([-1.0, 1.0], z.shape))
-            spread = inner(probe, of_data(probe)) / z.size
+            spread = curvature_scale(of_data, z.size, namespace(z))
         d = conjugate_gradients(
             lambda v, free=free, curvature=curvature: curvature(v) * free,
             -gradient * free,
@@ -147,6 +146,12 @@ def data_curvature(fidelity, x, now):
         return x * form.sensitivity(through, now.weighting(t))
 
     return apply
+
+
+def curvature_scale(curvature, n, xp=np):
+    """Mean diagonal of a curvature v -> H v of vectors (n,), by one random probe (Hutchinson's estimate)."""
+    probe = xp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], n))
+    return inner(probe, curvature(probe)) / n
 
 
 def conjugate_gradients(apply, b, diagonal, steps=CG_STEPS, tolerance=CG_TOLERANCE):

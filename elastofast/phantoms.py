@@ -8,6 +8,13 @@ from .geometry import Grid, Mesh
 
 KINDS = ("oval", "lobulated", "spiculated")
 
+# correlation lengths of the two smooth fields as fractions of the lateral width
+_TEXTURE, _VARIATION = 0.04, 0.2
+
+
+class NoRoomError(ValueError):
+    """The lesions do not fit into the body."""
+
 
 def lesion(
     geometry,
@@ -20,6 +27,7 @@ def lesion(
     size=(0.05, 0.35),
     edge=0.0,
     texture=0.0,
+    variation=0.0,
 ):
     """Homogeneous background with stiff lesions of random place, size, shape and stiffness.
 
@@ -45,6 +53,8 @@ def lesion(
         Width of the transition at the margin in node distances; 0 is a sharp edge.
     texture : float, optional
         Relative standard deviation of a smooth log-normal variation over the whole map, 0 for none.
+    variation : float, optional
+        The same for a slower variation of the background alone.
 
     Returns
     -------
@@ -56,49 +66,90 @@ def lesion(
     Raises
     ------
     ValueError
-        If an argument is out of range or the lesions do not fit into the body.
+        If an argument is out of range or the lesions do not fit into the body (`NoRoomError`).
     """
     axes = _axes(geometry)
     if geometry.dim != 2:
         raise ValueError(f"geometry must be two-dimensional, got {geometry.dim} dimensions")
     if kind not in (*KINDS, "random"):
         raise ValueError(f"kind must be one of {', '.join(KINDS)} or random, got {kind!r}")
-    for name, pair in (("background", background), ("lesion", lesion)):
-        _check_range(name, pair, "pascals")
+    _check_values(background, lesion, edge, texture, variation)
     _check_range("size", size, "fractions of the width")
     if size[1] > 0.8:
         raise ValueError(f"size must not exceed 0.8 of the width, got {size}")
     if n_lesions != int(n_lesions) or n_lesions < 0:
         raise ValueError(f"n_lesions must be a whole number, zero or more, got {n_lesions}")
-    for name, value in (("edge", edge), ("texture", texture)):
-        if not (np.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be zero or more and finite, got {value}")
 
     rng = np.random.default_rng(seed)
     lateral, axial = axes
     points = np.stack([geometry.points[:, lateral], geometry.points[:, axial]])
     low, high = points.min(axis=1), points.max(axis=1)
     step = np.sqrt(geometry.node_weights.mean())
-    stiffness = rng.uniform(*background)
-    modulus = np.full(geometry.n_nodes, stiffness)
+    outside = rng.uniform(*background)
+    inside, share = np.zeros((2, geometry.n_nodes))
     mask = np.zeros(geometry.n_nodes, dtype=bool)
     placed: list[tuple[np.ndarray, float]] = []
     for _ in range(int(n_lesions)):
         radius = 0.5 * max(rng.uniform(*size) * (high[0] - low[0]), 3 * step)
         margin = _margin(rng, KINDS[rng.integers(len(KINDS))] if kind == "random" else kind) * radius
         center = _place(rng, margin.max(), low, high, placed)
-        inside = _depth(points, center, margin)
-        blend = (inside > 0).astype(float)
-        if edge > 0:
-            t = np.clip(0.5 + inside / (edge * step), 0, 1)
-            blend = t * t * (3 - 2 * t)
-        modulus += blend * (rng.uniform(*lesion) - stiffness)
-        mask |= inside > 0
+        depth = _depth(points, center, margin)
+        blend = _blend(depth, edge * step)
+        inside += blend * rng.uniform(*lesion)
+        share += blend
+        mask |= depth > 0
         placed.append((center, margin.max()))
-    if texture > 0:
-        sigma = np.sqrt(np.log1p(texture**2))  # of the logarithm, so that the relative std is `texture`
-        modulus *= np.exp(sigma * _smooth_field(rng, geometry, 0.04 * (high[0] - low[0])) - sigma**2 / 2)
+    modulus = inside + (1 - share) * outside * _log_normal(rng, geometry, variation, _VARIATION)
+    modulus *= _log_normal(rng, geometry, texture, _TEXTURE)
     return modulus.reshape(geometry.node_shape), mask.reshape(geometry.node_shape)
+
+
+def from_mask(
+    grid, mask, *, seed=0, background=(10e3, 15e3), lesion=(30e3, 80e3), edge=0.0, texture=0.0, variation=0.0
+):
+    """Modulus map of a given lesion mask; every connected piece gets a modulus of its own.
+
+    Parameters
+    ----------
+    grid : Grid
+    mask : numpy.ndarray of bool, shape grid.shape
+        Lesion nodes.
+    seed, background, lesion, edge, texture, variation
+        As for `lesion`.
+
+    Returns
+    -------
+    modulus : numpy.ndarray, shape grid.shape
+        Young's modulus in pascals.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range or of the wrong shape.
+    """
+    from scipy.ndimage import distance_transform_edt, label
+
+    mask = np.asarray(mask)
+    if mask.dtype != bool or mask.shape != grid.shape:
+        raise ValueError(f"mask must be bool of shape {grid.shape}, got {mask.dtype} of shape {mask.shape}")
+    _check_values(background, lesion, edge, texture, variation)
+    rng = np.random.default_rng(seed)
+    step = np.sqrt(np.prod(grid.spacing))
+    outside = rng.uniform(*background)
+    inside, share = np.zeros((2, *grid.shape))
+    labels, count = label(mask, structure=np.ones((3, 3)))
+    for k in range(1, count + 1):
+        piece = labels == k
+        # distance to the nearest node of the other side; the margin is half a node distance before it
+        near, far = (distance_transform_edt(side, sampling=grid.spacing) for side in (piece, ~piece))
+        blend = _blend(np.where(piece, near - step / 2, step / 2 - far), edge * step)
+        inside += blend * rng.uniform(*lesion)
+        share += blend
+    varied, textured = (
+        _log_normal(rng, grid, std, length).reshape(grid.shape)
+        for std, length in ((variation, _VARIATION), (texture, _TEXTURE))
+    )
+    return (inside + (1 - share) * outside * varied) * textured
 
 
 def inclusion(geometry, center, radius, modulus, background):
@@ -151,6 +202,14 @@ def _axes(geometry) -> tuple[int, int]:
     raise TypeError(f"geometry must be a Grid or a Mesh, got {type(geometry).__name__}")
 
 
+def _check_values(background, lesion, edge, texture, variation):
+    for name, pair in (("background", background), ("lesion", lesion)):
+        _check_range(name, pair, "pascals")
+    for name, value in (("edge", edge), ("texture", texture), ("variation", variation)):
+        if not (np.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be zero or more and finite, got {value}")
+
+
 def _check_range(name, pair, unit):
     pair = np.asarray(pair, dtype=np.float64)
     if pair.shape != (2,) or not np.isfinite(pair).all() or not 0 < pair[0] <= pair[1]:
@@ -191,7 +250,7 @@ def _place(rng, reach, low, high, placed) -> np.ndarray:
             center = rng.uniform(low, high)
             if all(np.hypot(*(center - c)) > 1.1 * (reach + r) for c, r in placed):
                 return center
-    raise ValueError(
+    raise NoRoomError(
         f"lesion number {len(placed) + 1} does not fit into the body; use a smaller size or n_lesions"
     )
 
@@ -200,6 +259,23 @@ def _depth(points, center, margin) -> np.ndarray:
     """Radial distance of each point inside the margin, metres, negative outside."""
     x, y = points - center[:, None]
     return np.interp(np.arctan2(y, x), _ANGLES, margin, period=2 * np.pi) - np.hypot(x, y)
+
+
+def _blend(inside, width) -> np.ndarray:
+    """Share of the lesion at a depth inside its margin: a step, or a smooth one of some width (metres)."""
+    if width == 0:
+        return (inside > 0).astype(float)
+    t = np.clip(0.5 + inside / width, 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def _log_normal(rng, geometry, std, length) -> np.ndarray:
+    """Smooth factor of mean 1 and some relative std, shape (N,); the length is a fraction of the width."""
+    if std == 0:
+        return np.ones(geometry.n_nodes)
+    sigma = np.sqrt(np.log1p(std**2))  # of the logarithm, so that the relative std is `std`
+    width = np.ptp(geometry.points[:, _axes(geometry)[0]])
+    return np.exp(sigma * _smooth_field(rng, geometry, length * width) - sigma**2 / 2)
 
 
 def _smooth_field(rng, geometry, length) -> np.ndarray:

@@ -1,9 +1,12 @@
 """Priors on the modulus: what makes a map plausible before anything is measured.
 
 A prior is a callable: ``value, gradient = prior(x)`` for a modulus x (..., *node_shape) in pascals, the gradient per
-pascal. One that can also `linearize` itself in z = log x is minimised by Gauss-Newton; any other by L-BFGS.
+pascal. How it is minimised follows from what else it offers: one that can `linearize` itself in z = log x by
+Gauss-Newton, one that names a `target` by half-quadratic splitting, any other by L-BFGS. A UNet that only corrects a
+finished map is used on the unregularised one.
 """
 
+from .learned import Critic, PlugAndPlay, PostProcessing
 from .variation import Linearization, Tikhonov, TotalVariation
 
-__all__ = ["Linearization", "Tikhonov", "TotalVariation"]
+__all__ = ["Critic", "Linearization", "PlugAndPlay", "PostProcessing", "Tikhonov", "TotalVariation"]

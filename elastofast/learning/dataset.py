@@ -1,0 +1,717 @@
+"""Data sets of stiffness maps: true modulus, noisy measurement and unregularised map, in one HDF5 file.
+
+Every sample is a function of the configuration and its own seed alone, so it does not matter which process makes
+it, or in which run. Finished samples are kept in a folder beside the output, one file each; when all are there they
+are packed into the output, which appears under its name only then. Layout: docs/datasets.md.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import shutil
+import signal
+import threading
+import warnings
+import zipfile
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from math import prod
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from .. import __version__, phantoms
+from ..boundary import compression
+from ..geometry import Grid
+from ..io import write_atomically
+from ..laws import LAWS
+from ..machine import processors
+from ..measurement import Measurement
+from ..simulation import NOISES, simulate
+from .masks import Scan, collect, describe, on_grid, read_mask
+
+FORMAT = "elastofast data set"
+VERSION = 1  # of the layout
+SPLITS = ("train", "validation", "test")
+
+# name: (type, unit, what it is), one array a sample
+FIELDS = {
+    "modulus": (np.float32, "Pa", "true Young's modulus"),
+    "mask": (np.uint8, "1", "1 inside a lesion"),
+    "displacement": (np.float64, "m", "noisy displacement, axial and lateral component"),
+    "displacement_std": (np.float32, "m", "standard deviation of its noise"),
+    "unregularised": (np.float32, "Pa", "modulus reconstructed without a prior"),
+}
+# the same, one number a sample
+NOTES = {
+    "seed": (np.uint64, "1", "of the sample's random numbers"),
+    "group": (np.int64, "1", "samples of one patient or one lesion have the same number"),
+    "split": (np.uint8, "1", "0 train, 1 validation, 2 test"),
+}
+
+
+class Dataset:
+    """A data set file, read sample by sample.
+
+    Open it with `Dataset.open`, as a context manager. An index is a whole number or an array of them; arrays
+    give arrays with one more axis in front.
+
+    Attributes
+    ----------
+    geometry : Grid
+    law : Law
+    load : Boundary
+    snr : float
+        Signal-to-noise ratio of the displacements in decibels.
+    config : dict
+        What `build_dataset` was told.
+    seeds, groups : numpy.ndarray of int, shape (n,)
+        Seed and group of each sample; no group is in two splits.
+    sources : list of str
+        Mask file of each sample, or "built-in".
+
+    Examples
+    --------
+    >>> with Dataset.open("breast.h5") as data:  # doctest: +SKIP
+    ...     for i in data.indices("test"):
+    ...         result = ef.reconstruct(data.measurement(i))
+    """
+
+    def __init__(self, file, path):
+        self._file, self.path = file, path
+        attributes = file.attrs
+        if attributes.get("format") != FORMAT:
+            raise ValueError(f"expected a '{FORMAT}' file, it holds {attributes.get('format') or list(file)[:12]}")
+        if attributes["version"] > VERSION:
+            raise ValueError(
+                f"the file has layout version {attributes['version']}, this elastofast reads up to {VERSION}: update it"
+            )
+        self.config = json.loads(attributes["config"])
+        self.snr = float(attributes["snr"])
+        self.geometry = Grid(tuple(attributes["grid_shape"].tolist()), tuple(attributes["grid_spacing"].tolist()))
+        self.law = LAWS[attributes["law"]](float(attributes["poisson"]))
+        self.load = compression(self.geometry, pressure=float(attributes["pressure"]))
+        n = len(file["seed"])
+        for name in (*FIELDS, *NOTES, "source"):
+            if name == "unregularised" and name not in file:
+                continue
+            shape = _shape(name, self.geometry) if name in FIELDS else ()
+            if file[name].shape != (n, *shape):
+                raise ValueError(f"{name} must have shape {(n, *shape)}, got {file[name].shape}")
+        self.seeds, self.groups, self._splits = (file[name][()] for name in NOTES)
+        self.sources = file["source"].asstr()[()].tolist()
+
+    @classmethod
+    def open(cls, path) -> Dataset:
+        """Open a data set file.
+
+        Parameters
+        ----------
+        path : path-like
+
+        Returns
+        -------
+        Dataset
+
+        Raises
+        ------
+        ValueError
+            If it is no data set, damaged, or cut short.
+        OSError
+            If it is missing or may not be read.
+        """
+        import h5py
+
+        path = Path(path)
+        with open(path, "rb"):  # a missing file is told as such
+            pass
+        file = None
+        try:
+            file = h5py.File(path, "r")
+            return cls(file, path)
+        except Exception as error:  # damaged bytes make h5py raise nearly anything
+            if file is not None:
+                file.close()
+            raise ValueError(f"{path}: cannot be read as a data set: {error}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def __len__(self):
+        return len(self.seeds)
+
+    def __repr__(self):
+        counts = ", ".join(f"{len(self.indices(split))} {split}" for split in SPLITS)
+        return f"Dataset({str(self.path)!r}, {self.geometry!r}, {self.law!r}, {self.snr:g} dB, {counts})"
+
+    def indices(self, split) -> np.ndarray:
+        """Indices of one split, in order.
+
+        Parameters
+        ----------
+        split : {"train", "validation", "test"}
+
+        Returns
+        -------
+        numpy.ndarray of int
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        return np.flatnonzero(self._splits == SPLITS.index(split))
+
+    def modulus(self, i) -> np.ndarray:
+        """True Young's modulus in pascals, float32, shape (..., *geometry.shape)."""
+        return self._read("modulus", i)
+
+    def mask(self, i) -> np.ndarray:
+        """Lesion nodes, bool, shape (..., *geometry.shape)."""
+        return self._read("mask", i) != 0
+
+    def unregularised(self, i) -> np.ndarray:
+        """Modulus reconstructed without a prior in pascals, float32, shape (..., *geometry.shape)."""
+        if "unregularised" not in self._file:
+            raise ValueError(f"{self.path}: the data set was built without unregularised maps")
+        return self._read("unregularised", i)
+
+    def measurement(self, i) -> Measurement:
+        """The noisy measurement of one sample, with the true modulus as its reference.
+
+        Parameters
+        ----------
+        i : int
+
+        Returns
+        -------
+        Measurement
+        """
+        return Measurement(
+            self.geometry,
+            self.law,
+            self.load,
+            self._read("displacement", int(i)),
+            self._read("displacement_std", int(i)),
+            reference=self.modulus(int(i)),
+        )
+
+    def _read(self, name, i):
+        index = np.asarray(i)
+        if index.dtype.kind not in "iu" and index.size:
+            raise TypeError(f"an index must be a whole number or an array of them, got {i!r}")
+        n = len(self)
+        if ((index < -n) | (index >= n)).any():
+            raise IndexError(f"index out of range: the data set has {n} samples, got {i!r}")
+        data = self._file[name]
+        out = np.empty((index.size, *data.shape[1:]), data.dtype)
+        for row, k in zip(out, index.ravel().astype(np.int64) % n, strict=True):
+            try:
+                data.read_direct(row, int(k))
+            except OSError as error:
+                raise ValueError(f"{self.path}: sample {k} is damaged: {error}") from error
+        return out.reshape(*index.shape, *data.shape[1:])
+
+
+def build_dataset(
+    path,
+    *,
+    masks=None,
+    layout="auto",
+    count=None,
+    validation=None,
+    test=None,
+    shape=(128, 128),
+    extent=(30e-3, 30e-3),
+    law="plane_stress",
+    poisson=0.495,
+    pressure=100.0,
+    snr=35.0,
+    noise="white",
+    background=(10e3, 15e3),
+    lesion=(30e3, 80e3),
+    kind="random",
+    size=(0.05, 0.35),
+    pairs=0.15,
+    soft=0.25,
+    edge=(1.0, 3.0),
+    texture=0.0,
+    variation=0.0,
+    unregularised=True,
+    seed=0,
+    jobs=None,
+    force=False,
+    progress=False,
+):
+    """Make stiffness maps with their simulated measurements and unregularised reconstructions.
+
+    The body is compressed as by `compression`. A run that was interrupted, even by a kill, goes on where it was
+    when called again with the same arguments; until then its samples are in the folder ``<path>.parts``. The
+    samples depend on the arguments only, not on ``jobs`` or on interruptions.
+
+    Samples are made by spawned processes, so a script that calls this needs ``if __name__ == "__main__":``.
+
+    Parameters
+    ----------
+    path : path-like
+        HDF5 file to write. Layout: docs/datasets.md.
+    masks : path-like, optional
+        Folder of lesion masks, see `elastofast.learning.masks`; default built-in shapes.
+    layout : str, optional
+        Layout of that folder.
+    count : int, optional
+        Number of training maps; default 541, with masks all that are left by the other splits.
+    validation, test : int or float, optional
+        Number of maps held out, or their share if below 1; default 30, with masks 0.05. With masks, whole
+        groups (patients, duplicates) are held out as far as they fit into the number.
+    shape : (int, int), optional
+        Nodes, axial and lateral.
+    extent : (float, float), optional
+        Size of the body in metres, axial and lateral.
+    law : {"plane_stress", "plane_strain"}, optional
+    poisson : float, optional
+    pressure : float, optional
+        On the top, pascals.
+    snr, noise : optional
+        See `simulate`.
+    background, lesion : (float, float), optional
+        Ranges of Young's modulus in pascals, drawn uniformly for each map and each lesion.
+    kind : {"random", "oval", "lobulated", "spiculated"}, optional
+        Of built-in lesions.
+    size : (float, float), optional
+        Diameter of built-in lesions as a fraction of the lateral extent.
+    pairs : float, optional
+        Share of built-in maps with two lesions.
+    soft : float, optional
+        Share of maps whose lesions have soft margins.
+    edge : (float, float), optional
+        Width of soft margins in node distances.
+    texture, variation : float, optional
+        Relative standard deviation of a texture everywhere and of a slow variation of the background.
+    unregularised : bool, optional
+        Whether to make the unregularised reconstructions, which take most of the time.
+    seed : int, optional
+    jobs : int, optional
+        Number of processes, one thread each; default all processors.
+    force : bool, optional
+        Replace an existing file, and discard an interrupted run with other arguments.
+    progress : bool, optional
+        Show bars on stderr if it is a terminal.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is out of range, or an interrupted run had other arguments.
+    FileExistsError
+        If the file exists and was not made with the same arguments; with the same ones nothing is done.
+    OSError
+        If a file cannot be read or written.
+    RuntimeError
+        If a process died or a sample cannot be made.
+    KeyboardInterrupt
+        After Ctrl-C, with a message on how to go on.
+
+    Warns
+    -----
+    UserWarning
+        If masks were left out: unreadable, without a lesion, or with one too small for the grid.
+
+    Examples
+    --------
+    >>> build_dataset("breast.h5", masks="Dataset_BUSI_with_GT", snr=35.0)  # doctest: +SKIP
+    """
+    import_module("h5py")  # were it missing, that would show only after the work
+    path = Path(path)
+    config = {
+        "elastofast": __version__,
+        "shape": _numbers("shape", shape, 2, int),
+        "extent": _numbers("extent", extent, 2),
+        "law": law,
+        "poisson": float(poisson),
+        "pressure": float(pressure),
+        "snr": float(snr),
+        "noise": noise,
+        "background": _numbers("background", background, 2),
+        "lesion": _numbers("lesion", lesion, 2),
+        "soft": float(soft),
+        "edge": _numbers("edge", edge, 2),
+        "texture": float(texture),
+        "variation": float(variation),
+        "unregularised": bool(unregularised),
+        "seed": _whole("seed", seed, 0),
+    }
+    if masks is None:
+        config |= {"kind": kind, "size": _numbers("size", size, 2), "pairs": float(pairs)}
+    jobs = processors() if jobs is None else _whole("jobs", jobs, 1)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(2, "the folder of the output does not exist", str(path))
+    grid = _check(config)
+    if masks is None:
+        tasks = _plan_shapes(config, count, validation, test)
+    else:
+        tasks = _plan_masks(config, collect(masks, grid, layout, progress), masks, count, validation, test)
+    config |= {split: sum(t.split == k for t in tasks) for k, split in enumerate(SPLITS)}
+
+    parts = path.with_name(path.name + ".parts")
+    if path.exists() and not force:
+        with Dataset.open(path) as finished:
+            other = _difference(finished.config, config)
+        if other:
+            raise FileExistsError(17, f"exists already, made with {other}; give another name or force", str(path))
+    else:
+        _prepare(parts, config, force)
+        try:
+            _make(config, tasks, parts, jobs, progress)
+            _pack(config, tasks, parts, path, progress)
+        except KeyboardInterrupt:
+            made = sum(_part(parts, task).exists() for task in tasks)
+            raise KeyboardInterrupt(
+                f"with {made} of {len(tasks)} samples kept in {parts}; the same again goes on from there"
+            ) from None
+    if (parts / _CONFIG).exists() and not _difference(_load_config(parts), config):
+        shutil.rmtree(parts)  # the file is complete, whether by this run or by one that was killed just before here
+
+
+# plan ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One sample to make; `index` is its place in the file."""
+
+    index: int
+    split: int
+    seed: int
+    group: int
+    source: str = "built-in"
+    scan: Scan | None = None
+
+
+def _plan_shapes(config, count, validation, test):
+    count = 541 if count is None else _whole("count", count, 1)
+    held = [_held(name, value, 30, count) for name, value in (("validation", validation), ("test", test))]
+    # numbered within its split, so that the test maps are the same whatever the number of training maps
+    places = [(split, k) for split, n in enumerate((count, *held)) for k in range(n)]
+    return [_Task(i, split, _seed(config, split, k), group=i) for i, (split, k) in enumerate(places)]
+
+
+def _plan_masks(config, collection, folder, count, validation, test):
+    if collection.skipped:
+        warnings.warn(f"{folder}: left out {describe(collection.skipped)}", stacklevel=3)
+    scans, groups = collection.scans, collection.groups
+    config["masks"] = {"layout": collection.layout, "scans": len(scans), "digest": collection.digest}
+    sizes = np.bincount(groups)
+    free = np.random.default_rng(_seed(config)).permutation(len(sizes)).tolist()
+    chosen: dict[int, list[int]] = {}
+    for split, name, value in ((2, "test", test), (1, "validation", validation)):
+        number = room = _held(name, value, 0.05, len(scans))
+        chosen[split] = []
+        for group in list(free):
+            if sizes[group] <= room:
+                room -= sizes[group]
+                free.remove(group)
+                chosen[split].append(group)
+        if room == number > 0 or not free:
+            raise ValueError(
+                f"{name} cannot hold out {number} of {len(scans)} masks in {len(sizes)} groups of the same patient "
+                f"or lesion, the largest of {sizes.max()}; ask for another number or share"
+            )
+    chosen[0] = free
+    members = {split: [i for g in chosen[split] for i in np.flatnonzero(groups == g)] for split in sorted(chosen)}
+    if count is not None:
+        members[0] = members[0][: _whole("count", count, 1)]
+    places = [(split, i) for split, scans_of in members.items() for i in sorted(scans_of)]
+    return [
+        _Task(k, split, _seed(config, int(i)), int(groups[i]), scans[i].name, scans[i])
+        for k, (split, i) in enumerate(places)
+    ]
+
+
+def _seed(config, *key) -> int:
+    return int(np.random.SeedSequence(config["seed"], spawn_key=key).generate_state(1, np.uint64)[0])
+
+
+def _check(config) -> Grid:
+    """Refuse wrong arguments before the work; shapes and numbers of them are already as they should be."""
+    if config["law"] not in ("plane_stress", "plane_strain"):
+        raise ValueError(f"law must be plane_stress or plane_strain, got {config['law']!r}")
+    if config["noise"] not in NOISES:
+        raise ValueError(f"noise must be one of {', '.join(NOISES)}, got {config['noise']!r}")
+    if not np.isfinite(config["snr"]):
+        raise ValueError(f"snr must be finite (decibels), got {config['snr']}")
+    if min(config["shape"]) < 2:
+        raise ValueError(f"shape needs at least 2 nodes along every axis, got {config['shape']}")
+    for name in ("soft", "pairs"):
+        if not 0 <= config.get(name, 0) <= 1:
+            raise ValueError(f"{name} must be a share from 0 to 1, got {config[name]}")
+    low, high = config["edge"]
+    if not 0 <= low <= high < np.inf:
+        raise ValueError(f"edge must be a pair (low, high) with 0 <= low <= high (node distances), got {[low, high]}")
+    grid, _, _ = _body(config)
+    _phantom(config | {"pairs": 0}, grid, np.random.default_rng(0), np.eye(*grid.shape, dtype=bool))
+    return grid
+
+
+def _numbers(name, values, n, kind=float):
+    try:
+        numbers = [kind(v) for v in values]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != n or any(a != b for a, b in zip(numbers, values, strict=True)):
+        raise ValueError(f"{name} must hold {n} {'whole ' if kind is int else ''}numbers, got {values!r}")
+    return numbers
+
+
+def _whole(name, value, least):
+    if isinstance(value, bool) or value != int(value) or value < least:
+        raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
+    return int(value)
+
+
+def _held(name, value, default, total):
+    value = default if value is None else value
+    if 0 < value < 1:
+        return max(1, round(value * total))
+    if value != int(value) or value < 0:
+        raise ValueError(f"{name} must be a number of maps or a share below 1, got {value!r}")
+    return int(value)
+
+
+# one sample ---------------------------------------------------------------------------------------
+
+
+def _body(config):
+    """Grid, law and load."""
+    return _make_body(
+        *map(tuple, (config["shape"], config["extent"])), config["law"], config["poisson"], config["pressure"]
+    )
+
+
+@cache
+def _make_body(shape, extent, law, poisson, pressure):
+    grid = Grid(shape, tuple(e / (n - 1) for e, n in zip(extent, shape, strict=True)))
+    return grid, LAWS[law](poisson), compression(grid, pressure=pressure)
+
+
+def _sample(config, task) -> dict[str, np.ndarray]:
+    """Arrays of one sample, by the names of `FIELDS`."""
+    from ..reconstruction import reconstruct
+
+    grid, law, load = _body(config)
+    map_rng, noise_rng = np.random.default_rng(task.seed).spawn(2)
+    modulus, mask = _phantom(config, grid, map_rng, task.scan and on_grid(read_mask(task.scan), grid))
+    # what is simulated and reconstructed is exactly what is stored
+    arrays = {"modulus": _stored("modulus", modulus), "mask": _stored("mask", mask)}
+    m = simulate(grid, law, load, arrays["modulus"], snr=config["snr"], noise=config["noise"], seed=noise_rng)
+    for name in ("displacement", "displacement_std"):
+        arrays[name] = _stored(name, getattr(m, name))
+    if config["unregularised"]:
+        m = Measurement(grid, law, load, arrays["displacement"], arrays["displacement_std"])
+        arrays["unregularised"] = _stored("unregularised", reconstruct(m, prior="none").modulus)
+    return arrays
+
+
+def _stored(name, array):
+    return array.astype(FIELDS[name][0])
+
+
+def _phantom(config, grid, rng, mask=None):
+    """Modulus and lesion mask, of a given mask or of a built-in shape."""
+    how = {name: config[name] for name in ("background", "lesion", "texture", "variation")}
+    how["edge"] = rng.uniform(*config["edge"]) if rng.random() < config["soft"] else 0.0
+    if "kind" not in config:
+        return phantoms.from_mask(grid, mask, seed=rng, **how), mask
+    how |= {"kind": config["kind"], "size": config["size"], "n_lesions": 1 + int(rng.random() < config["pairs"])}
+    attempts = 100
+    while True:
+        try:
+            return phantoms.lesion(grid, seed=rng, **how)
+        except phantoms.NoRoomError:  # large ones side by side, or a long one
+            attempts -= 1
+            if not attempts:
+                raise
+
+
+# all samples --------------------------------------------------------------------------------------
+
+
+_CONFIG = "config.json"
+
+
+def _prepare(parts, config, force):
+    """Make the folder of the samples, or check that the one which is there belongs to this configuration."""
+    if (parts / _CONFIG).exists():
+        other = _difference(_load_config(parts), config)
+        if other and not force:
+            raise ValueError(
+                f"{parts} holds an interrupted run with {other}; go on with its arguments, delete it, or force"
+            )
+        if other:
+            shutil.rmtree(parts)
+    parts.mkdir(exist_ok=True)
+    write_atomically(parts / _CONFIG, json.dumps(config).encode())
+
+
+def _load_config(parts):
+    try:
+        return json.loads((parts / _CONFIG).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{parts / _CONFIG}: damaged: {error}; delete the folder") from error
+
+
+def _difference(theirs, ours) -> str:
+    """How two configurations differ, in words; empty if they do not."""
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    return ", ".join(f"{name} {theirs.get(name)} in place of {ours.get(name)}" for name in names)
+
+
+def _part(parts, task):
+    return parts / f"{task.index:06d}.npz"
+
+
+def _bar(text, progress, total, done=0):
+    from tqdm import tqdm
+
+    hidden = None if progress else True  # None: where stderr is not a terminal
+    return tqdm(desc=text, total=total, initial=done, unit="map", leave=False, disable=hidden)
+
+
+def _make(config, tasks, parts, jobs, progress):
+    """Make the samples that are not there yet. Only this process writes, so workers that outlive it do no harm."""
+    missing = [task for task in tasks if not _part(parts, task).exists()]
+    if not missing:
+        return
+    todo = iter(missing)
+    jobs = min(jobs, len(missing))
+    pending: set[Future] = set()
+    context = get_context("spawn")
+    reader, writer = context.Pipe(duplex=False)
+    with (
+        _bar("making maps", progress, len(tasks), len(tasks) - len(missing)) as bar,
+        reader,
+        writer,
+        ProcessPoolExecutor(jobs, context, _start_worker, (reader,)) as pool,
+    ):
+        try:
+            while True:
+                with _interrupts_blocked():
+                    pending |= {pool.submit(_work, config, t) for t in itertools.islice(todo, 2 * jobs - len(pending))}
+                if not pending:
+                    return
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    task, arrays = future.result()
+                    buffer = io.BytesIO()
+                    np.savez(buffer, **arrays)
+                    write_atomically(_part(parts, task), buffer.getvalue())
+                    bar.update()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a process that made samples died: out of memory, or the calling script lacks "
+                "'if __name__ == \"__main__\":'; the same again goes on from the finished samples"
+            ) from error
+        except BaseException:
+            writer.close()
+            raise
+
+
+@contextmanager
+def _interrupts_blocked():
+    """Processes started in here never see Ctrl-C, which goes to the whole group; it is for the parent to answer."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(reader):
+    from .. import _core
+
+    _core.set_num_threads(1)  # the rounding of sums depends on the number of threads
+
+    def leave():
+        reader.poll(None)
+        os._exit(1)
+
+    # The pipe ends when the parent stops, even by a kill, after which a worker would wait for tasks for ever.
+    threading.Thread(target=leave, daemon=True).start()
+
+
+def _work(config, task):
+    try:
+        return task, _sample(config, task)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise RuntimeError(f"sample {task.index} ({task.source}, seed {task.seed}): {error}") from error
+
+
+def _pack(config, tasks, parts, path, progress):
+    """Write the output beside the samples, then rename it."""
+    temporary = parts / "packed.h5"
+    try:
+        with open(temporary, "w+b") as file:
+            _write(file, config, tasks, parts, progress)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, f"cannot write: {error.strerror or error}", str(path)) from error
+
+
+def _write(target, config, tasks, parts, progress):
+    import h5py
+
+    grid, _, _ = _body(config)
+    with h5py.File(target, "w") as file, _bar("writing", progress, len(tasks)) as bar:
+        file.attrs.update(
+            format=FORMAT,
+            version=VERSION,
+            elastofast_version=__version__,
+            grid_shape=grid.shape,
+            grid_spacing=grid.spacing,
+            config=json.dumps(config),
+            **{name: config[name] for name in ("law", "poisson", "pressure", "snr", "noise")},
+        )
+        # HDF5 may crash on a full disk; what is reserved and not used is cut off when the file is closed
+        size = sum(np.dtype(kind).itemsize * prod(_shape(name, grid)) for name, (kind, *_) in FIELDS.items())
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(target.fileno(), 0, len(tasks) * (size + 2048) + 2**20)
+        for name, (kind, *_) in FIELDS.items():
+            if name != "unregularised" or config["unregularised"]:
+                shape = _shape(name, grid)
+                layout = {"chunks": (1, *shape), "shuffle": True, "compression": "gzip", "compression_opts": 1}
+                file.create_dataset(name, (len(tasks), *shape), kind, **layout)
+        for name, (kind, *_) in NOTES.items():
+            file[name] = np.array([getattr(task, name) for task in tasks], kind)
+        file.create_dataset("source", data=[task.source for task in tasks], dtype=h5py.string_dtype())
+        for name, (_, unit, text) in (FIELDS | NOTES | {"source": (None, "", "mask file, or built-in")}).items():
+            if name in file:
+                file[name].attrs["units"], file[name].attrs["description"] = unit, text
+        for task in tasks:
+            for name, array in _load_part(_part(parts, task)).items():
+                file[name][task.index] = array
+            bar.update()
+
+
+def _load_part(path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: damaged: {error}; delete it and run again") from error
+
+
+def _shape(name, grid):
+    return (2, *grid.shape) if name.startswith("displacement") else grid.shape

@@ -1,0 +1,315 @@
+"""Networks of the learned priors, each a torch module with a `kind` and the `architecture` that rebuilds it.
+
+All take standardised maps s, float32 of shape (B, 1, H, W); see `Standard`.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+__all__ = ["KINDS", "DistanceCritic", "DnCNN", "PaperCritic", "Standard", "UNet", "build"]
+
+
+class Standard(NamedTuple):
+    """What networks see of a modulus x (pascals): s = (log x - log reference) / scale, or (x - reference) / scale.
+
+    The defaults centre breast tissue: s is 0 at 12.5 kPa, about 3 in a lesion. The paper's own unit, 100 kPa, is
+    ``Standard(0.0, 100e3, logarithmic=False)``.
+    """
+
+    reference: float = 12.5e3
+    scale: float = 0.5
+    logarithmic: bool = True
+
+    def apply(self, x):
+        """Standardised values of a tensor of moduli in pascals, any shape."""
+        if self.logarithmic:
+            return torch.log(x / self.reference) / self.scale
+        return (x - self.reference) / self.scale
+
+    def invert(self, s):
+        """Moduli in pascals of a tensor of standardised values, any shape."""
+        if self.logarithmic:
+            return self.reference * torch.exp(self.scale * s)
+        return self.reference + self.scale * s
+
+
+class PaperCritic(nn.Module):
+    """The paper's critic (Table 1): six 5 x 5 convolutions, the last four with stride 2, and two dense layers.
+
+    Channels and slope are those of Lunz et al. (2018), which the paper follows. Bound to one size of map by the dense
+    layers.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Size of the maps.
+    """
+
+    kind = "paper-critic"
+    CHANNELS = (1, 16, 32, 32, 64, 64, 128)
+    STRIDES = (1, 1, 2, 2, 2, 2)
+    DENSE = 256
+    SLOPE = 0.1
+
+    def __init__(self, shape):
+        super().__init__()
+        if not isinstance(shape, tuple | list) or len(shape) != 2:
+            raise ValueError(f"shape must be two sizes, got {shape!r}")
+        self.shape = tuple(_whole("shape", n, 8, 8192) for n in shape)
+        self.architecture = {"shape": list(self.shape)}
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(a, b, 5, stride=stride, padding=2)
+            for a, b, stride in zip(self.CHANNELS[:-1], self.CHANNELS[1:], self.STRIDES, strict=True)
+        )
+        height, width = (-(-n // 16) for n in self.shape)  # four times halved, rounded up
+        self.dense = nn.Linear(self.CHANNELS[-1] * height * width, self.DENSE)
+        self.output = nn.Linear(self.DENSE, 1)
+
+    def forward(self, s):
+        """Critic of (B, 1, *shape) maps, shape (B,): low for true maps, high for noisy ones."""
+        if tuple(s.shape[1:]) != (1, *self.shape):
+            raise ValueError(f"this critic is for maps of shape {('B', 1, *self.shape)}, got {tuple(s.shape)}")
+        for convolution in self.convolutions:
+            s = functional.leaky_relu(convolution(s), self.SLOPE)
+        s = functional.leaky_relu(self.dense(s.flatten(1)), self.SLOPE)
+        return self.output(s)[:, 0]
+
+
+class DistanceCritic(nn.Module):
+    """Fully convolutional critic of any size of map: the distance |F(s)| to the nearest true map that it knows of.
+
+    F, a residual U-Net on blocks of 2 x 2 pixels, estimates the error of a map, and C(s) = sqrt(|F(s)|^2 + tip^2), so
+    that C has slope one towards the true maps from anywhere: the optimal Wasserstein critic between true maps and any
+    maps of which they are the projections (Lunz et al. 2018, Theorem 2). Adding a constant to s changes nothing: what
+    the critic knows of a modulus does not depend on its unit.
+
+    Parameters
+    ----------
+    channels : sequence of int, optional
+        At half, a quarter and an eighth of the resolution.
+    tip : float, optional
+        Rounds the cone off at the true maps.
+    """
+
+    kind = "critic"
+
+    def __init__(self, channels=(32, 64, 64), tip=0.22):
+        super().__init__()
+        if not isinstance(channels, tuple | list) or len(channels) != 3:
+            raise ValueError(f"channels must be three numbers, got {channels!r}")
+        fine, middle, coarse = (_whole("channels", c, 1, 1024) for c in channels)
+        if not (isinstance(tip, float) and 0 < tip < 10):
+            raise ValueError(f"tip must be a positive number, got {tip!r}")
+        self.tip = tip
+        self.architecture = {"channels": [fine, middle, coarse], "tip": tip}
+        self.input = nn.Conv2d(4, fine, 3)
+        self.fine = _Residual(fine)
+        self.to_middle = nn.Conv2d(fine, middle, 2, stride=2)
+        self.middle = _Residual(middle)
+        self.to_coarse = nn.Conv2d(middle, coarse, 2, stride=2)
+        self.coarse = nn.Sequential(_Residual(coarse), _Residual(coarse))
+        self.from_coarse = nn.ConvTranspose2d(coarse, middle, 2, stride=2)
+        self.middle_again = _Residual(middle)
+        self.from_middle = nn.ConvTranspose2d(middle, fine, 2, stride=2)
+        self.fine_again = _Residual(fine)
+        self.output = nn.Conv2d(fine, 4, 3, padding=1)
+
+    def error(self, s):
+        """F: the estimated departure of (B, 1, H, W) maps from the true ones, same shape."""
+        h = functional.pad(functional.pixel_unshuffle(_pad(s, 8), 2), (1, 1, 1, 1), mode="replicate")
+        weight = self.input.weight
+        weight = weight - weight.mean((1, 2, 3), keepdim=True)  # blind to constants
+        fine = self.fine(functional.conv2d(h, weight, self.input.bias))
+        middle = self.middle(self.to_middle(fine))
+        middle = self.middle_again(middle + self.from_coarse(self.coarse(self.to_coarse(middle))))
+        fine = self.fine_again(fine + self.from_middle(middle))
+        out = functional.pixel_shuffle(self.output(functional.silu(fine)), 2)
+        return out[..., : s.shape[-2], : s.shape[-1]]
+
+    def forward(self, s):
+        """C of (B, 1, H, W) maps, shape (B,): low for true maps, high for noisy ones."""
+        return (self.error(s).square().flatten(1).sum(1) + self.tip**2).sqrt()
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.bias)
+        self.second.weight.data.mul_(0.5)  # blocks begin close to the identity
+
+    def forward(self, h):
+        # smooth, so that the critic's slope is continuous
+        return h + self.second(functional.silu(self.first(functional.silu(h))))
+
+
+class UNet(nn.Module):
+    """UNet that predicts a correction to its input (Table 1): 4 strided and 4 transposed convolutions, skips.
+
+    Any size: maps are padded by replication up to a multiple of 16 and cut again.
+
+    Parameters
+    ----------
+    channels : int, optional
+        Of the first level; they double at every level up to eight times as many.
+    refine : int, optional
+        Further 3 x 3 convolutions after each strided or transposed one; 0 is Table 1 to the letter.
+    """
+
+    kind = "unet"
+    LEVELS = 4
+    SLOPE = 0.1
+
+    def __init__(self, channels=24, refine=1):
+        super().__init__()
+        channels, refine = _whole("channels", channels, 1, 1024), _whole("refine", refine, 0, 8)
+        self.architecture = {"channels": channels, "refine": refine}
+        widths = [channels * 2**level for level in range(self.LEVELS)]
+        ins = [1, *widths[:-1]]
+        self.down = nn.ModuleList(
+            nn.ModuleList([nn.Conv2d(a, b, 4, stride=2, padding=1), *_refinement(b, refine)])
+            for a, b in zip(ins, widths, strict=True)
+        )
+        # from the coarsest up; all but the first see the skip of their level beside what comes from below
+        ups = [(widths[-1], widths[-2]), *((2 * w, max(w // 2, 1)) for w in widths[-2:0:-1])]
+        self.up = nn.ModuleList(
+            nn.ModuleList([nn.ConvTranspose2d(a, b, 4, stride=2, padding=1), *_refinement(b, refine)]) for a, b in ups
+        )
+        self.last = nn.ConvTranspose2d(2 * channels, channels if refine else 1, 4, stride=2, padding=1)
+        self.output = nn.Conv2d(channels + 1, 1, 3, padding=1) if refine else None
+
+    def forward(self, s):
+        """Corrected maps, shape of ``s``: (B, 1, H, W)."""
+        x = _pad(s, 2**self.LEVELS)
+        skips, h = [], x
+        for block in self.down:
+            h = _chain(block, h, self.SLOPE)
+            skips.append(h)
+        skips.pop()
+        for block in self.up:
+            h = torch.cat([_chain(block, h, self.SLOPE), skips.pop()], 1)
+        h = self.last(h)
+        if self.output is not None:
+            h = self.output(torch.cat([functional.leaky_relu(h, self.SLOPE), x], 1))
+        return s + h[..., : s.shape[-2], : s.shape[-1]]
+
+
+class DnCNN(nn.Module):
+    """Denoiser that predicts the noise (Table 1): convolution, 10 x (convolution, batch norm), convolution; ReLU.
+
+    Blind to the noise level. Any size.
+
+    Parameters
+    ----------
+    channels : int, optional
+        Of the hidden layers.
+    layers : int, optional
+        Hidden layers.
+    batch_norm : bool, optional
+        Whether the hidden layers are normalised; see `fused`.
+    """
+
+    kind = "dncnn"
+
+    def __init__(self, channels=48, layers=10, batch_norm=True):
+        super().__init__()
+        channels, layers = _whole("channels", channels, 1, 1024), _whole("layers", layers, 1, 100)
+        self.architecture = {"channels": channels, "layers": layers, "batch_norm": bool(batch_norm)}
+        self.input = nn.Conv2d(1, channels, 3, padding=1)
+        # a bias in front of a batch norm would be subtracted again
+        self.hidden = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=not batch_norm) for _ in range(layers)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(layers if batch_norm else 0))
+        self.output = nn.Conv2d(channels, 1, 3, padding=1)
+        for convolution in (self.input, *self.hidden):
+            _init_pointwise(convolution)
+        # no noise found at first
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, s):
+        """Denoised maps, shape of ``s``: (B, 1, H, W)."""
+        h = functional.relu(self.input(s))
+        for index, convolution in enumerate(self.hidden):
+            h = convolution(h)
+            h = functional.relu(self.norms[index](h) if self.norms else h)
+        return s - self.output(h)
+
+    def fused(self):
+        """The same denoiser for inference, with each batch norm folded into its convolution."""
+        if not self.norms:
+            return copy.deepcopy(self).eval()
+        fused = DnCNN(**{**self.architecture, "batch_norm": False})
+        fused.input, fused.output = copy.deepcopy(self.input), copy.deepcopy(self.output)
+        source = copy.deepcopy(self).eval()
+        fused.hidden = nn.ModuleList(map(fuse_conv_bn_eval, source.hidden, source.norms))
+        return fused.eval()
+
+
+KINDS: dict[str, type[nn.Module]] = {network.kind: network for network in (DistanceCritic, PaperCritic, UNet, DnCNN)}
+
+
+def build(kind, **architecture):
+    """A new network.
+
+    Parameters
+    ----------
+    kind : str
+        One of `KINDS`.
+    **architecture
+        Arguments of its class; its ``architecture`` holds them afterwards.
+
+    Raises
+    ------
+    ValueError
+        For an unknown kind or an argument out of range.
+    TypeError
+        For an argument that the kind does not have.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    return KINDS[kind](**architecture)
+
+
+def _init_pointwise(convolution, spread=0.1):
+    """Start near an orthogonal matrix at every pixel (Xiao et al. 2018).
+
+    Signals then pass a plain stack of layers unmixed. From the usual start the denoiser hardly moved for hundreds of
+    steps.
+    """
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    with torch.no_grad():
+        convolution.weight *= spread
+        centre = torch.empty(convolution.weight.shape[:2], device=convolution.weight.device)
+        convolution.weight[:, :, 1, 1] += nn.init.orthogonal_(centre, gain=nn.init.calculate_gain("relu"))
+
+
+def _refinement(channels, count):
+    return (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(count))
+
+
+def _chain(layers, h, slope):
+    for layer in layers:
+        h = functional.leaky_relu(layer(h), slope)
+    return h
+
+
+def _pad(s, multiple):
+    """``s`` with its last rows and columns repeated until both sizes are multiples."""
+    rows, columns = (-n % multiple for n in s.shape[-2:])
+    return functional.pad(s, (0, columns, 0, rows), mode="replicate") if rows or columns else s
+
+
+def _whole(name, value, low, high):
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+    return value

@@ -1,0 +1,148 @@
+"""Weights files: one safetensors file with a network's tensors and, as JSON in its header, all that made them.
+
+A file is data alone: it names one of this package's own kinds of network, its arguments and its tensors, and is checked
+against that network before a byte of it is used. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as _serialize
+
+from ..io import write_atomically
+from .networks import KINDS, build
+
+__all__ = ["load", "read_tensors", "save", "write_tensors"]
+
+FORMAT = "elastofast weights"
+VERSION = 1
+HEADER_LIMIT = 1 << 20  # bytes; a network of hundreds of layers needs a tenth
+
+
+def save(path, network, configuration) -> None:
+    """Write a network to a weights file.
+
+    Parameters
+    ----------
+    path : path-like
+        The file, ``.safetensors`` by custom. It is replaced only once the new one is complete.
+    network : torch.nn.Module
+        One of `networks.KINDS`.
+    configuration : dict
+        What JSON can hold: how the network was made, above all ``standard``, the fields of its `Standard`.
+
+    Raises
+    ------
+    ValueError
+        If a weight is not finite.
+    OSError
+        If the file cannot be written.
+    """
+    header = {"kind": network.kind, "architecture": network.architecture, **configuration}
+    tensors = network.state_dict()
+    _check_finite(path, tensors)
+    write_tensors(path, FORMAT, VERSION, tensors, header)
+
+
+def load(path, expected=None, device="cpu"):
+    """Read a network from a weights file.
+
+    Parameters
+    ----------
+    path : path-like
+        A file that `save` wrote.
+    expected : str or tuple of str, optional
+        The kind or kinds of network wanted, from `networks.KINDS`; any by default.
+    device : str or torch.device, optional
+        Where to put it.
+
+    Returns
+    -------
+    network : torch.nn.Module
+        In evaluation mode, its weights without gradients.
+    configuration : dict
+        All that the file says about it, with ``kind`` and ``architecture``.
+
+    Raises
+    ------
+    ValueError
+        If the file is anything else than sound weights of an expected kind; the message says what was found.
+    OSError
+        If it cannot be opened.
+    """
+    tensors, header = read_tensors(path, FORMAT, VERSION)
+    kind, architecture = header.get("kind"), header.get("architecture")
+    wanted = tuple(KINDS) if expected is None else (expected,) if isinstance(expected, str) else tuple(expected)
+    if kind not in wanted:
+        raise ValueError(f"{path}: expected weights of {' or '.join(wanted)}, the file holds {kind!r}")
+    try:
+        with torch.device("meta"):  # shapes alone: no memory for what a damaged file may ask for
+            network = build(kind, **architecture)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its architecture is not one of {kind}: {error}") from error
+    own = network.state_dict()
+    if missing := sorted(own.keys() - tensors.keys()):
+        raise ValueError(f"{path}: {len(missing)} tensors are missing, the first is {missing[0]!r}")
+    if surplus := sorted(tensors.keys() - own.keys()):
+        raise ValueError(f"{path}: {len(surplus)} tensors are not part of {kind}, the first is {surplus[0]!r}")
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape or tensor.dtype != own[name].dtype:
+            raise ValueError(
+                f"{path}: {name} must be {own[name].dtype} of shape {tuple(own[name].shape)}, "
+                f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
+            )
+    _check_finite(path, tensors)
+    network.load_state_dict(tensors, assign=True)
+    return network.requires_grad_(False).to(device).eval(), header
+
+
+def write_tensors(path, kind_of_file, version, tensors, header) -> None:
+    """Write named tensors and a JSON header as one safetensors file, atomically."""
+    header = {"format": kind_of_file, "version": version, **header}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, _serialize(tensors, metadata={"elastofast": json.dumps(header, allow_nan=False)}))
+
+
+def read_tensors(path, kind_of_file, version):
+    """Tensors and header of a file by `write_tensors`; ValueError if it is anything else."""
+    path = Path(path)
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(8)
+    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+        raise ValueError(
+            f"{path}: expected {kind_of_file} (safetensors), this is a pickle (.pt, .pth, .pkl), which can run code "
+            f"when it is opened; elastofast does not open it"
+        )
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or not 2 <= length <= HEADER_LIMIT:
+        raise ValueError(f"{path}: expected {kind_of_file} (safetensors), the file starts with {head!r}")
+    if 8 + length > size:
+        raise ValueError(f"{path}: cut short: its header alone takes {8 + length} bytes, the file has {size}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("elastofast")
+            header = json.loads(text) if text is not None else None
+            if not isinstance(header, dict) or header.get("format") != kind_of_file:
+                what = header.get("format") if isinstance(header, dict) else None
+                raise ValueError(
+                    f"{path}: expected {kind_of_file}, this safetensors file "
+                    f"{f'is {what}' if what else 'is not by elastofast'}"
+                )
+            if header.get("version") != version:
+                raise ValueError(
+                    f"{path}: {kind_of_file} of version {header.get('version')!r}, this elastofast reads {version}"
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}, header
+    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged or cut short: {error}") from error
+
+
+def _check_finite(path, tensors):
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: {name} has values that are not finite")

@@ -1,0 +1,211 @@
+"""Priors that were learned from maps: an adversarial critic, plug-and-play denoising, and a UNet as post-processing.
+
+Networks come from weights files (`elastofast.learning.weights`); those shipped with the package are the default. Maps
+cross to torch and back through DLPack.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+
+import numpy as np
+
+from ..geometry import Grid
+
+__all__ = ["Critic", "PlugAndPlay", "PostProcessing"]
+
+
+class _Network:
+    """A network that sees maps: loading, checks, and the way from x or log x to standardised tensors and back."""
+
+    kinds: tuple[str, ...] = ()
+    file = ""  # shipped weights
+
+    def __init__(self, network, configuration):
+        from ..learning.networks import Standard
+
+        if getattr(network, "kind", None) not in self.kinds:
+            raise TypeError(
+                f"network must be a {' or '.join(self.kinds)}, got {getattr(network, 'kind', type(network).__name__)!r}"
+            )
+        self.network = network.requires_grad_(False).eval()
+        self.configuration = configuration
+        self.standard = Standard(**configuration.get("standard", {}))
+
+    @classmethod
+    def load(cls, path=None, device="cpu"):
+        """The prior with weights from a file.
+
+        Parameters
+        ----------
+        path : path-like, optional
+            A weights file by ``elastofast train``; the shipped one by default.
+        device : str, optional
+            Where the network works, "cpu" or "cuda".
+
+        Raises
+        ------
+        ValueError
+            If the file is anything else than sound weights of the right kind.
+        OSError
+            If it cannot be opened.
+        ImportError
+            If torch or safetensors is not installed.
+        """
+        try:
+            from ..learning import weights
+        except ImportError as error:
+            raise ImportError(
+                f'learned priors need torch and safetensors: pip install "elastofast[learn]" ({error})'
+            ) from error
+        if path is not None:
+            return cls(*weights.load(path, cls.kinds, device))
+        with as_file(files("elastofast") / "weights" / cls.file) as shipped:
+            return cls(*weights.load(shipped, cls.kinds, device))
+
+    def check(self, geometry):
+        """Raise ValueError if the prior cannot see maps of a geometry."""
+        if not isinstance(geometry, Grid) or geometry.dim != 2:
+            raise ValueError(
+                f"learned priors see maps on two-dimensional grids, the measurement is on {geometry!r}; use prior 'tv'"
+            )
+        low, high = min(geometry.spacing), max(geometry.spacing)
+        if high > 1.5 * low:
+            raise ValueError(
+                f"learned priors need nearly square pixels, the grid's spacing is {geometry.spacing}; resample the "
+                "displacement or use prior 'tv'"
+            )
+
+    def _tensor(self, x, logarithm=False):
+        """Standardised maps (B, 1, H, W) of moduli x (..., H, W) or of their logarithms."""
+        import torch
+
+        x = torch.from_dlpack(x)
+        parameter = next(self.network.parameters())
+        x = x.reshape(-1, 1, *x.shape[-2:]).to(parameter)
+        if not logarithm:
+            return self.standard.apply(x)
+        return (x - np.log(self.standard.reference)) / self.standard.scale
+
+
+class Critic(_Network):
+    """Adversarial regulariser: a critic trained to tell true maps from those that a reconstruction passes through.
+
+    Called as ``value, gradient = critic(x)`` it is an explicit energy, for L-BFGS and the paper's descent. A
+    `DistanceCritic` also names the `target` of a map, the end of its steepest descent, which the default optimizer
+    uses.
+
+    Parameters
+    ----------
+    network : DistanceCritic or PaperCritic
+    configuration : dict
+        Of its weights file; ``standard`` is used.
+
+    Examples
+    --------
+    >>> critic = ef.priors.Critic.load("mine.safetensors")  # doctest: +SKIP
+    >>> result = ef.reconstruct(m, prior=critic)  # doctest: +SKIP
+    """
+
+    kinds = ("critic", "paper-critic")
+    file = "critic.safetensors"
+
+    def __init__(self, network, configuration):
+        super().__init__(network, configuration)
+        if network.kind == "paper-critic":
+            self.shape = network.shape
+        elif not self.standard.logarithmic:
+            raise ValueError("a distance critic sees log x; its configuration says that it was trained on x")
+        else:
+            self.target = self._target
+
+    def check(self, geometry):
+        """Raise ValueError if the prior cannot see maps of a geometry."""
+        super().check(geometry)
+        if hasattr(self, "shape") and geometry.shape != self.shape:
+            raise ValueError(
+                f"this critic has dense layers and sees maps of {self.shape[0]} x {self.shape[1]} nodes only, the "
+                f"measurement has {geometry.shape[0]} x {geometry.shape[1]}"
+            )
+
+    def __call__(self, x):
+        """Value and gradient per pascal.
+
+        Parameters
+        ----------
+        x : array, shape (..., H, W)
+            Modulus in pascals, of any library and device that speaks DLPack; float64 or float32.
+
+        Returns
+        -------
+        value : float, or array of shape (...)
+        gradient : array, shape of x
+        """
+        import torch
+
+        with torch.enable_grad():
+            leaf = torch.from_dlpack(x).detach().requires_grad_(True)
+            value = self.network(self._tensor(leaf))
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        value = value.detach().to(leaf.dtype).reshape(leaf.shape[:-2])
+        if isinstance(x, np.ndarray):
+            return (value.numpy() if value.ndim else float(value)), gradient.numpy()
+        return value, gradient
+
+    def _target(self, z, shape):
+        """The end of steepest descent from z = log x: z - C grad C, in standardised units."""
+        import torch
+
+        with torch.enable_grad():
+            s = self._tensor(z.reshape(shape), logarithm=True).requires_grad_(True)
+            half = 0.5 * self.network(s).square()
+            (error,) = torch.autograd.grad(half.sum(), s)
+        return z - self.standard.scale * np.from_dlpack(error.to(torch.float64).reshape(-1))
+
+
+class PlugAndPlay(_Network):
+    """Plug-and-play prior: a denoiser names the `target` that the next data step is drawn to.
+
+    Parameters
+    ----------
+    network : DnCNN
+    configuration : dict
+        Of its weights file; ``standard`` is used.
+    """
+
+    kinds = ("dncnn",)
+    file = "dncnn.safetensors"
+
+    def __init__(self, network, configuration):
+        super().__init__(network.fused() if hasattr(network, "fused") else network, configuration)
+
+    def target(self, z, shape):
+        """The denoised map, as log x of shape (N,)."""
+        import torch
+
+        with torch.inference_mode():
+            s = self._tensor(z.reshape(shape), logarithm=True)
+            error = s - self.network(s)
+        return z - self.standard.scale * error.to(torch.float64).reshape(-1).numpy()
+
+
+class PostProcessing(_Network):
+    """Supervised post-processing of the unregularised map by a UNet; no prior in the sense of an optimisation.
+
+    Parameters
+    ----------
+    network : UNet
+    configuration : dict
+        Of its weights file; ``standard`` is used.
+    """
+
+    kinds = ("unet",)
+    file = "unet.safetensors"
+
+    def apply(self, x):
+        """Corrected modulus in pascals, shape of x (..., H, W)."""
+        import torch
+
+        with torch.inference_mode():
+            out = self.standard.invert(self.network(self._tensor(x)))
+        return out.to(torch.float64).reshape(x.shape).numpy()

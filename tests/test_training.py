@@ -1,0 +1,519 @@
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+safetensors = pytest.importorskip("safetensors.torch")
+pytest.importorskip("tqdm")
+
+from elastofast import cli  # noqa: E402
+from elastofast.learning import weights  # noqa: E402
+from elastofast.learning.networks import Standard  # noqa: E402
+from elastofast.learning.recipes import RECIPES, Maps, gradient_penalty, recipe  # noqa: E402
+from elastofast.learning.training import train  # noqa: E402
+
+SMALL = {
+    "unet": {"channels": 4, "crop": 16, "batch": 4},
+    "dncnn": {"channels": 8, "crop": 16, "batch": 4},
+    "paper-critic": {"batch": 4},
+}
+
+
+class Toy:
+    """A data set in memory: square lesions; the noisy maps are too soft in the lesion and have white noise."""
+
+    def __init__(self, train=6, validation=3, shape=(24, 20)):
+        n = train + validation
+        rng = np.random.default_rng(0)
+        self.masks = np.zeros((n, *shape), bool)
+        for mask in self.masks:
+            row, column = rng.integers(2, 10, 2)
+            mask[row : row + 8, column : column + 8] = True
+        self.truths = np.where(self.masks, 50e3, 12e3).astype(np.float32)
+        self.noisy = np.where(self.masks, 25e3, 12e3) * np.exp(0.2 * rng.standard_normal(self.masks.shape))
+        self.splits = {"train": np.arange(train), "validation": np.arange(train, n)}
+        self.config = {"snr": 35.0}
+
+    def indices(self, split):
+        return self.splits[split]
+
+    def modulus(self, i):
+        return self.truths[i]
+
+    def unregularised(self, i):
+        return self.noisy[i].astype(np.float32)
+
+    def mask(self, i):
+        return self.masks[i]
+
+
+def maps(shape=(12, 10), n=5):
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.zeros(n, *shape, dtype=torch.bool)
+    mask[:, 4, 7] = True
+    values = torch.rand(2, n, *shape, generator=generator)
+    return Maps(values[0], values[1], mask)
+
+
+def lines(path, kind=None):
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in e.items() if k != "seconds"} for e in entries if kind in (None, e["kind"])]
+
+
+def tensors(path):
+    return safetensors.load_file(path)
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+# data ---------------------------------------------------------------------------------------------
+
+
+def test_maps_are_standardised_and_counted():
+    toy = Toy()
+    read = Maps.read(toy, "train", Standard(), count=2)
+    np.testing.assert_allclose(read.truth, np.log(toy.truths[:2] / 12.5e3) / 0.5, atol=1e-6)
+    np.testing.assert_allclose(read.noisy, np.log(toy.noisy[:2] / 12.5e3) / 0.5, atol=1e-6)
+    assert torch.equal(read.mask, torch.tensor(toy.masks[:2]))
+    for count in (0, 7):
+        with pytest.raises(ValueError, match=f"count must be from 1 to the 6 train maps of the data set, got {count}"):
+            Maps.read(toy, "train", Standard(), count=count)
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_windows_are_parts_of_one_map(turn):
+    data = maps()
+    take = data.windows(40, 6, torch.Generator().manual_seed(0), turn=turn)
+    truth, noisy = take(data.truth), take(data.noisy)
+    assert truth.shape == (40, 1, 6, 6)
+    symmetries = [lambda a: a, lambda a: a.flip(-1)]
+    if turn:
+        flips = [*symmetries, lambda a: a.flip(-2), lambda a: a.flip(-1, -2)]
+        symmetries = [*flips, *(lambda a, f=f: f(a).mT for f in flips)]
+    seen = set()
+    for t, n in zip(truth[:, 0], noisy[:, 0], strict=True):
+        found = [
+            (m, r, c, k)
+            for m in range(5) for r in range(7) for c in range(5) for k, f in enumerate(symmetries)
+            if torch.equal(f(data.truth[m, r : r + 6, c : c + 6]), t)
+        ]  # fmt: skip
+        assert len(found) == 1
+        m, r, c, k = found[0]
+        assert torch.equal(symmetries[k](data.noisy[m, r : r + 6, c : c + 6]), n)
+        seen.add(k)
+    assert seen == set(range(len(symmetries)))
+
+
+def test_windows_near_lesions():
+    data = maps()
+    for near, share in ((1.0, 1.0), (0.0, None)):
+        take = data.windows(400, 3, torch.Generator().manual_seed(0), near=near)
+        hit = take(data.mask).flatten(1).any(1).float().mean().item()
+        # 3 of 8 places along the columns, 3 of 10 along the rows
+        assert hit == share if share else hit == pytest.approx(3 / 8 * 3 / 10, abs=0.05)
+    data.mask[:] = False
+    assert data.windows(8, 3, torch.Generator().manual_seed(0))(data.truth).shape == (8, 1, 3, 3)
+
+
+def test_whole_maps():
+    data = maps()
+    whole = data.windows(6, None, torch.Generator().manual_seed(0))(data.truth)
+    assert whole.shape == (6, 1, 12, 10)
+    assert data.windows(6, 64, torch.Generator().manual_seed(0))(data.truth).shape == (6, 1, 12, 10)
+
+
+def test_denoiser_noise_has_its_level():
+    own = recipe("dncnn", batch=200, crop=16, noise=(0.02, 1.0), coloured=0.5, shift=0.0)
+    _, noise, level = own.sample(Maps.read(Toy(), "train", Standard()), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(noise.square().mean((1, 2, 3)).sqrt(), level.flatten())
+    logs = level.log().flatten()
+    assert math.log(0.02) <= logs.min() < math.log(0.03) and math.log(0.7) < logs.max() <= 0
+    neighbours = (noise[..., 1:] * noise[..., :-1]).mean((1, 2, 3)) / level.flatten() ** 2
+    assert 0.25 < (neighbours > 0.3).float().mean() < 0.55  # the share that is blurred by more than half a pixel
+
+
+# losses -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("slope", "penalty"), [(3.0, 4.0), (1.5, 0.25), (1.0, 0.0), (0.5, 0.0)])
+def test_gradient_penalty_of_a_linear_critic(slope, penalty):
+    direction = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    direction *= slope / direction.norm()
+    value, mean = gradient_penalty(lambda s: (s * direction).sum((1, 2, 3)), torch.randn(4, 1, 6, 5).double())
+    assert value.item() == pytest.approx(penalty, abs=1e-12) and mean.item() == pytest.approx(slope)
+
+
+def test_gradient_penalty_differentiates_twice():
+    """C = a/2 |s|^2 has slope a|s|: penalty mean (a|s| - 1)_+^2, derivative mean 2 (a|s| - 1)_+ |s|."""
+    s = torch.randn(8, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a = torch.tensor(0.35, dtype=torch.float64, requires_grad=True)
+    value, _ = gradient_penalty(lambda s: a / 2 * s.square().sum((1, 2, 3)), s)
+    norms = s.flatten(1).norm(dim=1)
+    excess = (0.35 * norms - 1).clamp(min=0)
+    assert 0 < (excess > 0).sum() < 8
+    torch.testing.assert_close(value.detach(), excess.square().mean())
+    torch.testing.assert_close(torch.autograd.grad(value, a)[0], (2 * excess * norms).mean())
+
+
+def test_wasserstein_loss_of_a_linear_critic():
+    own = recipe("paper-critic", batch=7, penalty=5.0)
+    critic = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(30, 1), torch.nn.Flatten(0))
+    with torch.no_grad():
+        critic[1].weight.mul_(10)
+    truth, noisy = torch.randn(2, 7, 1, 6, 5)
+    loss, figures = own.loss(critic, (truth, noisy), torch.Generator())
+    slope = critic[1].weight.detach().norm().item()
+    expected = critic(truth).mean().item() - critic(noisy).mean().item() + 5 * (slope - 1) ** 2
+    assert slope > 1 and loss.item() == pytest.approx(expected, rel=1e-5)
+    assert figures["slope"].item() == pytest.approx(slope, rel=1e-5)
+
+
+# learning -----------------------------------------------------------------------------------------
+
+
+def test_unet_learns_the_correction(tmp_path):
+    toy = Toy(train=20)
+    own = recipe("unet", steps=80, rate=1e-2, ema=0.9, **SMALL["unet"])
+    done = train(own, toy, tmp_path / "w.safetensors", validate_every=80, progress=False)
+    held = toy.splits["validation"]
+    before = np.linalg.norm(toy.noisy[held] - toy.truths[held]) / np.linalg.norm(toy.truths[held])
+    assert done["status"] == "finished" and done["best"]["relative_error"] < 0.7 * before
+    # the figure is that of the weights in the file
+    network, configuration = weights.load(tmp_path / "w.safetensors", expected="unet")
+    standard = Standard(**configuration["standard"])
+    with torch.no_grad():
+        s = standard.apply(torch.tensor(toy.noisy[held], dtype=torch.float32))
+        x = standard.invert(network(s[:, None]))[:, 0].numpy()
+    errors = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(x, toy.truths[held], strict=True)]
+    assert np.mean(errors) == pytest.approx(done["best"]["relative_error"], rel=1e-5)
+
+
+def test_denoiser_learns_to_denoise(tmp_path):
+    own = recipe("dncnn", steps=50, rate=3e-3, ema=0.9, channels=16, crop=16, batch=8, noise=(0.3, 1.0))
+    done = train(own, Toy(train=20), tmp_path / "w.safetensors", progress=False)
+    assert done["best"]["error_0.3"] < 0.6 * 0.5 * 0.3  # left alone, noise of .3 in s is .15 in log x
+
+
+def test_critic_ranks_noisy_above_true(tmp_path):
+    own = recipe("paper-critic", steps=40, **{**SMALL["paper-critic"], "rate": 1e-3})
+    done = train(own, Toy(train=20), tmp_path / "w.safetensors", progress=False)
+    assert done["best"]["ranked"] == 1.0 and done["best"]["gap"] > 0
+
+
+def test_what_is_written_beside_the_weights(tmp_path):
+    own = recipe("dncnn", steps=6, **SMALL["dncnn"])
+    train(own, Toy(), tmp_path / "w.safetensors", seed=5, count=4, validate_every=4, log_every=2, progress=False)
+    assert {p.name for p in tmp_path.iterdir()} == {"w.safetensors", "w.jsonl"}
+    assert [e["step"] for e in lines(tmp_path / "w.jsonl", "train")] == [2, 4, 6]
+    assert [e["step"] for e in lines(tmp_path / "w.jsonl", "validation")] == [4, 6]
+    _, configuration = weights.load(tmp_path / "w.safetensors")
+    made = configuration["training"]
+    assert made["seed"] == 5 and made["maps"] == 4 and made["steps"] == 6 and made["data"] == {"snr": 35.0}
+    assert made["recipe"]["kind"] == "dncnn" and made["recipe"]["noise"] == [0.02, 1.0]
+    assert made["torch"] == torch.__version__ and made["validation"]["step"] in (4, 6)
+
+
+def test_the_best_weights_are_kept(tmp_path):
+    errors = iter([0.5, 0.2, 0.3])
+    seen = []
+
+    def validate(network):
+        assert not network.training
+        seen.append({name: t.clone() for name, t in network.state_dict().items()})
+        return {"relative_error": next(errors)}
+
+    own = recipe("unet", steps=6, **SMALL["unet"])
+    done = train(own, Toy(), tmp_path / "w.safetensors", validate=validate, validate_every=2, progress=False)
+    assert done["best"] == {"step": 4, "relative_error": 0.2}
+    same(tensors(tmp_path / "w.safetensors"), seen[1])
+    assert not torch.equal(seen[1]["output.weight"], seen[2]["output.weight"])
+
+
+def test_averaged_weights_follow_the_last_ones(tmp_path):
+    """Without a decay the file holds the optimizer's own weights; with one, others."""
+    for ema in (0.0, 0.99):
+        own = recipe("unet", steps=4, ema=ema, **SMALL["unet"])
+        train(own, Toy(), tmp_path / f"{ema}.safetensors", progress=False)
+    a, b = (tensors(tmp_path / f"{ema}.safetensors") for ema in (0.0, 0.99))
+    assert 0 < (a["output.weight"] - b["output.weight"]).abs().max() < 0.01
+
+
+# resuming -----------------------------------------------------------------------------------------
+
+
+def signals_at(step, number=signal.SIGINT):
+    """A validation that stops the run once, as Ctrl-C does."""
+    left = [None] * step
+
+    def validate(network):
+        if left and (left.pop() or not left):
+            os.kill(os.getpid(), number)
+        return {}
+
+    return validate
+
+
+@pytest.mark.parametrize(("kind", "number"), [*((kind, signal.SIGINT) for kind in SMALL), ("unet", signal.SIGTERM)])
+def test_resumed_run_is_bit_identical(tmp_path, kind, number):
+    own = recipe(kind, steps=7, **SMALL[kind])
+    loop = {"validate_every": 2, "log_every": 2, "progress": False}
+    train(own, Toy(), tmp_path / "whole.safetensors", validate=lambda network: {}, **loop)
+    out = tmp_path / "parts.safetensors"
+    done = train(own, Toy(), out, validate=signals_at(2, number), **loop)
+    assert done["status"] == "interrupted" and done["step"] == 5
+    assert out.with_suffix(".checkpoint").exists()
+    done = train(own, Toy(), out, validate=lambda network: {}, resume=True, **loop)
+    assert done["status"] == "finished" and not out.with_suffix(".checkpoint").exists()
+    same(tensors(out), tensors(tmp_path / "whole.safetensors"))
+    whole, parts = (lines(tmp_path / f"{name}.jsonl", "validation") for name in ("whole", "parts"))
+    assert parts == whole
+    assert lines(tmp_path / "parts.jsonl", "train")[-1]["step"] == 7
+
+
+def test_killed_run_resumes_from_its_last_checkpoint(tmp_path):
+    own = recipe("unet", steps=6, **SMALL["unet"])
+    loop = {"validate_every": 2, "log_every": 1, "progress": False}
+    train(own, Toy(), tmp_path / "whole.safetensors", **loop)
+
+    def die(network):
+        raise ConnectionError("the machine is gone")
+
+    out = tmp_path / "parts.safetensors"
+    with pytest.raises(ConnectionError):
+        train(own, Toy(), out, validate=die, checkpoint_every=0, **loop)  # at step 2, the checkpoint is of step 1
+    train(own, Toy(), out, resume=True, **loop)
+    same(tensors(out), tensors(tmp_path / "whole.safetensors"))
+    assert lines(out.with_suffix(".jsonl")) == lines(tmp_path / "whole.jsonl")
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    own = recipe("unet", steps=5, **SMALL["unet"])
+    train(own, Toy(), tmp_path / "w.safetensors", validate=signals_at(1), validate_every=1, progress=False)
+    return own, tmp_path / "w.safetensors"
+
+
+def test_an_earlier_run_is_not_overwritten(interrupted):
+    own, out = interrupted
+    with pytest.raises(ValueError, match=r"w.checkpoint is of an earlier run: resume it, or remove it"):
+        train(own, Toy(), out, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "toy", "text"),
+    [
+        ({"batch": 5}, {}, {}, "that run had batch = 4, this one has 5"),
+        ({"steps": 9}, {}, {}, "that run had steps = 5, this one has 9"),
+        ({}, {"seed": 1}, {}, "that run had seed = 0, this one has 1"),
+        ({}, {}, {"train": 7}, "that run had maps = 6, this one has 7"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(interrupted, options, arguments, toy, text):
+    _, out = interrupted
+    own = recipe("unet", **{"steps": 5, **SMALL["unet"], **options})
+    with pytest.raises(ValueError, match=text):
+        train(own, Toy(**toy), out, resume=True, progress=False, **arguments)
+
+
+def test_resume_without_a_checkpoint_starts_anew(tmp_path):
+    own = recipe("unet", steps=2, **SMALL["unet"])
+    assert train(own, Toy(), tmp_path / "w.safetensors", resume=True, progress=False)["step"] == 2
+
+
+def test_start_from_weights(tmp_path):
+    own = recipe("unet", steps=3, ema=0.0, rate=1e-12, **SMALL["unet"])
+    train(own, Toy(), tmp_path / "a.safetensors", seed=1, progress=False)
+    train(own, Toy(), tmp_path / "b.safetensors", seed=2, init=tmp_path / "a.safetensors", progress=False)
+    a, b = tensors(tmp_path / "a.safetensors"), tensors(tmp_path / "b.safetensors")
+    assert all(torch.allclose(a[name], b[name], atol=1e-9) for name in a)
+    wider = recipe("unet", steps=3, **{**SMALL["unet"], "channels": 5})
+    with pytest.raises(ValueError, match=r"init: .* the recipe's is {'channels': 5"):
+        train(wider, Toy(), tmp_path / "c.safetensors", init=tmp_path / "a.safetensors", progress=False)
+
+
+# options ------------------------------------------------------------------------------------------
+
+
+def test_divergence_is_an_error_with_advice(tmp_path):
+    own = recipe("unet", steps=20, rate=1e30, **SMALL["unet"])
+    with pytest.raises(RuntimeError, match=r"the loss of unet is not finite at step \d+: try a rate below 1e\+30"):
+        train(own, Toy(), tmp_path / "w.safetensors", log_every=5, checkpoint_every=0, progress=False)
+
+
+def test_mixed_precision(tmp_path):
+    own = recipe("unet", steps=2, **SMALL["unet"])
+    train(own, Toy(), tmp_path / "w.safetensors", amp=True, progress=False)
+    train(own, Toy(), tmp_path / "full.safetensors", progress=False)
+    mixed, full = tensors(tmp_path / "w.safetensors"), tensors(tmp_path / "full.safetensors")
+    assert not torch.equal(mixed["output.weight"], full["output.weight"])
+    assert {t.dtype for t in mixed.values()} == {torch.float32}
+    with pytest.raises(ValueError, match="amp does not hold for paper-critic"):
+        train(recipe("paper-critic", **SMALL["paper-critic"]), Toy(), tmp_path / "c.safetensors", amp=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "text"),
+    [
+        ("gan", {}, "kind must be one of"),
+        ("paper-critic", {"crop": 32}, "paper-critic has no option 'crop'; it has steps, batch"),
+        ("unet", {"preset": "paper"}, "unet has no preset 'paper'"),
+        ("unet", {"batch": 0}, "batch must be a whole number, 1 or more, got 0"),
+        ("unet", {"crop": 4}, "crop"),
+        ("unet", {"rate": -1.0}, "rate must be positive"),
+        ("unet", {"norm": "l3"}, "norm must be l1 or l2, got 'l3'"),
+        ("dncnn", {"ema": 1.0}, "ema"),
+    ],
+)
+def test_bad_options(kind, options, text):
+    with pytest.raises(ValueError, match=text):
+        recipe(kind, **options)
+
+
+def test_paper_preset():
+    own = recipe("paper-critic", preset="paper")
+    assert own.standard == Standard(0.0, 100e3, logarithmic=False)
+    assert (own.batch, own.epochs, own.rate, own.penalty) == (16, 100, 1e-4, 5.0)
+    assert own.length(range(541)) == math.ceil(100 * 541 / 16)
+    assert own.rate_at(0, 1000) == own.rate_at(999, 1000) == 1e-4
+    with pytest.raises(ValueError, match="the paper's preset is for maps of 512 x 512, the data set's are 24 x 20"):
+        own.network((24, 20))
+
+
+def test_tensorboard_is_named_if_missing(tmp_path):
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        with pytest.raises(ImportError) as caught:
+            train(recipe("unet", steps=1), Toy(), tmp_path / "w.safetensors", log=tmp_path / "board")
+        assert caught.value.name == "tensorboard"
+    else:
+        train(recipe("unet", steps=1, **SMALL["unet"]), Toy(), tmp_path / "w.safetensors", log=tmp_path / "board")
+        assert [*(tmp_path / "board").iterdir()]
+
+
+# several processes --------------------------------------------------------------------------------
+
+
+UNet = RECIPES["unet"]
+
+
+@dataclass(frozen=True)
+class Spy(UNet):
+    """Plain descent, so that means of gradients show; keeps what it saw."""
+
+    kind = "unet"
+    ema: float = 0.0
+    clip: float = 0.0
+    ranks: int = 1
+
+    def optimizer(self, parameters):
+        return torch.optim.SGD(parameters, lr=self.rate)
+
+    def sample(self, maps, generator):
+        """As many processes' batches as `ranks`, one after the other, if this is the only process."""
+        parts = [super().sample(maps, generator)]
+        for rank in range(1, self.ranks):
+            stream = np.random.SeedSequence((0, len(SEEN), rank)).generate_state(1, np.uint64)
+            parts.append(super().sample(maps, generator.manual_seed(int(stream[0]))))
+        batch = tuple(map(torch.cat, zip(*parts, strict=True)))
+        SEEN.append(batch[0])
+        return batch
+
+    def loss(self, network, batch, generator):
+        NETWORKS.append(network)
+        return super().loss(network, batch, generator)
+
+
+SEEN: list = []
+NETWORKS: list = []
+STEPS = {"steps": 3, "batch": 4, "crop": 16, "channels": 4, "rate": 0.05}
+
+
+def process(folder):
+    """One of two; started by the test below."""
+    train(Spy(**STEPS), Toy(), f"{folder}/team.safetensors", device="cpu", progress=False)
+    seen = {f"seen {step}": batch for step, batch in enumerate(SEEN)}
+    mine = {name: tensor.contiguous() for name, tensor in (NETWORKS[-1].state_dict() | seen).items()}
+    safetensors.save_file(mine, f"{folder}/rank{os.environ['RANK']}")
+
+
+def test_two_processes(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"import test_training; test_training.process({str(tmp_path)!r})"],
+            env={**os.environ, **common, "RANK": str(rank)},
+            cwd=os.path.dirname(__file__),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for one in processes:
+        _, err = one.communicate(timeout=120)
+        assert one.returncode == 0, err
+    a, b = (tensors(tmp_path / f"rank{rank}") for rank in range(2))
+    for step in range(3):
+        assert not torch.equal(a.pop(f"seen {step}"), b.pop(f"seen {step}"))  # each draws its own batches
+    same(a, b)
+    same(a, tensors(tmp_path / "team.safetensors"))
+    # the same as one process with both batches
+    SEEN.clear()
+    train(Spy(**STEPS, ranks=2), Toy(), tmp_path / "one.safetensors", progress=False)
+    one = tensors(tmp_path / "one.safetensors")
+    for name in a:
+        torch.testing.assert_close(a[name], one[name], rtol=1e-5, atol=1e-6)
+
+
+# command line -------------------------------------------------------------------------------------
+
+
+def test_command_line_trains(tmp_path, capsys):
+    pytest.importorskip("h5py")
+    from elastofast.learning.dataset import build_dataset
+
+    build_dataset(tmp_path / "maps.h5", count=3, validation=1, test=1, shape=(16, 16), unregularised=False, jobs=1)
+    command = ["train", "dncnn", "--data", str(tmp_path / "maps.h5"), "--out", str(tmp_path / "w.safetensors")]
+    small = ["--steps", "2", "--batch", "2", "--crop", "12", "--channels", "4"]
+    assert cli.main([*command, *small]) == 0
+    assert "relative_error" in capsys.readouterr().out
+    assert weights.load(tmp_path / "w.safetensors", expected="dncnn")[1]["training"]["data"]["shape"] == [16, 16]
+    command[1] = "unet"
+    assert cli.main([*command, *small]) == 2
+    assert "unregularised maps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["unet", "--out", "w.pt"], "the output must end in one of .safetensors"),
+        (["paper-critic", "--out", "w.safetensors", "--crop", "32"], "paper-critic has no option 'crop'"),
+        (["unet", "--out", "w.safetensors"], "none.h5"),
+        (["unet", "--out", "w.safetensors", "--device", "cuda"], "torch finds no CUDA device here"),
+    ],
+)
+def test_command_line_errors(tmp_path, monkeypatch, capsys, arguments, text):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["train", *arguments, "--data", "none.h5"]) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1
+
+
+def test_every_recipe_can_be_asked_for():
+    assert set(RECIPES) <= set(cli.TRAINABLE)
