@@ -54,14 +54,14 @@ void bind_form(py::class_<DeviceForm>& c, const char* suffix) {
 
 template <class Queue>
 void bind_device(py::module_& m) {
-  py::class_<DeviceForm> form(m, "GridForm");
+  py::class_<DeviceForm> form(m, "GridForm", py::module_local());  // two modules have these classes
   form.def(py::init([](int n0, int n1, double h0, double h1, double lambda, double mu, bool reduced) {
     return DeviceForm{n0, n1, h0, h1, lambda, mu, reduced};
   }));
   bind_form<double, Queue>(form, "float64");
   bind_form<float, Queue>(form, "float32");
 
-  py::class_<DeviceMultigrid>(m, "Multigrid")
+  py::class_<DeviceMultigrid>(m, "Multigrid", py::module_local())
       .def(py::init([](const DeviceForm& f, py::array_t<uint8_t, py::array::c_style> fixed, bool shifted, long pin,
                        long batch, int degree, double ratio) {
              return new DeviceMultigrid(f.form<double>(), fixed.data(), shifted, pin, batch, {degree, ratio});
