@@ -1,17 +1,29 @@
-"""Builds the C++ core: the row kernels once for each instruction set, the rest for any processor."""
+"""Builds the C++ core: the row kernels once for each instruction set, the rest for any processor; and the CUDA kernels
+where nvcc is there.
+
+ELASTOFAST_CUDA=0 leaves CUDA out, 1 asks for it (no nvcc is then an error), auto (default) takes it where it is.
+ELASTOFAST_CUDA_ARCH lists compute capabilities, default "80;90"; the last one's PTX serves newer devices.
+"""
 
 import os
 import platform
+import re
+import shutil
+import subprocess
 import sys
 import sysconfig
 from multiprocessing.pool import ThreadPool
 
+import pybind11
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 from setuptools.modified import newer_group
 
-HEADERS = [f"csrc/{name}.h" for name in ("host_device", "cell", "kernels", "parallel", "multigrid")]
+HEADERS = "host_device cell multigrid_cell hierarchy banded lanczos kernels parallel multigrid".split()
+HEADERS = [f"csrc/{name}.h" for name in HEADERS]
+DEVICE_HEADERS = "launch sums grid_bodies multigrid_bodies device_multigrid device_bindings".split()
+DEVICE_HEADERS = [*HEADERS, *(f"csrc/{name}.h" for name in DEVICE_HEADERS)]
 # Not -ffast-math: at link time it would flush subnormal numbers in the whole process.
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
 FLAGS += ["-Wno-psabi"]  # GCC notes on vector arguments, which are always inlined here
@@ -27,18 +39,21 @@ else:
 
 
 class BuildExt(build_ext):
-    """Compiles csrc/kernels.cpp once for each instruction set, and all units side by side."""
+    """Compiles csrc/kernels.cpp once for each instruction set and .cu files by nvcc, all units side by side."""
 
     def build_extension(self, ext):
         """Compile whatever is out of date, then let setuptools link."""
-        units = [("csrc/kernels.cpp", name, march) for name, march in INSTRUCTION_SETS.items()]
-        units += [(source, "", []) for source in ext.sources]
+        units = [(source, "", []) for source in ext.sources]
+        if ext is core:
+            units = [("csrc/kernels.cpp", name, march) for name, march in INSTRUCTION_SETS.items()] + units
 
         def compile_unit(unit):
             source, name, march = unit
             folder = os.path.join(self.build_temp, name)
+            if source.endswith(".cu"):
+                return self.compile_cuda(ext, source, folder)
             objects = self.compiler.object_filenames([source], output_dir=folder)
-            if self.force or newer_group([source, *HEADERS, "setup.py"], objects[0]):
+            if self.force or newer_group([source, *ext.depends, "setup.py"], objects[0]):
                 self.compiler.compile(
                     [source],
                     output_dir=folder,
@@ -53,12 +68,63 @@ class BuildExt(build_ext):
         ext.sources = []
         super().build_extension(ext)
 
+    def compile_cuda(self, ext, source, folder):
+        """Compile a .cu file if it is out of date."""
+        target = os.path.join(folder, source.removesuffix(".cu") + ".o")
+        if self.force or newer_group([source, *ext.depends, "setup.py"], target):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            includes = [f"-I{path}" for path in (*ext.include_dirs, *self.include_dirs)]
+            macros = [f"-D{name}={value}" for name, value in ext.define_macros]
+            self.spawn([*ext.nvcc, *includes, *macros, "-c", source, "-o", target])
+        return target
 
-core = Pybind11Extension(
-    "elastofast._core",
+
+def extension(name, sources, headers, **options):
+    return Pybind11Extension(f"elastofast.{name}", sources, depends=[*sources, *headers], cxx_std=17, **options)
+
+
+def cuda_extension():
+    """`elastofast._cuda`, or None where it is not wanted or there is no nvcc."""
+    wish = os.environ.get("ELASTOFAST_CUDA", "auto")
+    if wish not in ("auto", "0", "1"):
+        raise SystemExit(f"ELASTOFAST_CUDA must be auto, 0 or 1, got {wish!r}")
+    nvcc = shutil.which("nvcc")
+    if wish == "0" or (nvcc is None and wish == "auto"):
+        return None
+    if nvcc is None:
+        raise SystemExit("ELASTOFAST_CUDA=1 needs nvcc on PATH, and there is none")
+    # nvcc may be a shim elsewhere, so it is asked where its toolkit is
+    dryrun = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False)
+    top = re.search(r"TOP=(.*)", dryrun.stdout + dryrun.stderr)
+    if top is None:
+        raise SystemExit(f"{nvcc} does not say where its toolkit is (no TOP= in nvcc --dryrun)")
+    top = top[1].strip()
+    libraries = [path for lib in ("lib64", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib", "lib")
+                 if os.path.exists(os.path.join(path := os.path.join(top, lib), "libcudart_static.a"))]  # fmt: skip
+    architectures = re.findall(r"\d+[a-z]?", os.environ.get("ELASTOFAST_CUDA_ARCH", "80;90"))
+    if not architectures:
+        raise SystemExit("ELASTOFAST_CUDA_ARCH must list compute capabilities such as '80;90'")
+    code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
+    code += [f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}"]
+    flags = ["-std=c++17", "-O3", "--threads=0", "-Xcompiler=-fPIC,-fvisibility=hidden", *code]
+    names = ", ".join(f"sm_{a}" for a in architectures) + f", PTX {architectures[-1]}"
+    cuda = extension(
+        "_cuda",
+        ["csrc/cuda.cu"],
+        DEVICE_HEADERS,
+        define_macros=[("EF_CUDA_ARCH", f'"{names}"')],
+        include_dirs=[pybind11.get_include()],
+        library_dirs=libraries,
+        libraries=["cudart_static", "rt", "dl", "pthread"],
+    )
+    cuda.nvcc = [nvcc, *flags]
+    return cuda
+
+
+core = extension(
+    "_core",
     ["csrc/bindings.cpp", "csrc/multigrid.cpp", "csrc/dispatch.cpp"],
-    depends=["csrc/bindings.cpp", "csrc/multigrid.cpp", "csrc/dispatch.cpp", "csrc/kernels.cpp", *HEADERS],
-    cxx_std=17,
+    ["csrc/kernels.cpp", *HEADERS],
     define_macros=[
         ("EF_COMPILER", f'"{os.environ.get("CXX", sysconfig.get_config_var("CXX") or "c++")}"'),
         ("EF_FLAGS", f'"{" ".join(FLAGS + OPENMP)}"'),
@@ -66,8 +132,17 @@ core = Pybind11Extension(
     extra_compile_args=[*FLAGS, *OPENMP],
     extra_link_args=OPENMP,
 )
+host_executor = extension(
+    "_host_executor",
+    ["csrc/host_executor.cpp"],
+    DEVICE_HEADERS,
+    define_macros=[("EF_SMALL", "1")],
+    extra_compile_args=["-O1", "-fvisibility=hidden"],
+    extra_link_args=["-s"],
+)
 
 if sys.platform == "win32":
     raise SystemExit("elastofast needs GCC or Clang with OpenMP; on Windows install it inside WSL")
 
-setup(ext_modules=[core], cmdclass={"build_ext": BuildExt})
+modules = [core, host_executor, cuda_extension()]
+setup(ext_modules=[m for m in modules if m], cmdclass={"build_ext": BuildExt})

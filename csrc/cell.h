@@ -57,7 +57,7 @@ EF_HD Strain<V> strain(const CellLaw<T>& k, const Corners<V>& u, const Corners<V
   return {us * q0, uh * q0, vt * q1, vh * q1, ut * q1 + vs * q0, uh * q1, vh * q0};
 }
 
-// Forces at the corners, component by component.
+// What a cell gives to its corners, for each component.
 template <class V>
 struct CornerForces {
   Corners<V> u, v;
@@ -162,6 +162,19 @@ EF_HD V stiffness_entry(const CellLaw<T>& k, const StiffnessFactors<V>& f) {
   } else {
     return stiffness_entry<kReduced, 0, kS2, kT2, 1, kS, kT>(k, f);
   }
+}
+
+// Part of the entry (component A of a node, component B of its neighbour (DJ, DI)) from the cell row above (CJ = 0)
+// or below (CJ = 1) the node; left holds the factors of the cell to the left, right those of the cell to the right.
+template <bool kReduced, int A, int B, int DJ, int DI, int CJ, class V, class T>
+EF_HD V node_entry(const CellLaw<T>& law, const StiffnessFactors<V>& left, const StiffnessFactors<V>& right) {
+  constexpr int S = 1 - CJ, S2 = S + DJ;
+  V r = {};
+  if constexpr (S2 == 0 || S2 == 1) {
+    if constexpr (DI <= 0) r += stiffness_entry<kReduced, A, S, 1, B, S2, 1 + DI>(law, left);
+    if constexpr (DI >= 0) r += stiffness_entry<kReduced, A, S, 0, B, S2, DI>(law, right);
+  }
+  return r;
 }
 
 }  // namespace elastofast

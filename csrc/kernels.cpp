@@ -3,12 +3,9 @@
 #include "kernels.h"
 
 #include <type_traits>
-#include <utility>
 
 namespace elastofast {
 namespace {
-
-#define EF_LAMBDA __attribute__((always_inline))
 
 // Cells are worked on several at a time in vectors of the processor's own width: the functions of cell.h take either
 // one number or a vector of them.
@@ -301,12 +298,6 @@ double sensitivity(const GridForm<T>& g, const T* u, const T* v, T* out, int beg
 
 constexpr int kBlock = 64;  // columns worked on at a time, so that all stencil entries of a block stay in cache
 
-// Calls body(integral_constant 0), ... (count - 1).
-template <class Body, int... Is>
-EF_HD void unroll(std::integer_sequence<int, Is...>, Body body) {
-  (body(std::integral_constant<int, Is>{}), ...);
-}
-
 // Writes entries[e] of the nodes i0 <= i < i1 of row j as CSR rows: kBlocks groups of the up to 9 neighbours.
 template <int kBlocks, class T>
 inline void write_rows(int n0, int n1, int j, int i0, int i1, const long long* indptr, T* values,
@@ -342,19 +333,6 @@ struct FactorRow {
     for (int e = 0; e < 9; ++e) store(&v[e][k], all[e]);
   }
 };
-
-// Part of the entry (component A of a node, component B of its neighbour (DJ, DI)) from the cell row above (CJ = 0)
-// or below (CJ = 1) the node; left holds the factors of the cell to the left, right those of the cell to the right.
-template <bool kReduced, int A, int B, int DJ, int DI, int CJ, class V, class T>
-EF_HD V node_entry(const CellLaw<T>& law, const StiffnessFactors<V>& left, const StiffnessFactors<V>& right) {
-  constexpr int S = 1 - CJ, S2 = S + DJ;
-  V r = {};
-  if constexpr (S2 == 0 || S2 == 1) {
-    if constexpr (DI <= 0) r += stiffness_entry<kReduced, A, S, 1, B, S2, 1 + DI>(law, left);
-    if constexpr (DI >= 0) r += stiffness_entry<kReduced, A, S, 0, B, S2, DI>(law, right);
-  }
-  return r;
-}
 
 template <bool kReduced, class T>
 inline void stiffness_rows(const GridForm<T>& g, const T* x, const long long* indptr, T* values, int begin, int end) {
@@ -463,14 +441,6 @@ void contraction_values(const GridForm<T>& g, const T* u, const long long* indpt
 
 // ------------------------------------------------------------------------------------- smoothers, transfers
 
-template <class V>
-EF_HD void block_inverse(V& p, V& q, V& r) {
-  const V w = 1 / (p * r - q * q), t = p * w;
-  p = r * w;
-  q = -q * w;
-  r = t;
-}
-
 template <bool kShift, bool kFirst, class T>
 inline void patch_rows(const Patch<T>& B, const T* r, T a, T b, T* d, T* y, int begin, int end) {
   const int n1 = B.n1, m1 = B.n1 - 1;
@@ -486,40 +456,20 @@ inline void patch_rows(const Patch<T>& B, const T* r, T a, T b, T* d, T* y, int 
         for (int k = 0; k < 4; ++k) p[k] = B.p[k], q[k] = B.q[k], w[k] = B.r[k];
         return [=](int i, auto kind) EF_LAMBDA {
           using V = decltype(kind);
-          V p_[4], q_[4], w_[4];
-          for (int k = 0; k < 4; ++k) {
-            p_[k] = V{} + p[k], q_[k] = V{} + q[k], w_[k] = V{} + w[k];
-            if constexpr (kShift) {
-              p_[k] += load<V>((k == 1 ? s1 : s0) + i);
-              w_[k] += load<V>((k == 1 ? s0 : s1) + i);
-              block_inverse(p_[k], q_[k], w_[k]);
-            }
-          }
-          const Corners<V> u = corners<V>(u0, u1, i), v = corners<V>(v0, v1, i);
-          V e = u.a + u.b, f = u.c + u.d, g = u.b - u.a, h = u.d - u.c;
-          const V um = e + f, us = f - e, ut = g + h, uh = h - g;
-          e = v.a + v.b, f = v.c + v.d, g = v.b - v.a, h = v.d - v.c;
-          const V vm = e + f, vs = f - e, vt = g + h, vh = h - g;
-          const V s = load<V>(scale + i) * T(0.25);
-          const V fm = s * (p_[0] * um + q_[0] * vh), gh = s * (q_[0] * um + w_[0] * vh);
-          const V gm = s * (p_[1] * vm + q_[1] * uh), fh = s * (q_[1] * vm + w_[1] * uh);
-          const V fs = s * (p_[2] * us + q_[2] * vt), gt = s * (q_[2] * us + w_[2] * vt);
-          const V ft = s * (p_[3] * ut + q_[3] * vs), gs = s * (q_[3] * ut + w_[3] * vs);
-          return CellValues<V, 2>{{{fm - fs - ft + fh, fm - fs + ft - fh, fm + fs - ft - fh, fm + fs + ft + fh},
-                                   {gm - gs - gt + gh, gm - gs + gt - gh, gm + gs - gt - gh, gm + gs + gt + gh}}};
+          V t0 = {}, t1 = {};
+          if constexpr (kShift) t0 = load<V>(s0 + i), t1 = load<V>(s1 + i);
+          const CornerForces<V> f = patch_solve<kShift>(p, q, w, load<V>(scale + i), t0, t1, corners<V>(u0, u1, i),
+                                                        corners<V>(v0, v1, i));
+          return CellValues<V, 2>{{f.u, f.v}};
         };
       },
       [&](int j, int lo, int hi, auto add) {
         for (int k = B.special_row[j]; k < B.special_row[j + 1]; ++k) {
           const int i = B.special_col[k];
           if (i < lo || i >= hi) continue;
-          const T* inverse = B.special + size_t(k) * kEntries;
-          const T* u = r + size_t(j) * n1 + i;
-          const T in[8] = {u[0], u[1], u[n1], u[n1 + 1], u[n], u[n + 1], u[n + n1], u[n + n1 + 1]};
-          T out[8] = {};
-          for (int p = 0; p < 8; ++p)
-            for (int q = 0; q < 8; ++q) out[p] += inverse[entry(p, q)] * in[q];
-          add(i, CellValues<T, 2>{{{out[0], out[1], out[2], out[3]}, {out[4], out[5], out[6], out[7]}}});
+          const CornerForces<T> f =
+              special_solve(B.special + size_t(k) * kEntries, r + size_t(j) * n1 + i, n, n1);
+          add(i, CellValues<T, 2>{{f.u, f.v}});
         }
       },
       [&](int j) {
@@ -634,29 +584,6 @@ void stencil_subtract(const Stencil<T>& A, const T* d, T* r, int begin, int end)
   });
 }
 
-// Where the 64 interior weights of an irregular coarse cell lie: node * 16 + component * 8 + corner dof.
-inline size_t irregular_cell(const AxisView& a0, const AxisView& a1, int J, int I) {
-  const int m1 = a1.n_coarse - 1, rest = m1 - a1.regular;
-  if (J < a0.regular) return size_t(J) * rest + (I - a1.regular);
-  return size_t(a0.regular) * rest + size_t(J - a0.regular) * m1 + I;
-}
-
-// Calls body(fine row, fine column, interior weights or null, bilinear weights[4]) for the fine nodes that one
-// coarse cell owns: those from its first corner on, and the last row and column of the grid.
-template <class T, class Body>
-inline void owned_nodes(const Transfer<T>& P, int J, int I, Body body) {
-  const int w0 = P.a0.width[J], w1 = P.a1.width[I], f0 = P.a0.first[J], f1 = P.a1.first[I];
-  const int e0 = J == P.a0.n_coarse - 2, e1 = I == P.a1.n_coarse - 2;
-  const T* interior = P.irregular + irregular_cell(P.a0, P.a1, J, I) * 64;
-  for (int p = 0; p < w0 + e0; ++p)
-    for (int q = 0; q < w1 + e1; ++q) {
-      const bool inside = p > 0 && p < w0 && q > 0 && q < w1;
-      const T s = p == w0 ? T(1) : P.place0[f0 + p], t = q == w1 ? T(1) : P.place1[f1 + q];
-      const T weights[4] = {(1 - s) * (1 - t), (1 - s) * t, s * (1 - t), s * t};
-      body(f0 + p, f1 + q, inside ? interior + ((p - 1) * (w1 - 1) + (q - 1)) * 16 : nullptr, weights);
-    }
-}
-
 template <class T>
 void restrict_rows(const Transfer<T>& P, const T* fine, T* coarse, int begin, int end) {
   const int nf = P.a1.n_fine, nc = P.a1.n_coarse, ld = padded(nc - 1);
@@ -670,28 +597,18 @@ void restrict_rows(const Transfer<T>& P, const T* fine, T* coarse, int begin, in
         const T s = P.place0[2 * J + 1];
         return [=](int I, auto kind) EF_LAMBDA {
           using V = decltype(kind);
-          const V t = odd<V>(place + 2 * I), s0 = even<V>(u0 + 2 * I), s1 = odd<V>(u0 + 2 * I), s2 = even<V>(u1 + 2 * I),
-                  cu = odd<V>(u1 + 2 * I), z0 = even<V>(v0 + 2 * I), z1 = odd<V>(v0 + 2 * I), z2 = even<V>(v1 + 2 * I),
-                  cv = odd<V>(v1 + 2 * I);
-          auto q = [&](int k) EF_LAMBDA { return load<V>(Q + size_t(k) * ld + I); };
-          return CellValues<V, 2>{
-              {{s0 + (1 - t) * s1 + (1 - s) * s2 + q(0) * cu + q(8) * cv, t * s1 + q(1) * cu + q(9) * cv,
-                s * s2 + q(2) * cu + q(10) * cv, q(3) * cu + q(11) * cv},
-               {z0 + (1 - t) * z1 + (1 - s) * z2 + q(4) * cu + q(12) * cv, t * z1 + q(5) * cu + q(13) * cv,
-                s * z2 + q(6) * cu + q(14) * cv, q(7) * cu + q(15) * cv}}};
+          const Corners<V> u = {even<V>(u0 + 2 * I), odd<V>(u0 + 2 * I), even<V>(u1 + 2 * I), odd<V>(u1 + 2 * I)};
+          const Corners<V> v = {even<V>(v0 + 2 * I), odd<V>(v0 + 2 * I), even<V>(v1 + 2 * I), odd<V>(v1 + 2 * I)};
+          const CornerForces<V> f = restrict_regular<V>(
+              V{} + s, odd<V>(place + 2 * I), u, v, [&](int k) EF_LAMBDA { return load<V>(Q + size_t(k) * ld + I); });
+          return CellValues<V, 2>{{f.u, f.v}};
         };
       },
       [&](int J, int lo, int hi, auto add) {
         const int top = J < P.a0.regular ? P.a1.regular : 0;
         for (int I = lo < top ? top : lo; I < hi; ++I) {
-          T out[8] = {};
-          owned_nodes(P, J, I, [&](int y, int x, const T* interior, const T* weights) {
-            const size_t at = size_t(y) * nf + x;
-            for (int k = 0; k < 8; ++k)
-              out[k] += interior ? interior[k] * fine[at] + interior[8 + k] * fine[at + n]
-                                 : weights[k % 4] * fine[at + (k / 4) * n];
-          });
-          add(I, CellValues<T, 2>{{{out[0], out[1], out[2], out[3]}, {out[4], out[5], out[6], out[7]}}});
+          const CornerForces<T> f = restrict_irregular(P, J, I, fine);
+          add(I, CellValues<T, 2>{{f.u, f.v}});
         }
       },
       [&](int j) {
@@ -714,33 +631,19 @@ void prolong_rows(const Transfer<T>& P, const T* coarse, T* fine, int begin, int
       for (int k = 0; k < 2; ++k) {
         T *__restrict o0 = fine + k * n + size_t(2 * J) * nf, *__restrict o1 = o0 + nf;
         const T *__restrict a0 = c0 + k * m, *__restrict a1 = c1 + k * m;
-        const T* q = Q + 8 * k * ld;
+        const T* __restrict q = Q + 8 * k * ld;
 #pragma GCC ivdep
         for (int I = 0; I < start; ++I) {
-          const T t = place[2 * I + 1];
-          o0[2 * I] = a0[I];
-          o0[2 * I + 1] = (1 - t) * a0[I] + t * a0[I + 1];
-          o1[2 * I] = (1 - s) * a0[I] + s * a1[I];
-          o1[2 * I + 1] = q[I] * c0[I] + q[ld + I] * c0[I + 1] + q[2 * ld + I] * c1[I] + q[3 * ld + I] * c1[I + 1] +
-                          q[4 * ld + I] * c0[m + I] + q[5 * ld + I] * c0[m + I + 1] + q[6 * ld + I] * c1[m + I] +
-                          q[7 * ld + I] * c1[m + I + 1];
+          const T *__restrict c = c0 + I, *__restrict e = c1 + I;
+          const Corners<T> own = {a0[I], a0[I + 1], a1[I], a1[I + 1]}, u = {c[0], c[1], e[0], e[1]},
+                           v = {c[m], c[m + 1], e[m], e[m + 1]};
+          const Corners<T> f = prolong_regular(s, place[2 * I + 1], own, u, v,
+                                               [&](int w) EF_LAMBDA { return q[size_t(w) * ld + I]; });
+          o0[2 * I] = f.a, o0[2 * I + 1] = f.b, o1[2 * I] = f.c, o1[2 * I + 1] = f.d;
         }
       }
     }
-    for (int I = start; I < nc - 1; ++I) {
-      const T in[8] = {c0[I],     c0[I + 1],     c1[I],     c1[I + 1],
-                       c0[m + I], c0[m + I + 1], c1[m + I], c1[m + I + 1]};
-      owned_nodes(P, J, I, [&](int y, int x, const T* interior, const T* weights) {
-        for (int k = 0; k < 2; ++k) {
-          T sum = 0;
-          if (interior)
-            for (int e = 0; e < 8; ++e) sum += interior[8 * k + e] * in[e];
-          else
-            for (int e = 0; e < 4; ++e) sum += weights[e] * in[4 * k + e];
-          fine[k * n + size_t(y) * nf + x] = sum;
-        }
-      });
-    }
+    for (int I = start; I < nc - 1; ++I) prolong_irregular(P, J, I, coarse, fine);
   }
 }
 
@@ -768,14 +671,10 @@ inline void cell_matrices_row(const GridForm<double>& g, const double* x, const 
       }
     const Corners<Lanes> xc = corners<Lanes>(rows[0], rows[1], 0);
     const StiffnessFactors<Lanes> f = stiffness_factors<Lanes, double>(moments<Lanes, double>(xc));
-    unroll(std::make_integer_sequence<int, 64>{}, [&](auto e) EF_LAMBDA {
-      constexpr int P = decltype(e)::value / 8, Q = decltype(e)::value % 8;
-      if constexpr (P <= Q) {
-        Lanes v = stiffness_entry<kReduced, P / 4, P % 4 / 2, P % 2, Q / 4, Q % 4 / 2, Q % 2>(law, f);
-        if constexpr (P == Q)
-          if (share) v += load<Lanes>(rows[P % 4 / 2 + 2 * (P / 4) + 2] + P % 2);
-        store(planes + size_t(entry(P, Q)) * ld + c, v);
-      }
+    cell_matrix<kReduced>(law, f, [&](auto p, auto q, Lanes v) EF_LAMBDA {
+      constexpr int P = decltype(p)::value, Q = decltype(q)::value;
+      if (P == Q && share) v += load<Lanes>(rows[P % 4 / 2 + 2 * (P / 4) + 2] + P % 2);
+      store(planes + size_t(entry(P, Q)) * ld + c, v);
     });
   }
 }
@@ -784,93 +683,12 @@ void cell_matrices(const GridForm<double>& g, const double* x, const double* sha
   g.reduced ? cell_matrices_row<true>(g, x, share, j, planes, ld) : cell_matrices_row<false>(g, x, share, j, planes, ld);
 }
 
-// Inverse of a symmetric positive definite matrix, packed, by symmetric sweeps.
-template <class V, int N, class At>
-inline void sweep_inverse(At at) {
-  for (int k = 0; k < N; ++k) {
-    const V d = 1.0 / at(k, k);
-    V row[N];
-    for (int p = 0; p < N; ++p) row[p] = at(k, p);
-    for (int p = 0; p < N; ++p) {
-      if (p == k) continue;
-      const V f = row[p] * d;
-      for (int q = p; q < N; ++q)
-        if (q != k) at(p, q) -= f * row[q];
-      at(k, p) = f;
-    }
-    at(k, k) = -d;
-  }
-  for (int p = 0; p < N; ++p)
-    for (int q = p; q < N; ++q) at(p, q) = -at(p, q);
-}
-
 void invert(double* planes, int ld, int n) {
   for (int c = 0; c < n; c += kLanes) {
     Lanes a[kEntries];
     for (int e = 0; e < kEntries; ++e) a[e] = load<Lanes>(planes + size_t(e) * ld + c);
-    sweep_inverse<Lanes, 8>([&](int p, int q) -> Lanes& { return a[entry(p, q)]; });
+    sweep_inverse<Lanes, 8>([&](int p, int q) EF_LAMBDA -> Lanes& { return a[entry(p, q)]; });
     for (int e = 0; e < kEntries; ++e) store(planes + size_t(e) * ld + c, a[e]);
-  }
-}
-
-// One coarse cell of w0 x w1 fine cells (1, 2 or 3 each): static condensation of its interior nodes, the other
-// nodes interpolated bilinearly. fine(k, e) is packed entry e of fine cell k (row major); place0[p], place1[q] are
-// the fractions of the interior lines. Gives the packed Galerkin matrix and the interior weights [node][2][8].
-template <class V, int W0, int W1, class Fine>
-inline void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin, V* weights) {
-  constexpr int kIn = (W0 - 1) * (W1 - 1), kDofs = kIn > 0 ? 2 * kIn : 1;
-  V inner[kDofs][kDofs] = {}, mixed[kDofs][8] = {};
-  for (int e = 0; e < kEntries; ++e) galerkin[e] = V{};
-  struct Node {
-    int interior;   // number of the interior node, or -1
-    int n;          // corners that interpolate it
-    int corner[2];
-    V weight[2];
-  };
-  auto node = [&](int p, int q) EF_LAMBDA {
-    const bool edge0 = p == 0 || p == W0, edge1 = q == 0 || q == W1;
-    const int base = 2 * (p == W0) + (q == W1);
-    const V t = edge0 ? place1[q] : place0[p];
-    if (!edge0 && !edge1) return Node{(p - 1) * (W1 - 1) + q - 1, 0, {0, 0}, {V{}, V{}}};
-    if (edge0 && edge1) return Node{-1, 1, {base, 0}, {V{} + 1, V{}}};
-    return Node{-1, 2, {base, base + (edge0 ? 1 : 2)}, {1 - t, t}};
-  };
-  auto add = [&](int cell, int r, int c) EF_LAMBDA {
-    const int p = cell / W1, q = cell % W1;
-    const Node a = node(p + r % 4 / 2, q + r % 2), b = node(p + c % 4 / 2, q + c % 2);
-    if (a.interior < 0 && b.interior >= 0) return;  // by symmetry
-    const V v = fine(cell, entry(r, c));
-    if (a.interior >= 0 && b.interior >= 0) {
-      inner[2 * a.interior + r / 4][2 * b.interior + c / 4] += v;
-    } else if (a.interior >= 0) {
-      for (int k = 0; k < b.n; ++k) mixed[2 * a.interior + r / 4][c / 4 * 4 + b.corner[k]] += b.weight[k] * v;
-    } else {
-      for (int k = 0; k < a.n; ++k)
-        for (int l = 0; l < b.n; ++l) {
-          const int row = r / 4 * 4 + a.corner[k], col = c / 4 * 4 + b.corner[l];
-          if (row <= col) galerkin[entry(row, col)] += a.weight[k] * b.weight[l] * v;
-        }
-    }
-  };
-  if constexpr (W0 == 2 && W1 == 2)  // nearly all cells: everything but the additions is done by the compiler
-    unroll(std::make_integer_sequence<int, 256>{}, [&](auto e) EF_LAMBDA {
-      constexpr int E = decltype(e)::value;
-      add(E / 64, E / 8 % 8, E % 8);
-    });
-  else
-    for (int e = 0; e < W0 * W1 * 64; ++e) add(e / 64, e / 8 % 8, e % 8);
-  if constexpr (kIn > 0) {
-    for (int k = 0; k < kDofs; ++k) inner[k][k] += inner[k][k] == 0.0 ? V{} + 1.0 : V{};  // fixed dofs
-    sweep_inverse<V, kDofs>([&](int p, int q) -> V& { return p <= q ? inner[p][q] : inner[q][p]; });
-    for (int k = 0; k < kDofs; ++k)
-      for (int c = 0; c < 8; ++c) {
-        V sum = {};
-        for (int l = 0; l < kDofs; ++l) sum -= (k <= l ? inner[k][l] : inner[l][k]) * mixed[l][c];
-        weights[8 * k + c] = sum;
-      }
-    for (int r = 0; r < 8; ++r)
-      for (int c = r; c < 8; ++c)
-        for (int k = 0; k < kDofs; ++k) galerkin[entry(r, c)] += mixed[k][r] * weights[8 * k + c];
   }
 }
 

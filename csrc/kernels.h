@@ -6,7 +6,7 @@
 #pragma once
 #include <cstddef>
 
-#include "cell.h"
+#include "multigrid_cell.h"
 
 namespace elastofast {
 
@@ -17,16 +17,12 @@ struct GridForm {
   CellLaw<T> law;
 };
 
-// Half of a symmetric 9-point stencil of 2 x 2 blocks: the node itself (00, 01, 11) and its neighbours towards
-// (0,+1), (+1,-1), (+1,0), (+1,+1) (00, 01, 10, 11 each: row component, then the neighbour's component).
 // The coefficients of kBlockNodes nodes of a row stand together, coefficient after coefficient; those past the end
 // of a row are zero.
-constexpr int kPlanes = 19;
-constexpr int kEast = 3, kSouthWest = 7, kSouth = 11, kSouthEast = 15;
 constexpr int kBlockNodes = 16;
 constexpr int kPad = 16;
-inline int blocks(int n) { return (n + kBlockNodes - 1) / kBlockNodes; }
-inline int padded(int n) { return blocks(n) * kBlockNodes + 2 * kPad; }
+EF_HD constexpr int blocks(int n) { return (n + kBlockNodes - 1) / kBlockNodes; }
+EF_HD constexpr int padded(int n) { return blocks(n) * kBlockNodes + 2 * kPad; }
 
 template <class T>
 struct Stencil {
@@ -35,33 +31,6 @@ struct Stencil {
   size_t row_size() const { return size_t(blocks(n1)) * kPlanes * kBlockNodes; }
   T* block(int j, int b) const { return data + j * row_size() + size_t(b) * kPlanes * kBlockNodes; }
 };
-
-// Packed upper triangle of the symmetric 8 x 8 cell matrix; dof = component * 4 + corner (a, b, c, d).
-constexpr int kEntries = 36;
-EF_HD constexpr int entry(int p, int q) {
-  return p <= q ? p * (15 - p) / 2 + q : q * (15 - q) / 2 + p;
-}
-
-// How one axis is coarsened: every coarse cell spans width[c] (1, 2 or 3) fine cells from fine node first[c].
-// Fine node k lies in coarse cell cell[k] at the fraction place[k] of its length.
-struct AxisView {
-  int n_fine, n_coarse, regular;  // the first `regular` coarse cells are two fine cells wide
-  const int *first, *width;
-  const double* place;
-};
-
-// Interpolation inside coarse cells: bilinear on their edges, an exact block solve at their interior nodes.
-template <class T>
-struct Transfer {
-  AxisView a0, a1;
-  const T* regular;    // [coarse cell row][16][padded(coarse cells)]: the interior node of 2 x 2 cells, component * 8
-                       // + corner dof
-  const T* irregular;  // [cell][node][16]: cells outside the regular block, with up to 4 interior nodes
-  const T *place0, *place1;
-};
-
-template <class T>
-struct Patch;
 
 template <class T>
 struct Kernels {
@@ -85,19 +54,6 @@ struct Kernels {
   void (*prolong_rows)(const Transfer<T>&, const T* coarse, T* fine, int begin, int end);    // coarse cell rows
   double (*dot)(const T* a, const T* b, size_t n);
   void (*scale_add)(T a, const T* x, T b, T* y, size_t n);  // y = a x + b y
-};
-
-// Patch smoother of the finest level: inverse of the homogeneous 4-node block, block-diagonal in the modes
-// (u_m, v_h), (v_m, u_h), (u_s, v_t), (u_t, v_s); each block is [p q; q r] + diag(shift) / modulus.
-template <class T>
-struct Patch {
-  int n0, n1;
-  T p[4], q[4], r[4];
-  const T* scale;           // (n0-1, n1-1): 1 / mean modulus, 0 where the cell is special
-  const T *shift0, *shift1; // (n0-1, n1-1): shift / mean modulus of each component, or null
-  const int* special_row;   // special cells (edges, fixed dofs) sorted by row: [n0] offsets
-  const int* special_col;
-  const T* special;         // [cell][36] packed inverses
 };
 
 // Set-up of one level, in double precision.

@@ -4,13 +4,14 @@
 #include <cstring>
 #include <limits>
 
+#include "banded.h"
+#include "hierarchy.h"
+#include "lanczos.h"
 #include "parallel.h"
 
 namespace elastofast {
 
 namespace {
-
-constexpr int kSmallest = 9;  // an axis with no more nodes ends the coarsening; the rest is a banded solve
 
 // Zeroed memory that begins on a cache line, so that vector loads do not straddle two.
 class AlignedFloats {
@@ -40,36 +41,6 @@ struct Field {
   }
 };
 
-struct Axis {
-  std::vector<int> first, width;
-  std::vector<double> place;
-  std::vector<float> place32;
-  int n_fine = 0, n_coarse = 0, regular = 0;
-
-  // `position` holds the coordinates of the fine nodes and leaves with those of the coarse nodes.
-  void coarsen(std::vector<double>& position, bool halve) {
-    n_fine = int(position.size());
-    const int cells = n_fine - 1;
-    n_coarse = (halve ? cells / 2 : cells) + 1;
-    std::vector<double> coarse;
-    place.assign(n_fine, 0);
-    for (int c = 0; c < n_coarse - 1; ++c) {
-      first.push_back(halve ? 2 * c : c);
-      width.push_back(!halve ? 1 : c == n_coarse - 2 ? cells - 2 * c : 2);  // an odd count leaves the last one wide
-      coarse.push_back(position[first[c]]);
-      for (int k = 0; k < width[c]; ++k)
-        place[first[c] + k] = (position[first[c] + k] - position[first[c]]) /
-                              (position[first[c] + width[c]] - position[first[c]]);
-    }
-    place[cells] = 1;
-    coarse.push_back(position[cells]);
-    regular = halve ? n_coarse - 2 : 0;  // the last cell also owns the last line of nodes
-    place32.assign(place.begin(), place.end());
-    position = coarse;
-  }
-  AxisView view() const { return {n_fine, n_coarse, regular, first.data(), width.data(), place.data()}; }
-};
-
 // Cell matrices of a whole level, row after row; not initialised, for the rows are written once and whole.
 struct CellMatrices {
   int cells0 = 0, cells1 = 0, ld = 0;
@@ -80,25 +51,6 @@ struct CellMatrices {
   }
   double* row(int j) { return data.get() + size_t(j) * kEntries * ld; }
 };
-
-double largest_eigenvalue(const std::vector<double>& diagonal, const std::vector<double>& off) {
-  const size_t n = diagonal.size();
-  double hi = 0;
-  for (size_t k = 0; k < n; ++k)
-    hi = std::max(hi, diagonal[k] + (k ? std::abs(off[k - 1]) : 0) + (k + 1 < n ? std::abs(off[k]) : 0));
-  double lo = 0;
-  for (int step = 0; step < 60; ++step) {  // bisection on the number of negative pivots of T - lambda I
-    const double mid = 0.5 * (lo + hi);
-    double pivot = diagonal[0] - mid;
-    bool above = pivot > 0;
-    for (size_t k = 1; k < n && !above; ++k) {
-      pivot = diagonal[k] - mid - off[k - 1] * off[k - 1] / (pivot == 0 ? 1e-300 : pivot);
-      above = pivot > 0;
-    }
-    (above ? lo : hi) = mid;
-  }
-  return hi;
-}
 
 }  // namespace
 
@@ -127,30 +79,16 @@ struct Multigrid::Level {
     smoother_memory.allocate(matrix.row_size() * n0);
     smoother.data = smoother_memory.data();
     const int ld = padded(n1), m0 = n0 - 1, m1 = n1 - 1;
-    // corners a, b, c, d = 0..3 of a cell; node (j, i) is corner a of cell (j, i), b of (j, i-1), c of (j-1, i), ...
     for_rows(n0, n1 * 8, [&](int begin, int end) {
       std::vector<float> planes(size_t(kPlanes) * ld);
       for (int j = begin; j < end; ++j) {
         std::fill(planes.begin(), planes.end(), 0.f);
-        auto add = [&](int plane, int row, int p, int q, int shift) {
-          if (row < 0 || row >= m0) return;
-          const double* from = cells.row(row) + size_t(entry(p, q)) * cells.ld;
+        each_stencil_entry([&](int p, int q, int row, int plane, int shift) {
+          if (j - row < 0 || j - row >= m0) return;
+          const double* from = cells.row(j - row) + size_t(entry(p, q)) * cells.ld;
           float* to = planes.data() + size_t(plane) * ld + shift;
           for (int c = 0; c < m1; ++c) to[c] += float(from[c]);
-        };
-        const int diagonal[3][2] = {{0, 0}, {0, 1}, {1, 1}};
-        for (int k = 0; k < 3; ++k)
-          for (int corner = 0; corner < 4; ++corner)
-            add(k, j - corner / 2, 4 * diagonal[k][0] + corner, 4 * diagonal[k][1] + corner, corner % 2);
-        for (int k = 0; k < 4; ++k) {
-          const int p = 4 * (k / 2), q = 4 * (k % 2);
-          add(kEast + k, j, p + 0, q + 1, 0);
-          add(kEast + k, j - 1, p + 2, q + 3, 0);
-          add(kSouthWest + k, j, p + 1, q + 2, 1);
-          add(kSouth + k, j, p + 0, q + 2, 0);
-          add(kSouth + k, j, p + 1, q + 3, 1);
-          add(kSouthEast + k, j, p + 0, q + 3, 0);
-        }
+        });
         for (int k = 0; k < 3; k += 2)  // fixed dofs: anything regular, their residual is zero
           for (int i = 0; i < n1; ++i)
             if (planes[size_t(k) * ld + i] == 0) planes[size_t(k) * ld + i] = 1;
@@ -162,22 +100,6 @@ struct Multigrid::Level {
       std::vector<double> block(size_t(kEntries) * lanes);
       std::vector<float> rows[2], sums[2];  // stencil rows j and j + 1: of the matrix, and of the smoother
       for (int k = 0; k < 2; ++k) rows[k].resize(size_t(kPlanes) * ld), sums[k].resize(size_t(kPlanes) * ld);
-      auto visit = [&](auto&& body) {  // the 36 entries: dofs p, q; row 0 or 1, plane, column shift
-        for (int corner = 0; corner < 4; ++corner) {
-          body(corner, corner, corner / 2, 0, corner % 2);
-          body(corner, 4 + corner, corner / 2, 1, corner % 2);
-          body(4 + corner, 4 + corner, corner / 2, 2, corner % 2);
-        }
-        for (int k = 0; k < 4; ++k) {
-          const int p = 4 * (k / 2), q = 4 * (k % 2);
-          body(p + 0, q + 1, 0, kEast + k, 0);
-          body(p + 2, q + 3, 1, kEast + k, 0);
-          body(p + 0, q + 2, 0, kSouth + k, 0);
-          body(p + 1, q + 3, 0, kSouth + k, 1);
-          body(p + 0, q + 3, 0, kSouthEast + k, 0);
-          body(p + 1, q + 2, 0, kSouthWest + k, 1);
-        }
-      };
       const int start = std::max(begin - 1, 0);
       read_row(matrix, start, rows[start & 1].data(), ld);
       for (int j = start; j < end; ++j) {
@@ -185,13 +107,13 @@ struct Multigrid::Level {
         std::fill(lower[1]->begin(), lower[1]->end(), 0.f);
         if (j < m0) {
           read_row(matrix, j + 1, lower[0]->data(), ld);
-          visit([&](int p, int q, int row, int plane, int shift) {
+          each_stencil_entry([&](int p, int q, int row, int plane, int shift) {
             const float* from = (row ? lower : upper)[0]->data() + size_t(plane) * ld + shift;
             double* to = block.data() + size_t(entry(p, q)) * lanes;
             for (int c = 0; c < m1; ++c) to[c] = from[c];
           });
           kernels().setup->invert(block.data(), lanes, m1);
-          visit([&](int p, int q, int row, int plane, int shift) {
+          each_stencil_entry([&](int p, int q, int row, int plane, int shift) {
             const double* from = block.data() + size_t(entry(p, q)) * lanes;
             float* to = (row ? lower : upper)[1]->data() + size_t(plane) * ld + shift;
             for (int c = 0; c < m1; ++c) to[c] += float(from[c]);
@@ -214,65 +136,21 @@ struct Multigrid::Level {
   }
 };
 
-// Banded Cholesky of the coarsest level, numbered along its longer axis.
+// Direct solve of the coarsest level.
 struct Multigrid::Coarsest {
-  int n0, n1, half;
-  bool transposed;
-  std::vector<double> band;  // row i holds columns i - half .. i
-  std::vector<double> work;
+  Banded shape;
+  std::vector<double> band, work;
 
-  size_t number(int k, int j, int i) const { return 2 * (transposed ? size_t(i) * n0 + j : size_t(j) * n1 + i) + k; }
-
-  Coarsest(CellMatrices& cells, double regularization) : n0(cells.cells0 + 1), n1(cells.cells1 + 1) {
-    transposed = n1 > n0;
-    half = 2 * (std::min(n0, n1) + 1) + 1;
-    const size_t n = 2 * size_t(n0) * n1;
-    band.assign(n * (half + 1), 0.0);
-    work.resize(n);
-    auto at = [&](size_t row, size_t col) -> double& { return band[row * (half + 1) + (col + half - row)]; };
-    for (int j = 0; j < n0 - 1; ++j)
-      for (int i = 0; i < n1 - 1; ++i)
-        for (int p = 0; p < 8; ++p)
-          for (int q = 0; q < 8; ++q) {
-            const size_t row = number(p / 4, j + p % 4 / 2, i + p % 2), col = number(q / 4, j + q % 4 / 2, i + q % 2);
-            if (col <= row) at(row, col) += cells.row(j)[size_t(entry(p, q)) * cells.ld + i];
-          }
-    double mean = 0;
-    for (size_t k = 0; k < n; ++k) mean += at(k, k) / n;
-    for (size_t k = 0; k < n; ++k) {
-      if (at(k, k) == 0) at(k, k) = mean > 0 ? mean : 1;
-      at(k, k) += regularization * mean;
-    }
-    for (size_t row = 0; row < n; ++row) {
-      const size_t start = row > size_t(half) ? row - half : 0;
-      for (size_t col = start; col <= row; ++col) {
-        double sum = at(row, col);
-        const size_t from = std::max(start, col > size_t(half) ? col - half : 0);
-        for (size_t k = from; k < col; ++k) sum -= at(row, k) * at(col, k);
-        // a pivot lost to rounding belongs to a mode that the caller projects out
-        at(row, col) = col < row ? sum / at(col, col) : std::sqrt(std::max(sum, 1e-14 * mean));
-      }
-    }
+  Coarsest(CellMatrices& cells, double regularization)
+      : shape(cells.cells0 + 1, cells.cells1 + 1), band(shape.entries()), work(shape.size()) {
+    shape.factor([&](int j, int i, int e) { return cells.row(j)[size_t(e) * cells.ld + i]; }, regularization,
+                 band.data());
   }
 
   void solve(const float* b, float* x) {
-    const size_t n = work.size();
-    auto at = [&](size_t row, size_t col) { return band[row * (half + 1) + (col + half - row)]; };
-    for (int k = 0; k < 2; ++k)
-      for (int j = 0; j < n0; ++j)
-        for (int i = 0; i < n1; ++i) work[number(k, j, i)] = b[(size_t(k) * n0 + j) * n1 + i];
-    for (size_t row = 0; row < n; ++row) {
-      double sum = work[row];
-      for (size_t k = row > size_t(half) ? row - half : 0; k < row; ++k) sum -= at(row, k) * work[k];
-      work[row] = sum / at(row, row);
-    }
-    for (size_t row = n; row-- > 0;) {
-      const double value = work[row] /= at(row, row);
-      for (size_t k = row > size_t(half) ? row - half : 0; k < row; ++k) work[k] -= at(row, k) * value;
-    }
-    for (int k = 0; k < 2; ++k)
-      for (int j = 0; j < n0; ++j)
-        for (int i = 0; i < n1; ++i) x[(size_t(k) * n0 + j) * n1 + i] = float(work[number(k, j, i)]);
+    for (size_t k = 0; k < work.size(); ++k) work[shape.number(k)] = b[k];
+    shape.solve(band.data(), work.data());
+    for (size_t k = 0; k < work.size(); ++k) x[k] = float(work[shape.number(k)]);
   }
 };
 
@@ -324,15 +202,13 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
   std::vector<uint8_t> mask(fixed, fixed + 2 * n_);
   fixed_.collect(mask, n0, n1);
   if (pin_ >= 0) mask[pin_] = 0;
+  const std::vector<uint8_t> finest = mask;
 
   levels_.emplace_back(new Level);
   levels_[0]->allocate(n0, n1);
   levels_[0]->fixed.collect(mask, n0, n1);
 
-  std::vector<double> position0(n0), position1(n1);
-  for (int k = 0; k < n0; ++k) position0[k] = k;
-  for (int k = 0; k < n1; ++k) position1[k] = k;
-  double h0 = 2 / form.law.g0, h1 = 2 / form.law.g1;
+  Coarsening coarsening(n0, n1, 2 / form.law.g0, 2 / form.law.g1);
   GridForm<double> unit = form;
 
   CellMatrices fine;  // of the level being coarsened; level 0 makes its rows on the way
@@ -340,20 +216,16 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
     setup.cell_matrices(unit, scaled.data(), shift ? share.data() : nullptr, j, planes, ld);
     levels_[0]->fixed.clear_cells(planes, ld, n1 - 1, j);
   };
-  if (std::min(n0, n1) <= kSmallest) {
+  if (Coarsening::small(n0, n1)) {
     fine.allocate(n0 - 1, n1 - 1);
     for (int j = 0; j < n0 - 1; ++j) finest_row(j, fine.row(j), fine.ld);
   }
-  while (std::min(levels_.back()->n0, levels_.back()->n1) > kSmallest) {
+  while (!Coarsening::small(levels_.back()->n0, levels_.back()->n1)) {
     Level& L = *levels_.back();
-    const bool finest = levels_.size() == 1;
-    // cells longer than 1.9 times their width are left to the shorter side until they are about square
-    L.a0.coarsen(position0, h0 < 1.9 * h1);
-    L.a1.coarsen(position1, h1 < 1.9 * h0);
-    if (L.a0.n_coarse < L.n0) h0 *= 2;
-    if (L.a1.n_coarse < L.n1) h1 *= 2;
+    const bool first = levels_.size() == 1;
+    coarsening.next(L.a0, L.a1);
     const AxisView v0 = L.a0.view(), v1 = L.a1.view();
-    const int c0 = v0.n_coarse - 1, c1 = v1.n_coarse - 1, ld = finest ? padded(L.n1 - 1) : fine.ld;
+    const int c0 = v0.n_coarse - 1, c1 = v1.n_coarse - 1, ld = first ? padded(L.n1 - 1) : fine.ld;
     CellMatrices coarse;
     coarse.allocate(c0, c1);
     const size_t wide = size_t(c0) * c1 - size_t(v0.regular) * v1.regular;
@@ -362,22 +234,15 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
 
     std::unique_ptr<Level> next(new Level);
     next->allocate(v0.n_coarse, v1.n_coarse);
-    std::vector<uint8_t> coarse_mask(2 * size_t(next->n0) * next->n1);
-    for (int k = 0; k < 2; ++k)
-      for (int j = 0; j < next->n0; ++j)
-        for (int i = 0; i < next->n1; ++i) {
-          const int y = j < c0 ? v0.first[j] : L.n0 - 1, z = i < c1 ? v1.first[i] : L.n1 - 1;
-          coarse_mask[(size_t(k) * next->n0 + j) * next->n1 + i] = mask[(size_t(k) * L.n0 + y) * L.n1 + z];
-        }
-    mask = coarse_mask;
+    mask = Coarsening::keep(mask, L.a0, L.a1);
     next->fixed.collect(mask, next->n0, next->n1);
 
     for_rows(c0, c1 * 8, [&](int begin, int end) {
-      std::vector<double> rows(finest ? size_t(3) * kEntries * ld : 0), interior(size_t(16) * padded(c1));
+      std::vector<double> rows(first ? size_t(3) * kEntries * ld : 0), interior(size_t(16) * padded(c1));
       for (int J = begin; J < end; ++J) {
         const double* below[3] = {};
         for (int k = 0; k < v0.width[J]; ++k) {
-          if (finest) {
+          if (first) {
             double* planes = rows.data() + size_t(k) * kEntries * ld;
             finest_row(v0.first[J] + k, planes, ld);
             below[k] = planes;
@@ -399,14 +264,14 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
     levels_.push_back(std::move(next));
     fine = std::move(coarse);
     Level& N = *levels_.back();
-    if (std::min(N.n0, N.n1) > kSmallest) {
+    if (!Coarsening::small(N.n0, N.n1)) {
       N.assemble(fine);
       estimate_eigenvalue(N);
     }
   }
   coarsest_.reset(new Coarsest(fine, pin_ < 0 ? 0.0 : 1e-6));
   if (levels_.size() > 1) {
-    set_up_patches(scaled.data(), shift ? share.data() : nullptr);
+    set_up_patches(finest, scaled.data(), shift ? share.data() : nullptr);
     estimate_eigenvalue(*levels_[0]);
   }
   if (shift && pin_ >= 0) find_mode();
@@ -429,49 +294,14 @@ void Multigrid::find_mode() {
   for (double& v : mode_) v /= at_pin;
 }
 
-// The assembled 4-node block of any one cell, packed, from the up to nine cells around it.
-static void patch_block(const std::vector<const double*>& rows, int ld, int cells1, int i, double* block) {
-  for (int e = 0; e < kEntries; ++e) block[e] = 0;
-  for (int dj = -1; dj <= 1; ++dj) {
-    const double* planes = rows[dj + 1];
-    if (!planes) continue;
-    for (int di = -1; di <= 1; ++di) {
-      const int c = i + di;
-      if (c < 0 || c >= cells1) continue;
-      for (int p = 0; p < 8; ++p)
-        for (int q = p; q < 8; ++q) {
-          // the corners of the patch that are corners of this neighbour too
-          const int ps = p % 4 / 2 - dj, pt = p % 2 - di, qs = q % 4 / 2 - dj, qt = q % 2 - di;
-          if (ps < 0 || ps > 1 || pt < 0 || pt > 1 || qs < 0 || qs > 1 || qt < 0 || qt > 1) continue;
-          block[entry(p, q)] += planes[size_t(entry(p / 4 * 4 + 2 * ps + pt, q / 4 * 4 + 2 * qs + qt)) * ld + c];
-        }
-    }
-  }
-}
-
-void Multigrid::set_up_patches(const double* x, const double* share) {
+void Multigrid::set_up_patches(const std::vector<uint8_t>& fixed, const double* x, const double* share) {
   const Level& L = *levels_[0];
   const int n0 = form_.n0, n1 = form_.n1, m0 = n0 - 1, m1 = n1 - 1;
   const Setup& setup = *kernels().setup;
   const size_t cells = size_t(m0) * m1;
 
-  // special cells: at the edges of the grid, or with a fixed dof
-  std::vector<uint8_t> special(cells, 0);
-  for (int j = 0; j < m0; ++j) special[size_t(j) * m1] = special[size_t(j) * m1 + m1 - 1] = 1;
-  for (int i = 0; i < m1; ++i) special[i] = special[size_t(m0 - 1) * m1 + i] = 1;
-  for (int j = 0; j < n0; ++j)
-    for (int e = L.fixed.row[j]; e < L.fixed.row[j + 1]; ++e)
-      for (int s = 0; s < 2; ++s)
-        for (int t = 0; t < 2; ++t) {
-          const int y = j - s, c = L.fixed.dof[e].second - t;
-          if (y >= 0 && y < m0 && c >= 0 && c < m1) special[size_t(y) * m1 + c] = 1;
-        }
-  patch_row_.assign(1, 0);
-  for (int j = 0; j < m0; ++j) {
-    for (int i = 0; i < m1; ++i)
-      if (special[size_t(j) * m1 + i]) patch_col_.push_back(i);
-    patch_row_.push_back(int(patch_col_.size()));
-  }
+  const SpecialCells special(fixed, n0, n1);
+  patch_row_ = special.row, patch_col_ = special.column;
   patch_special_.resize(patch_col_.size() * kEntries);
   const int ld = padded(m1);
   for_rows(m0, n1, [&](int begin, int end) {
@@ -493,7 +323,9 @@ void Multigrid::set_up_patches(const double* x, const double* share) {
       blocks.assign(size_t(kEntries) * lanes, 0.0);
       for (int k = 0; k < count; ++k) {
         double block[kEntries];
-        patch_block(rows, ld, m1, patch_col_[patch_row_[j] + k], block);
+        const int i = patch_col_[patch_row_[j] + k];
+        patch_block([&](int dj, int di) { return rows[dj + 1] && i + di >= 0 && i + di < m1; },
+                    [&](int dj, int di, int e) { return rows[dj + 1][size_t(e) * ld + i + di]; }, block);
         for (int p = 0; p < 8; ++p)
           if (block[entry(p, p)] == 0) block[entry(p, p)] = 1;  // fixed dofs, whose residual is zero
         for (int e = 0; e < kEntries; ++e) blocks[size_t(e) * lanes + k] = block[e];
@@ -505,37 +337,9 @@ void Multigrid::set_up_patches(const double* x, const double* share) {
     }
   });
 
-  // the homogeneous block in modes, from a 3 x 3 cell grid of unit modulus
-  GridForm<double> small = form_;
-  small.n0 = small.n1 = 4;
-  const std::vector<double> ones(16, 1.0);
-  const int small_ld = padded(3);
-  std::vector<double> memory(size_t(3) * kEntries * small_ld);
-  std::vector<const double*> rows;
-  for (int j = 0; j < 3; ++j) {
-    double* planes = memory.data() + size_t(j) * kEntries * small_ld;
-    setup.cell_matrices(small, ones.data(), nullptr, j, planes, small_ld);
-    rows.push_back(planes);
-  }
-  double block[kEntries];
-  patch_block(rows, small_ld, 3, 1, block);
-  const double mode[4][4] = {{.5, .5, .5, .5}, {-.5, -.5, .5, .5}, {-.5, .5, -.5, .5}, {.5, -.5, -.5, .5}};  // m s t h
-  auto project = [&](int ca, int ma, int cb, int mb) {
-    double sum = 0;
-    for (int p = 0; p < 4; ++p)
-      for (int q = 0; q < 4; ++q) sum += mode[ma][p] * mode[mb][q] * block[entry(4 * ca + p, 4 * cb + q)];
-    return sum;
-  };
-  const int pairs[4][4] = {{0, 0, 1, 3}, {1, 0, 0, 3}, {0, 1, 1, 2}, {0, 2, 1, 1}};  // component, mode; component, mode
-  for (int k = 0; k < 4; ++k) {
-    const int* w = pairs[k];
-    double p = project(w[0], w[1], w[0], w[1]), q = project(w[0], w[1], w[2], w[3]), r = project(w[2], w[3], w[2], w[3]);
-    if (!share) {
-      const double det = p * r - q * q, t = p / det;
-      p = r / det, q = -q / det, r = t;
-    }
-    patch_.p[k] = float(p), patch_.q[k] = float(q), patch_.r[k] = float(r);
-  }
+  double p[4], q[4], r[4];
+  form_.reduced ? patch_modes<true>(form_.law, !share, p, q, r) : patch_modes<false>(form_.law, !share, p, q, r);
+  std::copy_n(p, 4, patch_.p), std::copy_n(q, 4, patch_.q), std::copy_n(r, 4, patch_.r);
   patch_.n0 = n0, patch_.n1 = n1;
   patch_scale_.resize(cells);
   if (share) patch_shift0_.resize(cells), patch_shift1_.resize(cells);
@@ -544,7 +348,7 @@ void Multigrid::set_up_patches(const double* x, const double* share) {
       for (int i = 0; i < m1; ++i) {
         const size_t c = size_t(j) * m1 + i, a = size_t(j) * n1 + i;
         const float sum = float(x[a] + x[a + 1] + x[a + n1] + x[a + n1 + 1]);
-        patch_scale_[c] = special[c] ? 0.f : 4 / sum;
+        patch_scale_[c] = 4 / sum;
         if (share) {
           const float* s = shift32_.data() + a;
           const float* t = s + n_;
@@ -553,6 +357,8 @@ void Multigrid::set_up_patches(const double* x, const double* share) {
         }
       }
   });
+  for (int j = 0; j < m0; ++j)
+    for (int k = patch_row_[j]; k < patch_row_[j + 1]; ++k) patch_scale_[size_t(j) * m1 + patch_col_[k]] = 0;
   patch_.scale = patch_scale_.data();
   patch_.shift0 = share ? patch_shift0_.data() : nullptr;
   patch_.shift1 = share ? patch_shift1_.data() : nullptr;
@@ -626,18 +432,11 @@ void Multigrid::cycle(size_t l) {
   smooth(L, false, false);
 }
 
-// Largest eigenvalue of (smoother x matrix) by a few Lanczos steps (the recurrences of conjugate gradients).
 void Multigrid::estimate_eigenvalue(Level& L) {
-  constexpr int kSteps = 10;
-  constexpr double kMargin = 1.1;  // Lanczos approaches from below; isolated eigenvalues of rough moduli last
   const size_t n = 2 * size_t(L.n0) * L.n1;
   Field residual, z, product;
   residual.allocate(L.n0, L.n1), z.allocate(L.n0, L.n1), product.allocate(L.n0, L.n1);
-  uint32_t state = 1;
-  for (size_t i = 0; i < n; ++i) {
-    state = state * 1664525u + 1013904223u;
-    residual.data[i] = float(int32_t(state)) * 4.6566e-10f;
-  }
+  for (size_t i = 0; i < n; ++i) residual.data[i] = lanczos_start(uint32_t(i));
   L.fixed.clear(residual.data, L.n0, L.n1, 0, L.n0);
   const Kernels<float>& k = *kernels().f32;
   const size_t w = 2 * size_t(L.n1);
@@ -650,26 +449,20 @@ void Multigrid::estimate_eigenvalue(Level& L) {
       k.scale_add(float(a), x + begin * w, float(b), y + begin * w, (end - begin) * w);
     });
   };
-  std::vector<double> diagonal, off;
-  double rz = 0, previous_alpha = 1, beta = 0;
-  for (int step = 0; step < kSteps; ++step) {
+  Lanczos lanczos;
+  lanczos.start();
+  for (int step = 0; step < Lanczos::kSteps; ++step) {
     update(L, residual.data, true, 0.f, 1.f, z.data, product.data);
-    const double next = dot(residual.data, z.data);
-    if (!(next > 0)) break;
-    beta = step ? next / rz : 0;
-    rz = next;
-    scale_add(1, z.data, beta, L.d.data);
+    lanczos.direction(dot(residual.data, z.data));
+    if (lanczos.ended) break;
+    scale_add(1, z.data, lanczos.beta, L.d.data);
     scale_add(0, z.data, 0, L.r.data);
     subtract(L, false);  // r = -A d
-    const double curvature = -dot(L.d.data, L.r.data);
-    if (!(curvature > 0)) break;
-    const double alpha = rz / curvature;
-    if (step) off.push_back(std::sqrt(beta) / previous_alpha);
-    diagonal.push_back(1 / alpha + (step ? beta / previous_alpha : 0));
-    previous_alpha = alpha;
-    scale_add(alpha, L.r.data, 1, residual.data);
+    lanczos.step(-dot(L.d.data, L.r.data));
+    if (lanczos.ended) break;
+    scale_add(lanczos.alpha, L.r.data, 1, residual.data);
   }
-  L.lmax = diagonal.empty() ? 1 : kMargin * largest_eigenvalue(diagonal, off);
+  L.lmax = lanczos.largest();
   L.d.memory.clear();
   L.r.memory.clear();
 }

@@ -77,7 +77,7 @@ class Multigrid {
   struct Level;
   struct Coarsest;
   void find_mode();
-  void set_up_patches(const double* x, const double* shift);
+  void set_up_patches(const std::vector<uint8_t>& fixed, const double* x, const double* share);
   void cycle(size_t l);
   void smooth(Level& level, bool zero_guess, bool keep_residual);
   void subtract(Level& level, bool add_to_solution);

@@ -316,11 +316,16 @@ def _info(options) -> int:
             print(f"  {name.replace('_', ' '):<22}{value}")
     print("\nCUDA (elastofast._cuda)")
     try:
-        importlib.import_module("elastofast._cuda")
-    except ImportError:
-        print("  absent: this version has no CUDA kernels; everything runs on the CPU")
+        cuda = importlib.import_module("elastofast._cuda")
+    except ImportError as error:
+        print(f"  absent: {_one_line(error)}; built where nvcc is on PATH, everything runs on the CPU without it")
     else:
-        print("  present")
+        for name, value in cuda.build_info().items():
+            print(f"  {name:<22}{value}")
+        try:
+            print(f"  {'devices':<22}{cuda.device_count()}")
+        except RuntimeError as error:
+            print(f"  {'devices':<22}none: {_one_line(error)}")
     print("\npackages")
     for name in ("numpy", "scipy", "tqdm"):
         print(f"  {name:<14}{_version(name) or 'MISSING: required'}")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arrays import home_of, namespace, on
 from .boundary import check_support
 from .form import ElasticForm, as_float, check_modulus, inner
 from .measurement import check_displacement_std, check_force_std
@@ -51,7 +52,7 @@ class NoiseCovariance:
     form : ElasticForm
         Body and material law.
     x : array_like, shape node_shape or (N,)
-        Modulus in pascals, positive.
+        Modulus in pascals, positive. It decides where the work is done; fields must live in the same place.
     load : Boundary
         Which dofs are equations.
     displacement_std : float or array_like, shape (), (d,), node_shape or (d, *node_shape)
@@ -77,16 +78,18 @@ class NoiseCovariance:
     def __init__(self, form, x, load, displacement_std, force_std=0.0):
         if not isinstance(form, ElasticForm):
             raise TypeError(f"form must be an ElasticForm, got {type(form).__name__}")
-        x, batch = check_modulus(x, form)
-        form._single(batch, "x", form.node_shape)
-        check_support(form.geometry, load)
-        if load.n_equations == 0:
-            raise ValueError("load has no loaded dof, so there is no equation")
-        self.form, self.load = form, load
-        d, n = form.geometry.dim, form.geometry.n_nodes
-        std = check_displacement_std(displacement_std, form.dof_shape, load.fixed).reshape(d, n)
-        force_std = check_force_std(force_std, form.dof_shape).reshape(d, n)
-        self._assemble(x.reshape(n), std, force_std)
+        home = home_of(x=x)
+        with home.working():
+            x, batch = check_modulus(home.take(x), form)
+            form._single(batch, "x", form.node_shape)
+            check_support(form.geometry, load)
+            if load.n_equations == 0:
+                raise ValueError("load has no loaded dof, so there is no equation")
+            self.form, self.load = form, load
+            d, n = form.geometry.dim, form.geometry.n_nodes
+            std = check_displacement_std(displacement_std, form.dof_shape, load.fixed).reshape(d, n)
+            force_std = check_force_std(force_std, form.dof_shape).reshape(d, n)
+            self._assemble(x.reshape(n), home.xp.asarray(std), home.xp.asarray(force_std))
 
     @classmethod
     def _of(cls, form, x, load, std, force_std, solver=None):
@@ -98,18 +101,20 @@ class NoiseCovariance:
 
     def _assemble(self, x, std, force_std, solver=None):
         d, n = self.form.geometry.dim, self.form.geometry.n_nodes
-        self._x = x
-        self._equations = self.load.loaded.reshape(d, n)
-        noisy = ~self.load.fixed.reshape(d, n)
+        self._x, self._home = x, home_of(x=x)
+        xp = self._home.xp
+        self._equations = on(self._home, self.load, "loaded").reshape(d, n)
+        noisy = ~on(self._home, self.load, "fixed").reshape(d, n)
         std = finite_std(std, noisy)
-        self._sn2 = np.where(noisy, std**2, 0.0)
-        self._sw2 = np.where(self._equations, force_std**2, 0.0)
-        self._product = not self._sw2.any() and not self.load.open.any()
-        shift = None if not self._sw2.any() else np.sqrt(self._sw2) / std
-        self._weight = np.where(self._equations, 1 / std**2, 0.0)
+        self._sn2 = xp.where(noisy, std**2, 0.0)
+        self._sw2 = xp.where(self._equations, force_std**2, 0.0)
+        forces = bool(self._sw2.any())
+        self._product = not forces and not self.load.open.any()
+        shift = xp.sqrt(self._sw2) / std if forces else None
+        self._weight = xp.where(self._equations, 1 / std**2, 0.0)
         spread = std[self._equations]
-        self._accuracy = min(0.01, 0.1 * spread.min() / spread.max())
-        self._solver = solver if solver is not None else self.form.solver(x, self._equations, shift)
+        self._accuracy = min(0.01, 0.1 * float(spread.min() / spread.max()))
+        self._solver = solver if solver is not None else self.form.solver(x, self.load.loaded.reshape(d, n), shift)
 
     def apply(self, v):
         """Gamma v.
@@ -124,9 +129,12 @@ class NoiseCovariance:
         array
             Same shape, zero off the equations.
         """
-        v, batch, flat = self.form._field(v, "v", 1)
-        out = np.stack([self._apply(one) for one in v.reshape(-1, *v.shape[len(batch) :])])
-        return out.reshape(*batch, self.form.geometry.dim, *self.form._tail(flat)).astype(v.dtype, copy=False)
+        home = self._at_home(v=v)
+        with home.working():
+            v, batch, flat = self.form._field(home.take(v), "v", 1)
+            out = home.xp.stack([self._apply(one) for one in v.reshape(-1, *v.shape[len(batch) :])])
+            out = out.reshape(*batch, self.form.geometry.dim, *self.form._tail(flat)).astype(v.dtype, copy=False)
+            return home.give(out)
 
     def solve(self, r, rtol=1e-8, x0=None, maxiter=300):
         """Solve Gamma z = r.
@@ -154,29 +162,35 @@ class NoiseCovariance:
             If the tolerance is not reached.
         """
         check_rtol(rtol)
+        home = self._at_home(r=r, x0=x0)
+        with home.working():
+            return self._solve(home, home.take(r), rtol, home.take(x0), maxiter)
+
+    def _solve(self, home, r, rtol, x0, maxiter):
+        xp = home.xp
         field, batch, flat = self.form._field(as_float(r, "r"), "r", 1)
         self.form._single(batch, "r", self.form.dof_shape)
         d, n = self.form.geometry.dim, self.form.geometry.n_nodes
         if x0 is not None:
             x0 = self.form._field(x0, "x0", 1)[0].reshape(d, n)
-        b = np.where(self._equations, field.reshape(d, n), 0.0).astype(np.float64)
-        if not np.isfinite(b).all():
+        b = xp.where(self._equations, field.reshape(d, n), 0.0).astype(np.float64)
+        if not xp.isfinite(b).all():
             raise ValueError("r must be finite on the equations")
         shape = (*batch, d, *self.form._tail(flat))
-        norm = np.linalg.norm(b)
+        norm = float(xp.linalg.norm(b))
         if norm == 0:
-            return CovarianceSolution(np.zeros(shape), 0, 0.0, 0.0)
+            return CovarianceSolution(home.give(xp.zeros(shape)), 0, 0.0, 0.0)
         if self._product:
             first = self._solver.solve(b, rtol=rtol)
             second = self._solver.solve(self._weight * first.value, rtol=rtol)
             z, iterations, stage = second.value, 0, max(first.residual, second.residual)
-            residual = float(np.linalg.norm(b - self._apply(z)) / norm)
-            return CovarianceSolution(z.reshape(shape), iterations, residual, stage)
+            residual = float(xp.linalg.norm(b - self._apply(z))) / norm
+            return CovarianceSolution(home.give(z.reshape(shape)), iterations, residual, stage)
         z, iterations = x0, 0
         for _ in range(3):  # the residual that the iteration carries along drifts from the true one: go on from there
             z, more, stage = self._iterate(b, rtol, z, maxiter - iterations)
             iterations += more
-            residual = float(np.linalg.norm(b - self._apply(z)) / norm)
+            residual = float(xp.linalg.norm(b - self._apply(z))) / norm
             if residual <= rtol or stage <= PAST * rtol or iterations >= maxiter:
                 break
         if residual > rtol and stage > rtol:
@@ -185,20 +199,25 @@ class NoiseCovariance:
                 f"({stage:.1e} in the preconditioner's norm), {rtol:.1e} was asked for. Try a larger rtol or "
                 "maxiter; standard deviations that jump by orders of magnitude between neighbours are hard"
             )
-        return CovarianceSolution(z.reshape(shape), iterations, residual, stage)
+        return CovarianceSolution(home.give(z.reshape(shape)), iterations, residual, stage)
 
     def precondition(self, r):
         """About Gamma^-1 r for r (d, N), one fixed symmetric operator: A^-1 S_n^-1 A^-1 by one cycle each."""
         return self._solver.precondition(self._weight * self._solver.precondition(r))
 
+    def _at_home(self, **fields):
+        """The home of fields, which must be that of the modulus."""
+        home_of(modulus=self._x, **fields)
+        return home_of(**fields) if self._home.on_device else self._home
+
     def _apply(self, v):
-        v = np.where(self._equations, v, 0.0).astype(np.float64, copy=False)
+        xp = self._home.xp
+        v = xp.where(self._equations, v, 0.0).astype(np.float64, copy=False)
         t = self.form.force(self._x, v)
         t *= self._sn2
         out = self.form.force(self._x, t)
         out += self._sw2 * v
-        out[~self._equations] = 0
-        return out
+        return xp.where(self._equations, out, 0.0)
 
     def _matching(self, r):
         """A^-1 S_n^-1 A^-1 r; A^-1 the more accurate the more the noise levels differ, which it must not mix."""
@@ -209,7 +228,8 @@ class NoiseCovariance:
         """Conjugate gradients, our own because they stop on the true residual or, where rounding keeps that up
         (little force noise), on the preconditioner's norm.
         """
-        z = np.zeros_like(b) if x0 is None else np.where(self._equations, x0, 0.0)
+        xp = self._home.xp
+        z = xp.zeros_like(b) if x0 is None else xp.where(self._equations, x0, 0.0)
         r = b - self._apply(z) if x0 is not None else b.copy()
         s = self._matching(r)
         rho = inner(r, s)
@@ -230,5 +250,6 @@ class NoiseCovariance:
 
 def finite_std(std, noisy):
     """Standard deviations with a large finite value for what was not measured, 1 where there is no noise."""
-    finite = noisy & np.isfinite(std)
-    return np.where(noisy, np.where(finite, std, UNMEASURED * std[finite].max()), 1.0)
+    xp = namespace(std)
+    finite = noisy & xp.isfinite(std)
+    return xp.where(noisy, xp.where(finite, std, UNMEASURED * std[finite].max()), 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .arrays import namespace
 from .newton import data_curvature
 
 __all__ = ["projected_descent"]
@@ -43,7 +44,7 @@ def projected_descent(fidelity, prior, weight, start, *, length, steps, rtol, li
         return np.ravel(prior(x.reshape(shape))[1])
 
     prior_gradient = of_prior if prior is not None and weight else None
-    floor = FLOOR * x.mean()
+    floor = FLOOR * float(x.mean())
     low, high = (floor, np.inf) if limits is None else np.exp(limits)
     for _ in range(UPDATES):
         now = fidelity.evaluate(x, rtol)
@@ -71,7 +72,7 @@ def projected_descent(fidelity, prior, weight, start, *, length, steps, rtol, li
 def _largest_curvature(fidelity, prior_gradient, weight, x, now):
     """Largest eigenvalue of the Hessian in x, by power iteration; the prior's part from gradient differences."""
     data = data_curvature(fidelity, np.ones_like(x), now)
-    v = np.random.default_rng(0).standard_normal(x.size)
+    v = namespace(x).asarray(np.random.default_rng(0).standard_normal(x.size))
     value = 1.0
     base = None if prior_gradient is None else prior_gradient(x)
     for _ in range(15):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arrays import home_of, on
 from .boundary import check_support
 from .covariance import NoiseCovariance, finite_std
 from .form import check_modulus, inner
@@ -70,6 +71,8 @@ class Fidelity:
 
     Notes
     -----
+    The work is done where the measured displacement was given, on a GPU or not, and x must live there.
+
     At the true modulus 2 J is chi-square distributed with ``n_data`` degrees of freedom. Consecutive calls
     start their solves from the last solution, so one object belongs to one thread.
 
@@ -89,15 +92,25 @@ class Fidelity:
         if m.load.n_equations == 0:
             raise ValueError("the measurement's load has no loaded dof, so there is no equation to fit")
         self.measurement, self.kind, self.rtol = m, gradient, rtol
+        self.home = m.home.own
+        with m.home.working():
+            self._set_up()
+
+    def _set_up(self):
+        m, xp = self.measurement, self.home.xp
         d, n = m.geometry.dim, m.geometry.n_nodes
-        self._std, self._force_std = m.displacement_std.reshape(d, n), m.force_std.reshape(d, n)
-        self.measured = m.displacement.reshape(d, n)
-        self.equations = m.load.loaded.reshape(d, n)
-        noisy = ~m.load.fixed.reshape(d, n)
-        self._variance = np.where(noisy, finite_std(self._std, noisy) ** 2, 0.0)
-        observed = noisy & np.isfinite(self._std)
-        self._precision = np.where(observed, 1 / np.where(observed, self._std, 1.0) ** 2, 0.0)
-        self._square = not m.load.open.any() and not self._force_std[self.equations].any()
+        self._std, self._force_std, self.measured = (
+            on(self.home, m, name).reshape(d, n) for name in ("displacement_std", "force_std", "displacement")
+        )
+        self._prescribed, self._force, self.equations, fixed = (
+            on(self.home, m.load, name).reshape(d, n) for name in ("displacement", "force", "loaded", "fixed")
+        )
+        self._active = m.load.loaded.reshape(d, n)  # on the host, where solvers are laid out
+        noisy = ~fixed
+        self._variance = xp.where(noisy, finite_std(self._std, noisy) ** 2, 0.0)
+        observed = noisy & xp.isfinite(self._std)
+        self._precision = xp.where(observed, 1 / xp.where(observed, self._std, 1.0) ** 2, 0.0)
+        self._square = not m.load.open.any() and not bool(self._force_std[self.equations].any())
         # one equation for each loaded dof, less those spent on displacements that nobody measured
         self.n_data = int(self.equations.sum() - (noisy & ~observed).sum())
         if self.n_data <= 0:
@@ -127,11 +140,17 @@ class Fidelity:
         RuntimeError
             If a linear solve does not converge.
         """
-        moduli, batch = check_modulus(x, self.measurement.form)
-        found = [self.evaluate(one) for one in moduli.reshape(-1, moduli.shape[-1])]
-        value = np.array([e.value for e in found]).reshape(batch)
-        gradient = np.stack([e.gradient for e in found]).reshape(np.shape(x))
-        return (value if batch else float(value)), gradient
+        home_of(displacement=self.measured, x=x)
+        home = home_of(x=x)
+        with home.working():
+            own = home.take(x)
+            moduli, batch = check_modulus(own, self.measurement.form)
+            found = [self.evaluate(one) for one in moduli.reshape(-1, moduli.shape[-1])]
+            gradient = home.xp.stack([e.gradient for e in found]).reshape(np.shape(own))
+            if not batch:
+                return found[0].value, home.give(gradient)
+            value = home.xp.asarray([e.value for e in found]).reshape(batch)
+            return home.give(value), home.give(gradient)
 
     def evaluate(self, x, rtol=None) -> Evaluation:
         """The data term at one checked modulus (N,).
@@ -144,17 +163,17 @@ class Fidelity:
     def _evaluate_square(self, x, rtol):
         """No force noise, no open dof: Gamma^-1 = K^-T S_n^-1 K^-1, so z takes a forward and an adjoint solve."""
         form, load = self.measurement.form, self.measurement.load
-        solver = form.solver(x, self.equations)
-        fixed = load.displacement.reshape(self.measured.shape)
+        solver = form.solver(x, self._active)
+        xp = self.home.xp
         u = state(form, x, load, solver, self._guess[0], rtol)
-        self._guess[0] = u - fixed
-        misfit = np.where(self.equations, u - self.measured, 0.0)
+        self._guess[0] = u - self._prescribed
+        misfit = xp.where(self.equations, u - self.measured, 0.0)
         weighted = self._precision * misfit
         z = solver.solve(weighted, self._guess[1], rtol).value
         self._guess[1] = z
         value = 0.5 * inner(misfit, weighted)
         if rtol > 1e-7:  # sum over the dual-weighted residual of the forward solve
-            value += inner(z, load.force.reshape(z.shape) - form.force(x, u))
+            value += inner(z, self._force - form.force(x, u))
         through = u if self.kind == "exact" else self.measured
 
         def weighting(r):
@@ -194,19 +213,22 @@ class Fidelity:
 
     def _residual(self, x):
         """Force residual f - K(x) u_m on the equations."""
-        force = self.measurement.load.force.reshape(self.measured.shape)
-        return np.where(self.equations, force - self.measurement.form.force(x, self.measured), 0.0)
+        return self.home.xp.where(self.equations, self._force - self.measurement.form.force(x, self.measured), 0.0)
 
     def noise_gradient(self, x, now, rng, rtol):
         """Gradient in x that noise alone would cause at an `Evaluation`: its covariance is D^T Gamma^-1 D."""
-        form, shape = self.measurement.form, self.measured.shape
+        form, xp = self.measurement.form, self.home.xp
         through = now.displacement if self.kind == "exact" else self.measured
+
+        def normal():
+            return xp.asarray(rng.standard_normal(self.measured.shape))
+
         if self._square:
-            xi = np.sqrt(self._precision) * rng.standard_normal(shape)
-            z = form.solver(x, self.equations).solve(np.where(self.equations, xi, 0.0), rtol=rtol).value
+            xi = xp.sqrt(self._precision) * normal()
+            z = form.solver(x, self._active).solve(xp.where(self.equations, xi, 0.0), rtol=rtol).value
         else:
-            force = form.force(x, np.sqrt(self._variance) * rng.standard_normal(shape))
-            force += self._force_std * rng.standard_normal(shape)
+            force = form.force(x, xp.sqrt(self._variance) * normal())
+            force += self._force_std * normal()
             gamma = NoiseCovariance._of(form, x, self.measurement.load, self._std, self._force_std)
-            z = gamma.solve(np.where(self.equations, force, 0.0), rtol).value
+            z = gamma.solve(xp.where(self.equations, force, 0.0), rtol).value
         return form.sensitivity(through, z)

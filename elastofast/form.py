@@ -6,6 +6,7 @@ from math import prod
 
 import numpy as np
 
+from .arrays import home_of, namespace
 from .geometry import Grid, Mesh
 from .laws import Law
 
@@ -36,6 +37,8 @@ class ElasticForm:
     Shapes: x is ``(..., *geometry.node_shape)`` or ``(..., N)``, u is ``(..., d, *geometry.node_shape)`` or
     ``(..., d, N)``; leading axes are a batch and broadcast. The result has the layout of the displacement
     argument. float64 and float32 are computed in their own precision; other real dtypes become float64.
+    CuPy arrays and CUDA torch tensors are worked on where they are, on the current stream, and give the same
+    kind back (grids only); their values are not looked at, so NaN is not refused there.
 
     Examples
     --------
@@ -58,6 +61,7 @@ class ElasticForm:
             from .mesh_kernels import MeshBackend
 
             self.backend = MeshBackend(geometry, law)
+        self._devices = {}
 
     def __repr__(self):
         return f"ElasticForm({self.geometry!r}, {self.law!r})"
@@ -94,21 +98,24 @@ class ElasticForm:
         TypeError, ValueError
             If shapes, dtypes or values do not fit.
         """
-        x, xb, _ = self._field(x, "x", 0)
-        u, ub, flat = self._field(u, "u", 1)
-        _same_dtype(x=x, u=u)
-        batch = _broadcast(xb, ub, "x", "u")
-        if xb != batch and prod(xb) != 1:
-            x = np.ascontiguousarray(np.broadcast_to(x.reshape(*xb, -1), (*batch, x.shape[-1])))
-        u = self._spread(u, ub, batch)
-        x = x.reshape(-1, x.shape[-1])
-        if len(x) not in (1, len(u)) or (len(x) == 1 and len(u) > 1 and isinstance(self.geometry, Mesh)):
-            x = np.ascontiguousarray(np.broadcast_to(x, (len(u), x.shape[-1])))
-        shape = (*batch, self.geometry.dim, *self._tail(flat))
-        f, finite = self.backend.force(x, u, _output(out, shape, u))
-        if not finite:
-            _refuse_not_finite(x=x, u=u)
-        return f.reshape(shape) if out is None else out
+        home = home_of(x=x, u=u, out=out)
+        with home.working():
+            x, xb, _ = self._field(home.take(x), "x", 0)
+            u, ub, flat = self._field(home.take(u), "u", 1)
+            _same_dtype(x=x, u=u)
+            batch = _broadcast(xb, ub, "x", "u")
+            xp = home.xp
+            if xb != batch and prod(xb) != 1:
+                x = xp.ascontiguousarray(xp.broadcast_to(x.reshape(*xb, -1), (*batch, x.shape[-1])))
+            u = self._spread(u, ub, batch)
+            x = x.reshape(-1, x.shape[-1])
+            if len(x) not in (1, len(u)) or (len(x) == 1 and len(u) > 1 and isinstance(self.geometry, Mesh)):
+                x = xp.ascontiguousarray(xp.broadcast_to(x, (len(u), x.shape[-1])))
+            shape = (*batch, self.geometry.dim, *self._tail(flat))
+            f, finite = self._on(home).force(x, u, _output(home.take(out), shape, u))
+            if not finite:
+                _refuse_not_finite(x=x, u=u)
+            return home.give(f.reshape(shape)) if out is None else out
 
     def sensitivity(self, u, v, out=None):
         """D(u)^T v: the derivative of v^T K(x) u by the modulus of each node.
@@ -130,16 +137,18 @@ class ElasticForm:
         TypeError, ValueError
             If shapes, dtypes or values do not fit.
         """
-        u, ub, flat = self._field(u, "u", 1)
-        v, vb, _ = self._field(v, "v", 1)
-        _same_dtype(u=u, v=v)
-        batch = _broadcast(ub, vb, "u", "v")
-        u, v = self._spread(u, ub, batch), self._spread(v, vb, batch)
-        shape = (*batch, *self._tail(flat))
-        g, finite = self.backend.sensitivity(u, v, _output(out, shape, u, drop_axis=True))
-        if not finite:
-            _refuse_not_finite(u=u, v=v)
-        return g.reshape(shape) if out is None else out
+        home = home_of(u=u, v=v, out=out)
+        with home.working():
+            u, ub, flat = self._field(home.take(u), "u", 1)
+            v, vb, _ = self._field(home.take(v), "v", 1)
+            _same_dtype(u=u, v=v)
+            batch = _broadcast(ub, vb, "u", "v")
+            u, v = self._spread(u, ub, batch), self._spread(v, vb, batch)
+            shape = (*batch, *self._tail(flat))
+            g, finite = self._on(home).sensitivity(u, v, _output(home.take(out), shape, u, drop_axis=True))
+            if not finite:
+                _refuse_not_finite(u=u, v=v)
+            return home.give(g.reshape(shape)) if out is None else out
 
     def stiffness(self, x, out=None):
         """K(x) as a sparse matrix.
@@ -153,7 +162,7 @@ class ElasticForm:
 
         Returns
         -------
-        scipy.sparse.csr_array, shape (d N, d N)
+        scipy.sparse.csr_array (on a GPU cupyx.scipy.sparse.csr_matrix), shape (d N, d N)
             Dof number = component * N + node. All results share one (read-only) sparsity pattern.
 
         Raises
@@ -161,11 +170,13 @@ class ElasticForm:
         TypeError, ValueError
             If shape, dtype or values do not fit.
         """
-        x, batch, _ = self._field(x, "x", 0)
-        self._single(batch, "x", self.node_shape)
-        if not np.isfinite(x.sum()):
-            _refuse_not_finite(x=x)
-        return self.backend.stiffness(x.reshape(-1), out)
+        home = home_of(x=x)
+        with home.working():
+            x, batch, _ = self._field(home.take(x), "x", 0)
+            self._single(batch, "x", self.node_shape)
+            if not home.on_device and not np.isfinite(x.sum()):
+                _refuse_not_finite(x=x)
+            return self._on(home).stiffness(x.reshape(-1), out)
 
     def contraction(self, u, out=None):
         """D(u) as a sparse matrix: D(u) x = K(x) u.
@@ -179,7 +190,7 @@ class ElasticForm:
 
         Returns
         -------
-        scipy.sparse.csr_array, shape (d N, N)
+        scipy.sparse.csr_array (on a GPU cupyx.scipy.sparse.csr_matrix), shape (d N, N)
             Row number = component * N + node. All results share one (read-only) sparsity pattern.
 
         Raises
@@ -187,11 +198,13 @@ class ElasticForm:
         TypeError, ValueError
             If shape, dtype or values do not fit.
         """
-        u, batch, _ = self._field(u, "u", 1)
-        self._single(batch, "u", self.dof_shape)
-        if not np.isfinite(u.sum()):
-            _refuse_not_finite(u=u)
-        return self.backend.contraction(u.reshape(self.geometry.dim, -1), out)
+        home = home_of(u=u)
+        with home.working():
+            u, batch, _ = self._field(home.take(u), "u", 1)
+            self._single(batch, "u", self.dof_shape)
+            if not home.on_device and not np.isfinite(u.sum()):
+                _refuse_not_finite(u=u)
+            return self._on(home).contraction(u.reshape(self.geometry.dim, -1), out)
 
     def solver(self, x, active, shift=None):
         """Solver for K(x) + diag(shift) restricted to the active dofs.
@@ -199,28 +212,43 @@ class ElasticForm:
         Parameters
         ----------
         x : array of float64, N values
-            Modulus in pascals, positive.
-        active : array of bool, d N values
+            Modulus in pascals, positive; on a device also a batch (B, N).
+        active : numpy.ndarray of bool, d N values
             Dofs to solve for.
         shift : array of float64, d N values, optional
             Diagonal to add, not negative.
 
         Returns
         -------
-        GridSolver or MeshSolver
+        GridSolver, DeviceSolver or MeshSolver
             With methods ``solve`` and ``precondition`` on fields of shape (d, N).
         """
-        return self.backend.solver(x, active, shift)
+        return self._on(home_of(x=x, shift=shift)).solver(x, active, shift)
+
+    def _on(self, home):
+        """The backend for arrays of a home."""
+        home = home.own
+        if not home.on_device:
+            return self.backend
+        if home not in self._devices:
+            if not isinstance(self.geometry, Grid):
+                raise TypeError(
+                    f"arrays on {home} need a Grid: a Mesh is computed in host memory, move the arrays there"
+                )
+            from .grid_device import DeviceBackend
+
+            self._devices[home] = DeviceBackend(self.backend, home)
+        return self._devices[home]
 
     def _field(self, value, name, ranks):
         """Contiguous float array (batch, [d,] N), its batch shape, and whether nodes came as one axis."""
-        array = as_float(value, name)
+        array, xp = as_float(value, name), namespace(value)
         nodes, n = self.node_shape, self.geometry.n_nodes
         lead = (self.geometry.dim,) * ranks
         for tail, flat in ((lead + nodes, False), ((*lead, n), True)):
             if array.ndim >= len(tail) and array.shape[array.ndim - len(tail) :] == tail:
                 batch = array.shape[: array.ndim - len(tail)]
-                return np.ascontiguousarray(array).reshape(*batch, *lead, n), batch, flat
+                return xp.ascontiguousarray(array).reshape(*batch, *lead, n), batch, flat
         wanted = " or ".join(dict.fromkeys(str(("...", *lead, *t)).replace("'", "") for t in (nodes, (n,))))
         raise ValueError(f"{name} must have shape {wanted}, got {array.shape}")
 
@@ -228,7 +256,8 @@ class ElasticForm:
         """Field (*batch, d, N) as (B, d, N), one entry for each of the wanted batch."""
         tail = field.shape[len(batch) :]
         if batch != wanted:
-            field = np.ascontiguousarray(np.broadcast_to(field.reshape(*batch, *tail), (*wanted, *tail)))
+            xp = namespace(field)
+            field = xp.ascontiguousarray(xp.broadcast_to(field.reshape(*batch, *tail), (*wanted, *tail)))
         return field.reshape(-1, *tail)
 
     def _tail(self, flat):
@@ -256,10 +285,10 @@ def inner(a, b) -> float:
 
 
 def as_float(value, name) -> np.ndarray:
-    """Host array of float64 or float32; other real numbers become float64."""
+    """Array of float64 or float32, on a device as it is, else in NumPy; other real numbers become float64."""
     try:
-        array = np.asarray(value)
-    except Exception as error:  # arrays of other devices refuse to be copied silently
+        array = namespace(value).asarray(value)
+    except Exception as error:  # arrays of other libraries' devices refuse to be copied silently
         raise TypeError(f"{name} must be an array in host memory, got {type(value).__name__}: {error}") from error
     if array.dtype in (np.float64, np.float32):
         return array
@@ -285,12 +314,13 @@ def _output(out, shape, like, drop_axis=False):
     """The caller's output array in the kernels' own layout, (B, d, N) or (B, N)."""
     if out is None:
         return None
-    if not isinstance(out, np.ndarray) or out.dtype != like.dtype or out.shape != shape or not out.flags.c_contiguous:
+    kind = namespace(like).ndarray
+    if not isinstance(out, kind) or out.dtype != like.dtype or out.shape != shape or not out.flags.c_contiguous:
         raise ValueError(
             f"out must be a C-contiguous {like.dtype} array of shape {shape}, got "
-            + (f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__)
+            + (f"{out.dtype} {out.shape}" if isinstance(out, kind) else type(out).__name__)
         )
-    if not out.flags.writeable:
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out is read-only")
     return out.reshape(like.shape[:1] + like.shape[2:] if drop_axis else like.shape)
 
@@ -306,7 +336,7 @@ def _refuse_not_finite(**arguments):
 def check_modulus(x, form, name="x") -> tuple[np.ndarray, tuple[int, ...]]:
     """Positive finite float64 modulus as (*batch, N), with the batch shape."""
     array, batch, _ = form._field(x, name, 0)
-    low, high = array.min(), array.max()
+    low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = ~np.isfinite(array)
         raise ValueError(f"{name} must be finite, {int(bad.sum())} of its {bad.size} values are NaN or infinite")

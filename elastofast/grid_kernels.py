@@ -179,12 +179,16 @@ class GridSolver:
         w = np.zeros(self.active.shape) if x0 is None else np.array(x0, np.float64).reshape(self.active.shape)
         iterations, residual, converged = self._core.solve(b, w, rtol, maxiter, energy)
         if not converged:
-            raise RuntimeError(
-                f"the solve stopped at a relative residual of {residual:.1e} after {iterations} iterations, "
-                f"{rtol:.1e} was asked for. Try a larger rtol; a Poisson ratio close to 0.5, a modulus that "
-                "spans many decades and very flat cells make the system hard"
-            )
+            self._refuse(residual, iterations, rtol)
         return Solution(w, iterations, residual)
+
+    @staticmethod
+    def _refuse(residual, iterations, rtol):
+        raise RuntimeError(
+            f"the solve stopped at a relative residual of {residual:.1e} after {iterations} iterations, "
+            f"{rtol:.1e} was asked for. Try a larger rtol; a Poisson ratio close to 0.5, a modulus that "
+            "spans many decades and very flat cells make the system hard"
+        )
 
     def precondition(self, r):
         """One V-cycle, symmetric positive definite, about A^-1 r for r (2, N)."""

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from .arrays import home_of, to_host
 from .form import check_body
 from .io import load_measurement, save_measurement
 
@@ -24,7 +25,8 @@ class Measurement:
     load : Boundary
         Which dofs are fixed, loaded or open, see `Boundary` and `compression`.
     displacement : array_like of float, shape (d, *geometry.node_shape)
-        Measured displacement in metres, component i along coordinate i. On fixed dofs the load's own values
+        Measured displacement in metres, component i along coordinate i. A CuPy array or CUDA torch tensor has
+        all later work done on its GPU (grids only). On fixed dofs the load's own values
         take its place; where ``displacement_std`` is infinite it may be NaN and is stored as 0.
     displacement_std : float or array_like, scalar, (d,), node_shape or (d, *node_shape)
         Standard deviation of the displacement noise in metres, positive except on fixed dofs, where it has no
@@ -34,12 +36,16 @@ class Measurement:
         Standard deviation of the force noise in newtons (2-D: per metre of thickness), zero or more.
     reference : array_like of float, shape node_shape, optional
         The true modulus in pascals where it is known. For evaluation only: no reconstruction reads it.
+    home : Home, optional
+        Where later work is done; default where the displacement lives.
 
     Attributes
     ----------
     displacement, displacement_std, force_std : numpy.ndarray, float64, shape (d, *node_shape)
         The arguments, checked, broadcast and read-only.
     reference : numpy.ndarray, float64, shape node_shape, or None
+    home : Home
+        Where the work is done: moduli go in and come out as arrays of that kind.
 
     Raises
     ------
@@ -54,7 +60,9 @@ class Measurement:
     >>> m = ef.Measurement(grid, ef.PlaneStress(0.495), load, u, displacement_std=2e-7)  # doctest: +SKIP
     """
 
-    def __init__(self, geometry, law, load, displacement, displacement_std, force_std=0.0, reference=None):
+    def __init__(
+        self, geometry, law, load, displacement, displacement_std, force_std=0.0, reference=None, *, home=None
+    ):
         from .boundary import Boundary
 
         check_body(geometry, law)
@@ -66,6 +74,7 @@ class Measurement:
         self.geometry, self.law, self.load = geometry, law, load
 
         shape = (geometry.dim, *geometry.node_shape)
+        self.home = home or home_of(displacement=displacement)
         u = _real(displacement, "displacement").copy()
         if u.shape == (geometry.dim, geometry.n_nodes):
             u = u.reshape(shape)
@@ -171,9 +180,9 @@ def check_force_std(value, shape) -> np.ndarray:
 
 
 def _real(value, name) -> np.ndarray:
-    """Host float64 array of a real argument."""
+    """Host float64 copy or view of a real argument."""
     try:
-        value = np.asarray(value)
+        value = np.asarray(to_host(value))
     except Exception as error:  # CUDA tensors and CuPy arrays refuse implicit copies
         raise TypeError(
             f"{name} must be an array in host memory, got {type(value).__name__}: {error}"

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arrays import namespace, to_host
 from .form import inner
 
 __all__ = ["Iterate", "conjugate_gradients", "curvature_scale", "data_curvature", "gauss_newton", "quasi_newton"]
@@ -77,7 +78,7 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
 
         free = _free(z, gradient, limits)
         if spread is None:
-            spread = curvature_scale(of_data, z.size)
+            spread = curvature_scale(of_data, z.size, namespace(z))
         d = conjugate_gradients(
             lambda v, free=free, curvature=curvature: curvature(v) * free,
             -gradient * free,
@@ -87,7 +88,7 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
         slope = inner(gradient, d)
         if not slope < 0:
             return Iterate(z, now, model.value if model else 0.0, dual), "stalled"
-        step = min(1.0, LONGEST_STEP / np.abs(d).max())
+        step = min(1.0, LONGEST_STEP / float(np.abs(d).max()))
         for _ in range(8):
             trial = _clip(z + step * d, limits)
             try:
@@ -147,9 +148,9 @@ def data_curvature(fidelity, x, now):
     return fidelity.watch.wrap(apply)
 
 
-def curvature_scale(curvature, n):
+def curvature_scale(curvature, n, xp=np):
     """Mean diagonal of a curvature v -> H v of vectors (n,), by one random probe (Hutchinson's estimate)."""
-    probe = np.random.default_rng(0).choice([-1.0, 1.0], n)
+    probe = xp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], n))
     return inner(probe, curvature(probe)) / n
 
 
@@ -184,24 +185,25 @@ def quasi_newton(fidelity, prior, weight, start, *, rtol, max_iterations, limits
     """
     from scipy.optimize import minimize
 
-    shape = fidelity.measurement.geometry.node_shape
+    shape, xp = fidelity.measurement.geometry.node_shape, fidelity.home.xp
     latest = {}
 
     def objective(z):
-        x = np.exp(z)
+        own = xp.array(z)
+        x = np.exp(own)
         data = fidelity.evaluate(x, rtol)
-        value, slope = (0.0, 0.0) if prior is None else prior(x.reshape(shape))
-        gradient = x * (data.gradient + weight * np.ravel(slope))
-        latest["point"] = Iterate(z.copy(), data, float(value), None)
+        value, slope = (0.0, x * 0.0) if prior is None else prior(x.reshape(shape))
+        gradient = x * (data.gradient + weight * slope.ravel())
+        latest["host"], latest["point"] = z.copy(), Iterate(own, data, float(value), None)
         latest["norm"] = float(np.linalg.norm(gradient))
-        return data.value + weight * float(value), gradient
+        return data.value + weight * float(value), to_host(gradient)
 
     class Stop(Exception):
         pass
 
     def accepted(z):
         point = latest["point"]
-        if not np.array_equal(z, point.z):
+        if not np.array_equal(z, latest["host"]):
             objective(z)
             point = latest["point"]
         latest["best"] = point
@@ -210,7 +212,7 @@ def quasi_newton(fidelity, prior, weight, start, *, rtol, max_iterations, limits
 
     try:
         found = minimize(
-            objective, start.z, jac=True, method="L-BFGS-B", callback=accepted,
+            objective, to_host(start.z), jac=True, method="L-BFGS-B", callback=accepted,
             bounds=None if limits is None else [limits] * start.z.size,
             options={"maxiter": max_iterations, "maxcor": 30, "ftol": 1e-6},
         )

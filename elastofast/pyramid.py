@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import solve_banded
 
+from .arrays import namespace
 from .boundary import Boundary, check_support
 from .geometry import Grid
 from .measurement import Measurement
@@ -59,9 +60,8 @@ def coarsen(measurement, smallest=SMALLEST):
         check_support(coarse, load)
     except ValueError:
         return None  # the support does not survive coarsening
-    return Measurement(
-        coarse, m.law, load, displacement, np.sqrt(variance), np.where(fixed | open_, 0.0, np.sqrt(force_variance))
-    )
+    force_std = np.where(fixed | open_, 0.0, np.sqrt(force_variance))
+    return Measurement(coarse, m.law, load, displacement, np.sqrt(variance), force_std, home=m.home)
 
 
 def sample(fine, coarse):
@@ -78,14 +78,15 @@ def sample(fine, coarse):
     displacement = coarse.displacement + np.stack([component[nodes] for component in rest])
     std = np.stack([component[nodes] for component in fine.displacement_std])
     std = np.where(std > 0, std, coarse.displacement_std)
-    return Measurement(coarse.geometry, coarse.law, coarse.load, displacement, std, coarse.force_std)
+    return Measurement(coarse.geometry, coarse.law, coarse.load, displacement, std, coarse.force_std, home=fine.home)
 
 
 def refine(field, coarse, fine):
     """Node field (..., *coarse.shape) interpolated linearly to the fine grid that it was coarsened from."""
     for axis, (n, k) in enumerate(zip(fine.shape, coarse.shape, strict=True)):
         axis += field.ndim - 2
-        cell, share, _ = _places(n, k)
+        xp = namespace(field)
+        cell, share = (xp.asarray(a) for a in _places(n, k)[:2])
         weight = share.reshape(-1, *[1] * (field.ndim - 1 - axis))
         field = np.take(field, cell, axis) * (1 - weight) + np.take(field, cell + 1, axis) * weight
     return field

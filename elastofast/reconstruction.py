@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import priors
+from .arrays import home_of, on, to_host
 from .descent import projected_descent
 from .fidelity import GRADIENTS, Fidelity
 from .form import inner
@@ -161,7 +162,7 @@ def reconstruct(
     >>> print(result.status, result.chi2)  # doctest: +SKIP
     """
     run = _Run(measurement, prior, weight, gradient, optimizer, start, bounds, max_iterations, step, progress)
-    with run.bar():
+    with run.bar(), measurement.home.working():
         return run.result()
 
 
@@ -274,8 +275,8 @@ class _Run:
         timing["rest"] = seconds - sum(timing.values())
         weight = float(self.weight) if self.weight != "auto" else float("nan")
         return Result(
-            modulus=x.reshape(m.geometry.node_shape),
-            displacement=point.data.displacement.reshape(m.displacement.shape),
+            modulus=m.home.give(x.reshape(m.geometry.node_shape)),
+            displacement=m.home.give(point.data.displacement.reshape(m.displacement.shape)),
             status=status,
             message=_message(status, chi2, self.name),
             chi2=float(chi2),
@@ -302,7 +303,7 @@ class _Run:
                 self.levels.append(coarse)
         z = homogeneous(self.levels[-1]) if self.start is None else np.log(self.start)
         if self.limits is None:
-            self.limits = z.mean() - np.log(RANGE), z.mean() + np.log(RANGE)
+            self.limits = float(z.mean()) - np.log(RANGE), float(z.mean()) + np.log(RANGE)
         for number in reversed(range(len(self.levels))):
             level = self.levels[number]
             fidelity = self._fidelity(level)
@@ -442,7 +443,7 @@ class _Run:
         if total is None:
             return None
         force = self.measurement.form.force(x, u)[total.component]
-        predicted = float(force[total.nodes.ravel()].sum())
+        predicted = float(to_host(force)[total.nodes.ravel()].sum())
         if not predicted * total.value > 0:
             raise ValueError(
                 f"load.total_force is {total.value:g} N, but the reconstructed body answers with {predicted:g} N: "
@@ -457,28 +458,30 @@ def homogeneous(measurement):
     The displacement of a homogeneous body is a + b / x with a from the prescribed displacements and b from the forces,
     so the weighted least-squares 1 / x has a closed form.
     """
-    m = measurement
+    m, home, xp = measurement, measurement.home.own, measurement.home.xp
     d, n = m.geometry.dim, m.geometry.n_nodes
     if not m.load.force.any():
-        return np.zeros(n)
+        return xp.zeros(n)
     if m.load.open.any():
-        return np.full(n, np.log(_open_start(m)))
-    solver = m.form.solver(np.ones(n), m.load.loaded.reshape(d, n))
-    both = state(m.form, np.ones(n), m.load, solver, rtol=1e-6)
-    a = np.zeros((d, n))
+        return xp.full(n, np.log(_open_start(m)))
+    ones = xp.ones(n)
+    solver = m.form.solver(ones, m.load.loaded.reshape(d, n))
+    both = state(m.form, ones, m.load, solver, rtol=1e-6)
+    a = xp.zeros((d, n))
     if m.load.displacement.any():
-        fixed = m.load.displacement.reshape(d, n)
-        a = fixed + solver.solve(-m.form.force(np.ones(n), fixed), rtol=1e-6).value
+        fixed = on(home, m.load, "displacement").reshape(d, n)
+        a = fixed + solver.solve(-m.form.force(ones, fixed), rtol=1e-6).value
     b = both - a
-    std = m.displacement_std.reshape(d, n)
-    precision = np.where(m.load.loaded.reshape(d, n) & np.isfinite(std), 1 / np.where(std > 0, std, 1) ** 2, 0.0)
-    along = float((precision * b * (m.displacement.reshape(d, n) - a)).sum())
+    std = on(home, m, "displacement_std").reshape(d, n)
+    seen = on(home, m.load, "loaded").reshape(d, n) & xp.isfinite(std)
+    precision = xp.where(seen, 1 / xp.where(std > 0, std, 1) ** 2, 0.0)
+    along = float((precision * b * (on(home, m, "displacement").reshape(d, n) - a)).sum())
     if not along > 0:
         raise ValueError(
             "the measured displacement goes against the load: no positive modulus explains it. Check the sign and "
             "units (metres) of displacement and the sign of the force"
         )
-    return np.full(n, np.log(float((precision * b * b).sum()) / along))
+    return xp.full(n, np.log(float((precision * b * b).sum()) / along))
 
 
 def _solve_tolerance(m):
@@ -516,7 +519,10 @@ def _start_map(start, m):
     from .form import check_modulus
 
     x = start.modulus if isinstance(start, Result) else start
-    x, batch = check_modulus(x, m.form, "start")
+    home = home_of(start=x)
+    if home.own != m.home.own:
+        raise TypeError(f"start is on {home}, but the measurement on {m.home}: they must live in one place")
+    x, batch = check_modulus(home.take(x), m.form, "start")
     m.form._single(batch, "start", m.geometry.node_shape)
     return x.reshape(-1)
 

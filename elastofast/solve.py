@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .arrays import home_of, on
 from .boundary import check_support
 from .form import ElasticForm, as_float, check_modulus
 
@@ -14,7 +15,7 @@ def solve_forward(form, x, load, rtol=1e-8):
     """Displacement u with K(x) u = f on the loaded dofs and u as given on the fixed ones.
 
     Conjugate gradients with one geometric multigrid cycle as preconditioner on a `Grid`; a sparse direct
-    factorisation, or PyAMG for large problems, on a `Mesh`.
+    factorisation, or PyAMG for large problems, on a `Mesh`. Moduli on a GPU are solved there, a batch at once.
 
     Parameters
     ----------
@@ -52,32 +53,39 @@ def solve_forward(form, x, load, rtol=1e-8):
     if not isinstance(form, ElasticForm):
         raise TypeError(f"form must be an ElasticForm, got {type(form).__name__}")
     check_rtol(rtol)
-    moduli, batch = check_modulus(x, form)
-    check_support(form.geometry, load)
-    if load.open.any():
-        raise ValueError(
-            f"load has {int(load.open.sum())} open dofs, whose force is unknown: there is no forward problem. "
-            "Fix them to the measured displacement instead"
-        )
-    n, d = form.geometry.n_nodes, form.geometry.dim
-    moduli = moduli.reshape(-1, n)
-    u = np.empty((len(moduli), d, n))
-    for one, out in zip(moduli, u, strict=True):
-        out[...] = state(form, one, load, form.solver(one, load.loaded), rtol=rtol)
-    flat = np.shape(x)[-1:] == (n,) and len(form.node_shape) > 1 and np.shape(x)[-2:] != form.node_shape
-    u = u.reshape(*batch, d, *((n,) if flat else form.node_shape))
-    return u.astype(as_float(x, "x").dtype, copy=False)
+    home = home_of(x=x)
+    with home.working():
+        own = home.take(x)
+        moduli, batch = check_modulus(own, form)
+        check_support(form.geometry, load)
+        if load.open.any():
+            raise ValueError(
+                f"load has {int(load.open.sum())} open dofs, whose force is unknown: there is no forward problem. "
+                "Fix them to the measured displacement instead"
+            )
+        n, d = form.geometry.n_nodes, form.geometry.dim
+        moduli = moduli.reshape(-1, n)
+        if home.on_device:
+            u = state(form, moduli, load, form.solver(moduli, load.loaded), rtol=rtol)
+        else:
+            u = np.empty((len(moduli), d, n))
+            for one, out in zip(moduli, u, strict=True):
+                out[...] = state(form, one, load, form.solver(one, load.loaded), rtol=rtol)
+        flat = np.shape(own)[-1:] == (n,) and len(form.node_shape) > 1 and np.shape(own)[-2:] != form.node_shape
+        u = u.reshape(*batch, d, *((n,) if flat else form.node_shape))
+        return home.give(u.astype(as_float(own, "x").dtype, copy=False))
 
 
-def state(form, x, load, solver, guess=None, rtol=1e-8, energy=False):
-    """Displacement (d, N) of one modulus (N,) with a solver that exists already."""
+def state(form, x, load, solver, guess=None, rtol=1e-8):
+    """Displacement (d, N) of one modulus (N,) with a solver that exists already; on a device also of a batch."""
     d, n = form.geometry.dim, form.geometry.n_nodes
-    u = load.displacement.reshape(d, n)
-    rhs = load.force.reshape(d, n)
-    if u.any():
+    home = home_of(x=x)
+    u, rhs = (on(home, load, name).reshape(d, n) for name in ("displacement", "force"))
+    if load.displacement.any():
         rhs = rhs - form.force(x, u)
-    options = {"energy": True} if energy else {}
-    return u + solver.solve(rhs, x0=guess, rtol=rtol, **options).value
+    if x.ndim > 1:
+        rhs = home.xp.broadcast_to(rhs, (len(x), d, n))
+    return u + solver.solve(rhs, x0=guess, rtol=rtol).value
 
 
 def check_rtol(rtol):

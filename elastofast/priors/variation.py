@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array, diags_array, eye_array, kron, vstack
 
+from ..arrays import HOST, home_of
 from ..geometry import Grid
 
 __all__ = ["Linearization", "Tikhonov", "TotalVariation"]
@@ -19,6 +20,15 @@ class Linearization(NamedTuple):
     gradient: np.ndarray
     curvature: object  # callable (N,) -> (N,)
     diagonal: np.ndarray  # of the curvature, without the coupling of axes: for preconditioning
+
+
+class _Tables(NamedTuple):
+    """Sparse difference operator, its transpose and the transpose's squares, and the cells' weights."""
+
+    operator: Any
+    transpose: Any
+    squares: Any
+    weights: Any
 
 
 class _LogGradient:
@@ -36,14 +46,22 @@ class _LogGradient:
         d = geometry.dim
         size = volumes ** (1 / d)  # of a cell
         body = geometry.node_weights.sum() ** (1 / d)
-        self._operator = csr_array(diags_array(np.tile(size, d)) @ gradient)
-        self._transpose = csr_array(self._operator.T)
-        self._squares = csr_array(self._transpose.power(2))
-        self._weights = volumes / body**d * (body / size) ** self.power
+        operator = csr_array(diags_array(np.tile(size, d)) @ gradient)
+        transpose = csr_array(operator.T)
+        weights = volumes / body**d * (body / size) ** self.power
+        self._tables = {HOST: _Tables(operator, transpose, csr_array(transpose.power(2)), weights)}
+
+    def _table(self, z):
+        """The tables where z lives; copied there once."""
+        home = home_of(z=z).own
+        if home not in self._tables:
+            *matrices, weights = self._tables[HOST]
+            self._tables[home] = _Tables(*map(home.matrix, matrices), home.xp.asarray(weights))
+        return self._tables[home]
 
     def _changes(self, z):
         """Change of log x over each cell along each axis, (d, cells)."""
-        return (self._operator @ z).reshape(self.geometry.dim, -1)
+        return (self._table(z).operator @ z).reshape(self.geometry.dim, -1)
 
     def __call__(self, x):
         """Value and gradient per pascal.
@@ -58,19 +76,22 @@ class _LogGradient:
         value : float, or array of shape (...)
         gradient : array, shape of x
         """
-        x = np.asarray(x, dtype=np.float64)
-        n, tail = self.geometry.n_nodes, self.geometry.node_shape
-        if x.shape[-len(tail) :] != tail:
-            tail = (n,)
-        if x.shape[-len(tail) :] != tail:
-            raise ValueError(f"x must have shape (..., {self.geometry.node_shape}), got {x.shape}")
-        if not (np.isfinite(x).all() and (x > 0).all()):
-            raise ValueError("x must be positive and finite (pascals)")
-        batch = x.shape[: x.ndim - len(tail)]
-        found = [self._value_gradient(np.log(one)) for one in x.reshape(-1, n)]
-        value = np.array([v for v, _ in found]).reshape(batch)
-        gradient = np.stack([g for _, g in found]).reshape(x.shape) / x
-        return (value if batch else float(value)), gradient
+        home = home_of(x=x)
+        with home.working():
+            xp = home.xp
+            x = xp.asarray(home.take(x), dtype=np.float64)
+            n, tail = self.geometry.n_nodes, self.geometry.node_shape
+            if x.shape[-len(tail) :] != tail:
+                tail = (n,)
+            if x.shape[-len(tail) :] != tail:
+                raise ValueError(f"x must have shape (..., {self.geometry.node_shape}), got {x.shape}")
+            if not (xp.isfinite(x).all() and (x > 0).all()):
+                raise ValueError("x must be positive and finite (pascals)")
+            batch = x.shape[: x.ndim - len(tail)]
+            found = [self._value_gradient(xp.log(one)) for one in x.reshape(-1, n)]
+            gradient = home.give(xp.stack([g for _, g in found]).reshape(x.shape) / x)
+            value = home.give(xp.asarray([v for v, _ in found]).reshape(batch)) if batch else found[0][0]
+            return value, gradient
 
 
 class Tikhonov(_LogGradient):
@@ -88,22 +109,23 @@ class Tikhonov(_LogGradient):
     power = 2
 
     def _value_gradient(self, z):
-        g = self._changes(z)
-        return 0.5 * float((self._weights * g**2).sum()), self._transpose @ (self._weights * g).ravel()
+        g, table = self._changes(z), self._table(z)
+        return 0.5 * float((table.weights * g**2).sum()), table.transpose @ (table.weights * g).ravel()
 
     def linearize(self, z, dual=None) -> Linearization:
         """Value, gradient and curvature at z = log x (N,); the curvature does not depend on z."""
         value, gradient = self._value_gradient(z)
+        table = self._table(z)
 
         def curvature(v):
-            return self._transpose @ (self._weights * self._changes(v)).ravel()
+            return table.transpose @ (table.weights * self._changes(v)).ravel()
 
-        weights = np.tile(self._weights, self.geometry.dim)
-        return Linearization(value, gradient, curvature, self._squares @ weights)
+        weights = np.tile(table.weights, self.geometry.dim)
+        return Linearization(value, gradient, curvature, table.squares @ weights)
 
     def value(self, z):
         """R at z = log x (N,)."""
-        return 0.5 * float((self._weights * self._changes(z) ** 2).sum())
+        return 0.5 * float((self._table(z).weights * self._changes(z) ** 2).sum())
 
     def start_dual(self):
         """Nothing: a quadratic needs no dual variable."""
@@ -140,40 +162,42 @@ class TotalVariation(_LogGradient):
         return np.sqrt((g**2).sum(axis=0) + self.smoothing**2)
 
     def _value_gradient(self, z):
-        g = self._changes(z)
+        g, table = self._changes(z), self._table(z)
         q = self._length(g)
-        return float((self._weights * (q - self.smoothing)).sum()), self._transpose @ (self._weights / q * g).ravel()
+        return float((table.weights * (q - self.smoothing)).sum()), table.transpose @ (table.weights / q * g).ravel()
 
     def value(self, z):
         """R at z = log x (N,)."""
-        return float((self._weights * (self._length(self._changes(z)) - self.smoothing)).sum())
+        return float((self._table(z).weights * (self._length(self._changes(z)) - self.smoothing)).sum())
 
     def start_dual(self):
-        """The dual variable of a constant map, (d, cells)."""
-        return np.zeros((self.geometry.dim, len(self._weights)))
+        """The dual variable of a constant map: none stands for zeros (d, cells)."""
+        return None
 
     def linearize(self, z, dual) -> Linearization:
         """Value, gradient and primal-dual curvature at z = log x (N,)."""
-        g = self._changes(z)
+        g, table = self._changes(z), self._table(z)
         q = self._length(g)
-        value = float((self._weights * (q - self.smoothing)).sum())
-        gradient = self._transpose @ (self._weights / q * g).ravel()
-        a, w = self._weights / q, g / q
+        value = float((table.weights * (q - self.smoothing)).sum())
+        gradient = table.transpose @ (table.weights / q * g).ravel()
+        a, w = table.weights / q, g / q
+        dual = np.zeros_like(g) if dual is None else dual
 
         def curvature(v):
             e = self._changes(v)
             # a (I - (dual w^T + w dual^T) / 2) e
             e -= 0.5 * (dual * (w * e).sum(axis=0) + w * (dual * e).sum(axis=0))
             e *= a
-            return self._transpose @ e.ravel()
+            return table.transpose @ e.ravel()
 
-        return Linearization(value, gradient, curvature, self._squares @ (a * (1 - dual * w)).ravel())
+        return Linearization(value, gradient, curvature, table.squares @ (a * (1 - dual * w)).ravel())
 
     def step_dual(self, dual, z, dz):
         """Dual variable after a step dz from z: its own Newton step, shortened to keep every length below one."""
         g, e = self._changes(z), self._changes(dz)
         q = self._length(g)
         w = g / q
+        dual = np.zeros_like(g) if dual is None else dual
         step = w - dual + (e - dual * (w * e).sum(axis=0)) / q
         square = (step**2).sum(axis=0) + 1e-300
         inner = (dual * step).sum(axis=0)

@@ -1,0 +1,292 @@
+"""Builds, tests and measures the GPU path in one call under ten minutes; writes benchmarks/results/gpu-<device>.json.
+
+    python benchmarks/gpu.py              # all of it
+    python benchmarks/gpu.py --measure    # only the measurements, with what is installed
+
+Needs nvcc, a CUDA device and CuPy; torch and compute-sanitizer are used where they are. No network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+SEED = 0
+
+
+def main():
+    """Build, test, measure; whatever has been found is on disk at every moment."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measure", action="store_true", help="neither build nor test")
+    parser.add_argument("--arch", default="90", help="compute capabilities to build for")
+    options = parser.parse_args()
+    steps = {} if options.measure else {**build(options.arch), **tests()}
+    record(steps, {})  # what is known is written even if a measurement ends the run
+    results = {}
+    for name, measurement in MEASUREMENTS.items():
+        try:
+            results[name] = measurement()
+        except Exception as error:  # the rest is worth having
+            results[name] = {"error": f"{type(error).__name__}: {error}"}
+        print(name, json.dumps(results[name]), flush=True)
+        record(steps, results)
+    failed = [name for name, step in steps.items() if step["code"]] + [n for n, r in results.items() if "error" in r]
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+def record(steps, results):
+    """Write what is known so far."""
+    import cupy
+
+    device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    target = ROOT / "benchmarks" / "results" / f"gpu-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+    packages = ("elastofast", "numpy", "scipy", "cupy-cuda13x", "torch")
+    target.write_text(
+        json.dumps(
+            {
+                "date": datetime.date.today().isoformat(),
+                "device": device,
+                "driver": cupy.cuda.runtime.driverGetVersion(),
+                "python": platform.python_version(),
+                "versions": {name: version(name) for name in packages},
+                "steps": steps,
+                "results": results,
+            },
+            indent=1,
+        )
+        + "\n"
+    )
+
+
+def version(name):
+    """Version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def step(command, limit, **environment):
+    """Run a command; its code, seconds and last lines."""
+    print("+", *command, flush=True)
+    begin = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, **environment}, timeout=limit, text=True, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        code, output = done.returncode, done.stdout
+    except subprocess.TimeoutExpired as error:
+        code, output = 124, (error.stdout or b"").decode()
+    print(output[-3000:], flush=True)
+    return {"code": code, "seconds": round(time.perf_counter() - begin, 1), "tail": output.splitlines()[-3:]}
+
+
+def build(arch):
+    """Install in place, with the CUDA kernels."""
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "-e", "."]
+    return {"build": step(pip, 240, ELASTOFAST_CUDA="1", ELASTOFAST_CUDA_ARCH=arch)}
+
+
+def tests():
+    """The GPU tests, and a few of them under compute-sanitizer."""
+    pytest = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_device.py", "tests/test_cuda.py"]
+    done = {"tests": step(pytest, 120)}
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if os.path.exists(sanitizer):
+        few = [*pytest, "-k", "cupy and (contractions or sparse or solvers) and stress and not (shape3 or 65)"]
+        for tool in ("memcheck", "racecheck", "initcheck"):
+            done[tool] = step([sanitizer, "--tool", tool, "--error-exitcode", "9", *few], 60)
+    return done
+
+
+# ------------------------------------------------------------------------------------------------ measurements
+
+
+def seconds(work, repeats=20):
+    """Median seconds on the device of a piece of work, by events."""
+    from cupyx.profiler import benchmark
+
+    done = benchmark(work, n_repeat=repeats, n_warmup=3)
+    return float(np.median(np.maximum(done.gpu_times[0], done.cpu_times)))
+
+
+def problem(n, batch=(), dtype="float64"):
+    """Form, modulus (a rough inclusion) and load on n x n nodes."""
+    import cupy
+
+    import elastofast as ef
+
+    grid = ef.Grid((n, n), (0.04 / n, 0.04 / n))
+    form = ef.ElasticForm(grid, ef.PlaneStress(0.495))
+    y, x = cupy.meshgrid(cupy.linspace(-1, 1, n), cupy.linspace(-1, 1, n), indexing="ij")
+    modulus = cupy.where(x**2 + y**2 < 0.1, 5e4, 1e4).astype(dtype)
+    modulus = modulus * cupy.random.default_rng(SEED).uniform(0.8, 1.2, (*batch, n, n)).astype(dtype)
+    return form, modulus, ef.compression(grid, pressure=100.0)
+
+
+def copy_bandwidth():
+    """Copy of 2 GB."""
+    import cupy
+
+    a = cupy.ones(2**28)
+    b = cupy.empty_like(a)
+    return {"GB/s": 2 * a.nbytes / seconds(lambda: cupy.copyto(b, a)) / 1e9}
+
+
+def force(dtype):
+    """K(x) u on 4096 x 4096 nodes, against the copy: five values a node move at least."""
+    def measure():
+        import cupy
+
+        form, x, _ = problem(4096, dtype=dtype)
+        u = cupy.random.default_rng(SEED).standard_normal(form.dof_shape).astype(dtype)
+        out = cupy.empty_like(u)
+        t = seconds(lambda: form.force(x, u, out=out))
+        moved = 5 * x.nbytes
+        return {"ms": 1e3 * t, "GB/s": moved / t / 1e9, "of copy": moved / t / 1e9 / copy_bandwidth()["GB/s"]}
+
+    return measure
+
+
+def csr_product():
+    """K(x) u at 1024 x 1024 against CuPy's own CSR, and the values of K(x) for a new x."""
+    import cupy
+
+    form, x, _ = problem(1024)
+    u = cupy.random.default_rng(SEED).standard_normal(form.dof_shape)
+    k = form.stiffness(x)
+    ours, theirs = seconds(lambda: form.force(x, u)), seconds(lambda: k @ u.ravel())
+    return {"ms": 1e3 * ours, "csr ms": 1e3 * theirs, "ratio": theirs / ours,
+            "values ms": 1e3 * seconds(lambda: form.stiffness(x, out=k))}  # fmt: skip
+
+
+def forward(n):
+    """Forward solve to 1e-8 and its parts."""
+    def measure():
+        form, x, load = problem(n)
+        active = load.loaded.reshape(2, -1)
+        flat = x.reshape(-1)
+        solver = form.solver(flat, active)
+        rhs = solver.home.xp.asarray(load.force.reshape(2, -1))
+        return {"set-up ms": 1e3 * seconds(lambda: form.solver(flat, active), 5),
+                "solve ms": 1e3 * seconds(lambda: solver.solve(rhs), 5),
+                "cycle ms": 1e3 * seconds(lambda: solver.precondition(rhs)),
+                "iterations": solver.solve(rhs).iterations}  # fmt: skip
+
+    return measure
+
+
+def jacobi_cg():
+    """Forward solve at 512 x 512 by CuPy's CG on its own CSR matrix with a diagonal preconditioner, for the ratio."""
+    import cupy
+    import cupyx.scipy.sparse as sparse
+    from cupyx.scipy.sparse.linalg import cg
+
+    form, x, load = problem(512)
+    keep = cupy.asarray(load.loaded.ravel())
+    k = form.stiffness(x)[keep][:, keep]
+    rhs = cupy.asarray(load.force.ravel())[keep]
+    diagonal = sparse.diags(1 / k.diagonal())
+    begin = time.perf_counter()
+    cg(k, rhs, rtol=1e-8, maxiter=20000, M=diagonal)
+    cupy.cuda.Device().synchronize()
+    return {"ms": 1e3 * (time.perf_counter() - begin)}
+
+
+def gamma(n, force_std=0.0):
+    """Solve with the noise covariance to 1e-8, solver set up."""
+    def measure():
+        import cupy
+
+        import elastofast as ef
+
+        form, x, load = problem(n)
+        covariance = ef.NoiseCovariance(form, x, load, 1e-6, force_std)
+        r = cupy.random.default_rng(SEED).standard_normal(form.dof_shape)
+        return {"ms": 1e3 * seconds(lambda: covariance.solve(r), 5), "residual": covariance.solve(r).stage_residual}
+
+    return measure
+
+
+def data_set():
+    """Forward solves a second at 512 x 512, by batch size."""
+    import elastofast as ef
+
+    found = {}
+    for batch in (1, 8, 32, 64):
+        form, x, load = problem(512, (batch,))
+        found[str(batch)] = batch / seconds(lambda form=form, x=x, load=load: ef.solve_forward(form, x, load), 3)
+    return found
+
+
+def reconstruction():
+    """Whole reconstruction at 512 x 512 with total variation, automatic weight; data made on the host."""
+    import cupy
+
+    import elastofast as ef
+
+    grid = ef.Grid((512, 512), (75e-6, 75e-6))
+    load, law = ef.compression(grid, pressure=100.0), ef.PlaneStress(0.495)
+    truth, _ = ef.lesion(grid, seed=1)
+    m = ef.simulate(grid, law, load, truth, snr=35.0)
+    m = ef.Measurement(grid, law, load, cupy.asarray(m.displacement), m.displacement_std)
+    ef.reconstruct(m, weight=300.0, max_iterations=2)  # warm up
+    result = ef.reconstruct(m)
+    error = float(np.linalg.norm(cupy.asnumpy(result.modulus) - truth) / np.linalg.norm(truth))
+    return {"s": result.seconds, "steps": len(result.history), "relative error": error, "status": result.status}
+
+
+def largest():
+    """Forward solve on ever larger grids until memory ends."""
+    import cupy
+
+    import elastofast as ef
+
+    found = {}
+    for n in (4096, 8192, 16384):
+        pool = cupy.get_default_memory_pool()
+        pool.free_all_blocks()
+        try:
+            form, x, load = problem(n)
+            begin = time.perf_counter()
+            ef.solve_forward(form, x, load)
+            cupy.cuda.Device().synchronize()
+        except cupy.cuda.memory.OutOfMemoryError as error:
+            found[str(n)] = str(error)
+            break
+        found[str(n)] = {"s": time.perf_counter() - begin, "bytes a node": pool.total_bytes() / n**2}
+    return found
+
+
+MEASUREMENTS = {
+    "copy": copy_bandwidth,
+    "force 4096 float64": force("float64"),
+    "force 4096 float32": force("float32"),
+    "csr 1024": csr_product,
+    "forward 512": forward(512),
+    "forward 2048": forward(2048),
+    "jacobi cg 512": jacobi_cg,
+    "gamma 512": gamma(512),
+    "gamma 2048": gamma(2048),
+    "gamma 512 force noise": gamma(512, 1e-4),
+    "data set 512": data_set,
+    "reconstruction 512 tv": reconstruction,
+    "largest": largest,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+// Python bindings of what runs on a device, for any queue. Python validates arrays and passes their addresses; this file
+// trusts them.
+#pragma once
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include "device_multigrid.h"
+
+namespace elastofast {
+
+namespace py = pybind11;
+
+struct DeviceForm {
+  int n0, n1;
+  double h0, h1, lambda, mu;
+  bool reduced;
+  template <class T>
+  GridForm<T> form() const {
+    return {n0, n1, reduced, cell_law<T>(h0, h1, lambda, mu)};
+  }
+  long nodes() const { return long(n0) * n1; }
+};
+
+template <class T>
+T* address(uintptr_t p) { return reinterpret_cast<T*>(p); }
+
+inline DeviceMemory memory(uintptr_t constants, uintptr_t workspace, uintptr_t scratch) {
+  return {address<char>(constants), address<char>(workspace), address<char>(scratch)};
+}
+
+template <class T, class Queue>
+void bind_form(py::class_<DeviceForm>& c, const char* suffix) {
+  const std::string s = suffix;
+  c.def(("force_" + s).c_str(),
+        [](const DeviceForm& f, const Queue& q, long batch, uintptr_t x, long stride, uintptr_t u, uintptr_t out) {
+          launch_force<T>(q, f.form<T>(), batch, Fields<const T>{address<T>(x), stride}, address<const T>(u),
+                          StoreForce<T>{address<T>(out), f.nodes()});
+        });
+  c.def(("sensitivity_" + s).c_str(),
+        [](const DeviceForm& f, const Queue& q, long batch, uintptr_t u, uintptr_t v, uintptr_t out) {
+          launch_sensitivity<T>(q, f.form<T>(), batch, address<const T>(u), address<const T>(v), address<T>(out));
+        });
+  c.def(("stiffness_values_" + s).c_str(),
+        [](const DeviceForm& f, const Queue& q, uintptr_t x, uintptr_t indptr, uintptr_t values) {
+          launch_rows<StiffnessBody>(q, f.form<T>(), address<const T>(x), address<const long long>(indptr),
+                                     address<T>(values));
+        });
+  c.def(("contraction_values_" + s).c_str(),
+        [](const DeviceForm& f, const Queue& q, uintptr_t u, uintptr_t indptr, uintptr_t values) {
+          launch_rows<ContractionBody>(q, f.form<T>(), address<const T>(u), address<const long long>(indptr),
+                                       address<T>(values));
+        });
+}
+
+template <class Queue>
+void bind_device(py::module_& m) {
+  py::class_<DeviceForm> form(m, "GridForm", py::module_local());  // two modules have these classes
+  form.def(py::init([](int n0, int n1, double h0, double h1, double lambda, double mu, bool reduced) {
+    return DeviceForm{n0, n1, h0, h1, lambda, mu, reduced};
+  }));
+  bind_form<double, Queue>(form, "float64");
+  bind_form<float, Queue>(form, "float32");
+
+  py::class_<DeviceMultigrid>(m, "Multigrid", py::module_local())
+      .def(py::init([](const DeviceForm& f, py::array_t<uint8_t, py::array::c_style> fixed, bool shifted, long pin,
+                       long batch, int degree, double ratio) {
+             return new DeviceMultigrid(f.form<double>(), fixed.data(), shifted, pin, batch, {degree, ratio});
+           }),
+           py::arg("form"), py::arg("fixed"), py::arg("shifted"), py::arg("pin"), py::arg("batch"), py::arg("degree"),
+           py::arg("ratio"))
+      .def_property_readonly("workspace_bytes", &DeviceMultigrid::workspace_bytes)
+      .def_property_readonly("scratch_bytes", &DeviceMultigrid::scratch_bytes)
+      .def_property_readonly("bound_offsets",
+                             [](const DeviceMultigrid& p) {
+                               py::list offsets;
+                               for (size_t l = 0; l + 1 < p.level_count(); ++l) offsets.append(p.bound_offset(l));
+                               return offsets;
+                             })
+      .def("constants",
+           [](const DeviceMultigrid& p) {
+             py::array_t<uint8_t> block(py::ssize_t(p.constants_bytes()));
+             p.write_constants(reinterpret_cast<char*>(block.mutable_data()));
+             return block;
+           },
+           "What the plan reads, to be copied to the device once")
+      .def("set_up",
+           [](const DeviceMultigrid& p, const Queue& q, uintptr_t constants, uintptr_t workspace, uintptr_t scratch,
+              uintptr_t x, long x_stride, uintptr_t shift, long shift_stride) {
+             p.set_up(q, memory(constants, workspace, scratch), {address<const double>(x), x_stride},
+                      {address<const double>(shift), shift_stride});
+           })
+      .def("precondition",
+           [](const DeviceMultigrid& p, const Queue& q, uintptr_t constants, uintptr_t workspace, bool pinned,
+              uintptr_t mode, long mode_stride, double t0, double t1, uintptr_t r, uintptr_t z) {
+             const double translation[2] = {t0, t1};
+             p.precondition(q, memory(constants, workspace, 0), pinned, {address<const double>(mode), mode_stride},
+                            translation, address<const double>(r), address<double>(z));
+           })
+      .def("apply",
+           [](const DeviceMultigrid& p, const Queue& q, uintptr_t constants, bool pinned, uintptr_t x, long x_stride,
+              uintptr_t shift, uintptr_t p_, uintptr_t q_) {
+             p.apply(q, memory(constants, 0, 0), pinned, {address<const double>(x), x_stride},
+                     address<const double>(shift), address<const double>(p_), address<double>(q_));
+           });
+}
+
+}  // namespace elastofast

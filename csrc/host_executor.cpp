@@ -1,0 +1,15 @@
+// elastofast._host_executor: the device bodies and all their index computations as plain loops, for tests without a GPU.
+#include "device_bindings.h"
+
+using namespace elastofast;
+
+PYBIND11_MODULE(_host_executor, m) {
+  m.doc() = "The CUDA kernels of elastofast run by the processor, one index after the other";
+  py::class_<HostQueue>(m, "Queue").def(py::init([](long width) {
+                                          HostQueue queue;
+                                          queue.width = width;
+                                          return queue;
+                                        }),
+                                        py::arg("width"));
+  bind_device<HostQueue>(m);
+}

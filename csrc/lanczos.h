@@ -1,0 +1,73 @@
+// Largest eigenvalue of (smoother x matrix) by a few Lanczos steps (the recurrences of conjugate gradients).
+#pragma once
+#include <cmath>
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace elastofast {
+
+struct Lanczos {
+  static constexpr int kSteps = 10;
+  static constexpr double kMargin = 1.1;  // approaches from below; isolated eigenvalues of rough moduli last
+  double diagonal[kSteps], off[kSteps];
+  double rz, alpha, beta;
+  int steps;
+  bool ended;
+
+  EF_HD void start() { rz = beta = 0, alpha = 1, steps = 0, ended = false; }
+
+  // After the smoother: residual . smoothed residual. Gives beta of the next direction.
+  EF_HD void direction(double product) {
+    if (ended || !(product > 0)) {
+      ended = true;
+      return;
+    }
+    beta = steps ? product / rz : 0;
+    rz = product;
+  }
+  // After the matrix: direction . (matrix x direction). Gives alpha of the next residual.
+  EF_HD void step(double curvature) {
+    if (ended || !(curvature > 0)) {
+      ended = true;
+      return;
+    }
+    const double now = rz / curvature;
+    if (steps) off[steps - 1] = std::sqrt(beta) / alpha;
+    diagonal[steps] = 1 / now + (steps ? beta / alpha : 0);
+    alpha = now;
+    ++steps;
+  }
+
+  EF_HD double largest() const {
+    if (!steps) return 1;
+    double lo = 0, hi = 0;
+    for (int k = 0; k < steps; ++k) {
+      const double radius = diagonal[k] + (k ? std::abs(off[k - 1]) : 0) + (k + 1 < steps ? std::abs(off[k]) : 0);
+      hi = radius > hi ? radius : hi;
+    }
+    for (int step = 0; step < 60; ++step) {  // bisection on the number of negative pivots of T - lambda I
+      const double mid = 0.5 * (lo + hi);
+      double pivot = diagonal[0] - mid;
+      bool above = pivot > 0;
+      for (int k = 1; k < steps && !above; ++k) {
+        pivot = diagonal[k] - mid - off[k - 1] * off[k - 1] / (pivot == 0 ? 1e-300 : pivot);
+        above = pivot > 0;
+      }
+      (above ? lo : hi) = mid;
+    }
+    return kMargin * hi;
+  }
+};
+
+// Entry i of the pseudo-random start vector, in [-1, 1): a linear congruential generator, i + 1 steps from one.
+EF_HD float lanczos_start(uint32_t i) {
+  uint32_t state = 1, factor = 1664525u, constant = 1013904223u;
+  for (uint64_t steps = uint64_t(i) + 1; steps; steps >>= 1) {
+    if (steps & 1) state = factor * state + constant;
+    constant *= factor + 1, factor *= factor;
+  }
+  return float(int32_t(state)) * 4.6566e-10f;
+}
+
+}  // namespace elastofast

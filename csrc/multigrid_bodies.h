@@ -1,0 +1,596 @@
+// Bodies of multigrid on a device. Fields of a level are float, two planes of nodes a batch member; stored stencils are
+// kPlanes planes of nodes.
+#pragma once
+#include "banded.h"
+#include "grid_bodies.h"
+#include "lanczos.h"
+#include "sums.h"
+
+namespace elastofast {
+
+// ------------------------------------------------------------------------------------------------- smoothing
+
+// d = a d + b / lmax v, y += d, for v at one node; or d = y = b / lmax v first.
+struct Update {
+  float *d, *y;
+  long n;
+  bool first;
+  float a, b;
+  const double* lmax;  // of each member, or null for one
+  EF_HD void one(int member, long at, float v) const {
+    const float scaled = lmax ? float(b / lmax[member]) : b;
+    const float e = first ? scaled * v : a * d[at] + scaled * v;
+    d[at] = e;
+    y[at] = first ? e : y[at] + e;
+  }
+  EF_HD void operator()(int b_, long node, float u, float v) const {
+    const long at = 2 * n * b_ + node;
+    one(b_, at, u);
+    one(b_, at + n, v);
+  }
+};
+
+// r -= (f + shift d), zero at fixed dofs; y += d if there is a y.
+struct Residual {
+  float* r;
+  long n;
+  const float *d, *shift;
+  const uint8_t* fixed;
+  float* y;
+  EF_HD void operator()(int b, long node, float u, float v) const {
+    const long at = 2 * n * b + node;
+    if (shift) u += shift[at] * d[at], v += shift[at + n] * d[at + n];
+    r[at] = fixed[node] ? 0.f : r[at] - u;
+    r[at + n] = fixed[node + n] ? 0.f : r[at + n] - v;
+    if (y) y[at] += d[at], y[at + n] += d[at + n];
+  }
+};
+
+struct PatchBody {
+  Patch<float> patch;  // of member 0; the planes of the others follow
+  long special_count;
+  Strips strips;
+  const float* r;
+  Update out;
+  EF_HD void operator()(int b, long k) const {
+    const int n1 = strips.n1;
+    const long n = long(strips.n0) * n1, cells = long(strips.n0 - 1) * (n1 - 1);
+    const float *u = r + 2 * n * b, *scale = patch.scale + cells * b;
+    gather_two<float>(
+        strips, k,
+        [&](int j, int i) {
+          const long at = long(j) * n1 + i, c = long(j) * (n1 - 1) + i;
+          const float s = scale[c];
+          if (s == 0) return special(b, j, i, u + at, n);
+          const Corners<float> cu = corners_at(u + at, n1), cv = corners_at(u + n + at, n1);
+          if (patch.shift0)
+            return patch_solve<true>(patch.p, patch.q, patch.r, s, patch.shift0[cells * b + c], patch.shift1[cells * b + c],
+                                     cu, cv);
+          return patch_solve<false>(patch.p, patch.q, patch.r, s, 0.f, 0.f, cu, cv);
+        },
+        [&](int j, float fu, float fv) { out(b, long(j) * n1 + strips.column(k), fu, fv); });
+  }
+  EF_HD CornerForces<float> special(int b, int j, int i, const float* u, long n) const {
+    int lo = patch.special_row[j], hi = patch.special_row[j + 1];
+    while (hi - lo > 1) {
+      const int mid = (lo + hi) / 2;
+      (patch.special_col[mid] <= i ? lo : hi) = mid;
+    }
+    return special_solve(patch.special + (special_count * b + lo) * kEntries, u, size_t(n), strips.n1);
+  }
+};
+
+template <class Out>
+struct StencilBody {
+  int n0, n1;
+  const float* planes;
+  const float* x;
+  Out out;
+  EF_HD void operator()(int b, long k) const {
+    const long n = long(n0) * n1;
+    const int j = row_of(k, n1), i = column_of(k, n1);
+    const float *A = planes + kPlanes * n * b, *u = x + 2 * n * b, *v = u + n;
+    const float d01 = A[n + k];
+    float f0 = A[k] * u[k] + d01 * v[k], f1 = d01 * u[k] + A[2 * n + k] * v[k];
+    // the neighbour at `to` by the coefficients of this node, the one at `from` by its own, transposed
+    auto forward = [&](int plane, bool exists, long to) EF_LAMBDA {
+      if (!exists) return;
+      const float *c = A + plane * n + k, p = u[k + to], q = v[k + to];
+      f0 += c[0] * p + c[n] * q;
+      f1 += c[2 * n] * p + c[3 * n] * q;
+    };
+    auto backward = [&](int plane, bool exists, long from) EF_LAMBDA {
+      if (!exists) return;
+      const float *c = A + plane * n + k + from, p = u[k + from], q = v[k + from];
+      f0 += c[0] * p + c[2 * n] * q;
+      f1 += c[n] * p + c[3 * n] * q;
+    };
+    const bool left = i > 0, right = i < n1 - 1, above = j > 0, below = j < n0 - 1;
+    forward(kEast, right, 1);
+    forward(kSouthWest, below && left, n1 - 1);
+    forward(kSouth, below, n1);
+    forward(kSouthEast, below && right, n1 + 1);
+    backward(kEast, left, -1);
+    backward(kSouthWest, above && right, -(n1 - 1));
+    backward(kSouth, above, -n1);
+    backward(kSouthEast, above && left, -(n1 + 1));
+    out(b, k, f0, f1);
+  }
+};
+
+// -------------------------------------------------------------------------------------------------- transfer
+
+// The transfer of one batch member.
+struct BatchTransfer {
+  Transfer<float> first;
+  long regular, irregular;  // values a member
+  EF_HD Transfer<float> of(int b) const {
+    Transfer<float> t = first;
+    t.regular += regular * b;
+    t.irregular += irregular * b;
+    return t;
+  }
+};
+
+struct RestrictBody {
+  BatchTransfer transfer;
+  Strips strips;  // over coarse nodes
+  const float* fine;
+  StoreShifted<float> out;
+  EF_HD void operator()(int b, long k) const {
+    const Transfer<float> P = transfer.of(b);
+    const int nf = P.a1.n_fine, nc = P.a1.n_coarse, ld = padded(nc - 1);
+    const long n = long(P.a0.n_fine) * nf;
+    const float* f = fine + 2 * n * b;
+    gather_two<float>(
+        strips, k,
+        [&](int J, int I) {
+          if (J >= P.a0.regular || I >= P.a1.regular) return restrict_irregular(P, J, I, f);
+          const float *u = f + long(2 * J) * nf + 2 * I, *q = P.regular + long(J) * 16 * ld + I;
+          return restrict_regular(P.place0[2 * J + 1], P.place1[2 * I + 1], corners_at(u, nf), corners_at(u + n, nf),
+                                  [&](int w) EF_LAMBDA { return q[long(w) * ld]; });
+        },
+        [&](int J, float u, float v) { out(b, long(J) * nc + strips.column(k), u, v); });
+  }
+};
+
+struct ProlongBody {
+  BatchTransfer transfer;
+  const float* coarse;
+  float* fine;
+  const uint8_t* fixed;
+  EF_HD void operator()(int b, long k) const {
+    const Transfer<float> P = transfer.of(b);
+    const int nf = P.a1.n_fine, nc = P.a1.n_coarse, ld = padded(nc - 1), J = row_of(k, nc - 1), I = column_of(k, nc - 1);
+    const long n = long(P.a0.n_fine) * nf, m = long(P.a0.n_coarse) * nc;
+    const float* c = coarse + 2 * m * b;
+    float* f = fine + 2 * n * b;
+    int w0 = 2, w1 = 2;
+    if (J < P.a0.regular && I < P.a1.regular) {
+      const Corners<float> u = corners_at(c + long(J) * nc + I, nc), v = corners_at(c + m + long(J) * nc + I, nc);
+      for (int e = 0; e < 2; ++e) {
+        const float* q = P.regular + (long(J) * 16 + 8 * e) * ld + I;
+        const Corners<float> to = prolong_regular(P.place0[2 * J + 1], P.place1[2 * I + 1], e ? v : u, u, v,
+                                                  [&](int w) EF_LAMBDA { return q[long(w) * ld]; });
+        float* o = f + e * n + long(2 * J) * nf + 2 * I;
+        o[0] = to.a, o[1] = to.b, o[nf] = to.c, o[nf + 1] = to.d;
+      }
+    } else {
+      prolong_irregular(P, J, I, c, f);
+      w0 = P.a0.width[J] + (J == P.a0.n_coarse - 2), w1 = P.a1.width[I] + (I == nc - 2);
+    }
+    for (int e = 0; e < 2; ++e)
+      for (int p = 0; p < w0; ++p)
+        for (int q = 0; q < w1; ++q) {
+          const long at = e * n + long(P.a0.first[J] + p) * nf + P.a1.first[I] + q;
+          if (fixed[at]) f[at] = 0;
+        }
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------- set-up
+
+struct MeanModulus {
+  double* modulus;
+  long n;
+  EF_HD void operator()(int b, const double* sum) const { modulus[b] = sum[0] / double(n); }
+};
+
+struct ModulusTerm {
+  Fields<const double> x;
+  EF_HD void operator()(int b, long i, double* sum) const { sum[0] += x.of(b)[i]; }
+};
+
+// Modulus and shift of the hierarchy: over the mean modulus, in single precision.
+struct ScaleBody {
+  Fields<const double> x, shift;
+  const double* modulus;
+  long n;
+  float *x32, *shift32;
+  EF_HD void operator()(int b, long k) const {
+    x32[n * b + k] = float(x.of(b)[k] / modulus[b]);
+    if (shift.data)
+      for (int c = 0; c < 2; ++c) shift32[2 * n * b + c * n + k] = float(shift.of(b)[c * n + k] / modulus[b]);
+  }
+};
+
+// Removes the fixed dofs of a cell from its packed matrix.
+EF_HD void clear_fixed(const uint8_t* fixed, long n, int n1, long corner, double* matrix) {
+  for (int p = 0; p < 8; ++p)
+    if (fixed[p / 4 * n + corner + p % 4 / 2 * n1 + p % 2])
+      for (int q = 0; q < 8; ++q) matrix[entry(p, q)] = 0;
+}
+
+// Static condensation with the cell matrices in memory.
+template <int W0, int W1>
+EF_CALL void coarsen_stored(const double (*cells)[kEntries], const double* place0, const double* place1, double* galerkin,
+                            double* weights) {
+  coarsen_cell<double, W0, W1>([&](int k, int e) EF_LAMBDA { return cells[k][e]; }, place0, place1, galerkin, weights);
+}
+
+EF_CALL void invert_block(double* block) {
+  sweep_inverse<double, 8>([&](int p, int q) EF_LAMBDA -> double& { return block[entry(p, q)]; });
+}
+
+// Cell matrices of the finest level, made when they are needed.
+template <bool kReduced>
+struct FinestCells {
+  CellLaw<double> law;
+  int n0, n1;
+  Fields<const double> x, shift;
+  const double* modulus;
+  const uint8_t* fixed;
+  EF_CALL void load(int b, int j, int i, double* out) const {
+    const long n = long(n0) * n1, at = long(j) * n1 + i;
+    const double mean = modulus[b];
+    Corners<double> c = corners_at(x.of(b) + at, n1);
+    c.a /= mean, c.b /= mean, c.c /= mean, c.d /= mean;
+    cell_matrix<kReduced>(law, stiffness_factors(moments(c)), [&](auto p, auto q, double v) EF_LAMBDA {
+      out[entry(decltype(p)::value, decltype(q)::value)] = v;
+    });
+    if (shift.data)  // shared out to the cells around a node
+      for (int p = 0; p < 8; ++p) {
+        const int y = j + p % 4 / 2, z = i + p % 2;
+        const int cells = (y > 0 && y < n0 - 1 ? 2 : 1) * (z > 0 && z < n1 - 1 ? 2 : 1);
+        out[entry(p, p)] += shift.of(b)[p / 4 * n + long(y) * n1 + z] / mean / cells;
+      }
+    clear_fixed(fixed, n, n1, at, out);
+  }
+};
+
+// Stored cell matrices of a coarser level: kEntries planes of cells.
+struct StoredCells {
+  int m0, m1;
+  double* planes;
+  EF_HD double* plane(int b, int e) const { return planes + (long(b) * kEntries + e) * m0 * m1; }
+  EF_CALL void load(int b, int j, int i, double* out) const {
+    for (int e = 0; e < kEntries; ++e) out[e] = plane(b, e)[long(j) * m1 + i];
+  }
+  EF_HD void store(int b, int j, int i, const double* in) const {
+    for (int e = 0; e < kEntries; ++e) plane(b, e)[long(j) * m1 + i] = in[e];
+  }
+};
+
+// What one coarse cell leaves of the fine cells in it.
+template <class Fine>
+struct CoarsenTask {
+  Fine fine;
+  AxisView a0, a1;
+  StoredCells coarse;
+  const uint8_t* fixed;  // of the coarse level
+  float *regular, *irregular;
+  long regular_size, irregular_size;  // values a member
+
+  template <int W0, int W1>
+  EF_CALL void run(int b, int J, int I, double* weights) const {
+    double cells[W0 * W1][kEntries], place0[3] = {}, place1[3] = {}, galerkin[kEntries];
+    for (int k = 0; k < W0 * W1; ++k) fine.load(b, a0.first[J] + k / W1, a1.first[I] + k % W1, cells[k]);
+    for (int p = 1; p < W0; ++p) place0[p] = a0.place[a0.first[J] + p];
+    for (int q = 1; q < W1; ++q) place1[q] = a1.place[a1.first[I] + q];
+    coarsen_stored<W0, W1>(cells, place0, place1, galerkin, weights);
+    const int n1 = a1.n_coarse;
+    clear_fixed(fixed, long(a0.n_coarse) * n1, n1, long(J) * n1 + I, galerkin);
+    coarse.store(b, J, I, galerkin);
+  }
+};
+
+template <class Fine>
+struct CoarsenRegular {
+  CoarsenTask<Fine> task;
+  EF_HD void operator()(int b, long k) const {
+    const int J = row_of(k, task.a1.regular), I = column_of(k, task.a1.regular), ld = padded(task.a1.n_coarse - 1);
+    double weights[16];
+    task.template run<2, 2>(b, J, I, weights);
+    float* out = task.regular + task.regular_size * b + long(J) * 16 * ld + I;
+    for (int w = 0; w < 16; ++w) out[long(w) * ld] = float(weights[w]);
+  }
+};
+
+template <class Fine>
+struct CoarsenIrregular {
+  CoarsenTask<Fine> task;
+  EF_HD void operator()(int b, long k) const {
+    const AxisView &a0 = task.a0, &a1 = task.a1;
+    const int m1 = a1.n_coarse - 1, rest = m1 - a1.regular;
+    const long beside = long(a0.regular) * rest;
+    const int J = int(k < beside ? k / rest : a0.regular + (k - beside) / m1);
+    const int I = int(k < beside ? a1.regular + k % rest : (k - beside) % m1);
+    double weights[64] = {};
+    unroll(std::make_integer_sequence<int, 9>{}, [&](auto w) EF_LAMBDA {
+      constexpr int W0 = decltype(w)::value / 3 + 1, W1 = decltype(w)::value % 3 + 1;
+      if (a0.width[J] == W0 && a1.width[I] == W1) task.template run<W0, W1>(b, J, I, weights);
+    });
+    float* out = task.irregular + task.irregular_size * b + 64 * k;
+    for (int w = 0; w < 64; ++w) out[w] = float(weights[w]);
+  }
+};
+
+// Half stencil of assembled cell matrices; `regular` puts a one on the diagonal of fixed dofs, whose residual is zero.
+struct AssembleBody {
+  StoredCells cells;
+  bool regular;
+  float* planes;
+  EF_HD void operator()(int b, long k) const {
+    const int n1 = cells.m1 + 1, j = row_of(k, n1), i = column_of(k, n1);
+    const long n = long(cells.m0 + 1) * n1;
+    float sums[kPlanes] = {};
+    each_stencil_entry([&](int p, int q, int row, int plane, int column) EF_LAMBDA {
+      const int y = j - row, z = i - column;
+      if (y >= 0 && y < cells.m0 && z >= 0 && z < cells.m1)
+        sums[plane] += float(cells.plane(b, entry(p, q))[long(y) * cells.m1 + z]);
+    });
+    if (regular)
+      for (int c = 0; c < 3; c += 2)
+        if (sums[c] == 0) sums[c] = 1;
+    for (int c = 0; c < kPlanes; ++c) planes[(long(b) * kPlanes + c) * n + k] = sums[c];
+  }
+};
+
+// Inverse of the assembled 4-node block of each cell of a stored level.
+struct InvertBody {
+  const float* planes;
+  StoredCells cells;  // takes the inverses
+  EF_HD void operator()(int b, long k) const {
+    const int n1 = cells.m1 + 1, j = row_of(k, cells.m1), i = column_of(k, cells.m1);
+    const long n = long(cells.m0 + 1) * n1, at = long(j) * n1 + i;
+    double block[kEntries];
+    each_stencil_entry([&](int p, int q, int row, int plane, int column) EF_LAMBDA {
+      block[entry(p, q)] = planes[(long(b) * kPlanes + plane) * n + at + long(row) * n1 + column];
+    });
+    invert_block(block);
+    cells.store(b, j, i, block);
+  }
+};
+
+// Patch smoother of the finest level, cell by cell; special cells come after.
+struct PatchScaleBody {
+  int n0, n1;
+  const float *x32, *shift32;
+  float *scale, *shift0, *shift1;
+  EF_HD void operator()(int b, long k) const {
+    const int j = row_of(k, n1 - 1), i = column_of(k, n1 - 1);
+    const long n = long(n0) * n1, cells = long(n0 - 1) * (n1 - 1), at = long(j) * n1 + i;
+    auto sum = [&](const float* p) EF_LAMBDA {
+      const Corners<float> c = corners_at(p, n1);
+      return c.a + c.b + c.c + c.d;
+    };
+    const float x = sum(x32 + n * b + at);
+    scale[cells * b + k] = 4 / x;
+    if (shift32) {
+      const float* s = shift32 + 2 * n * b + at;
+      shift0[cells * b + k] = sum(s) / x;
+      shift1[cells * b + k] = sum(s + n) / x;
+    }
+  }
+};
+
+template <bool kReduced>
+struct SpecialBody {
+  FinestCells<kReduced> cells;
+  const int *row, *column;
+  long count;
+  float *scale, *inverse;
+  EF_HD void operator()(int b, long k) const {
+    const int m0 = cells.n0 - 1, m1 = cells.n1 - 1, i = column[k];
+    int lo = 0, hi = m0;  // the row whose range holds k
+    while (hi - lo > 1) {
+      const int mid = (lo + hi) / 2;
+      (row[mid] <= k ? lo : hi) = mid;
+    }
+    const int j = lo;
+    double matrices[9][kEntries], block[kEntries];
+    auto exists = [&](int dj, int di) EF_LAMBDA {
+      return j + dj >= 0 && j + dj < m0 && i + di >= 0 && i + di < m1;
+    };
+    for (int e = 0; e < 9; ++e)
+      if (exists(e / 3 - 1, e % 3 - 1)) cells.load(b, j + e / 3 - 1, i + e % 3 - 1, matrices[e]);
+    patch_block(exists, [&](int dj, int di, int e) EF_LAMBDA { return matrices[3 * (dj + 1) + di + 1][e]; }, block);
+    for (int p = 0; p < 8; ++p)
+      if (block[entry(p, p)] == 0) block[entry(p, p)] = 1;  // fixed dofs, whose residual is zero
+    invert_block(block);
+    for (int e = 0; e < kEntries; ++e) inverse[(count * b + k) * kEntries + e] = float(block[e]);
+    scale[long(m0) * m1 * b + long(j) * m1 + i] = 0;
+  }
+};
+
+// ---------------------------------------------------------------------------------------- largest eigenvalue
+
+struct LanczosStart {
+  float* residual;
+  const uint8_t* fixed;
+  long n;  // dofs
+  Lanczos* state;
+  EF_HD void operator()(int b, long k) const {
+    residual[n * b + k] = fixed[k] ? 0.f : lanczos_start(uint32_t(k));
+    if (k == 0) state[b].start();
+  }
+};
+
+struct DotTerm {
+  const float *p, *q;
+  long n;
+  EF_HD void operator()(int b, long i, double* sum) const { sum[0] += double(p[n * b + i]) * double(q[n * b + i]); }
+};
+
+struct LanczosDirection {
+  Lanczos* state;
+  EF_HD void operator()(int b, const double* sum) const { state[b].direction(sum[0]); }
+};
+
+struct LanczosStep {
+  Lanczos* state;
+  EF_HD void operator()(int b, const double* sum) const { state[b].step(-sum[0]); }
+};
+
+// d = z + beta d, and room for its product: r = 0.
+struct DirectionBody {
+  const Lanczos* state;
+  const float* z;
+  float *d, *r;
+  long n;
+  EF_HD void operator()(int b, long k) const {
+    const long at = n * b + k;
+    d[at] = z[at] + (state[b].steps ? float(state[b].beta) * d[at] : 0.f);
+    r[at] = 0;
+  }
+};
+
+struct DescendBody {
+  const Lanczos* state;
+  const float* r;
+  float* residual;
+  long n;
+  EF_HD void operator()(int b, long k) const { residual[n * b + k] += float(state[b].alpha) * r[n * b + k]; }
+};
+
+struct LargestBody {
+  const Lanczos* state;
+  double* lmax;
+  EF_HD void operator()(int b, long) const { lmax[b] = state[b].largest(); }
+};
+
+// ----------------------------------------------------------------------------------------------- the coarsest
+
+template <class Cells>
+struct FactorBody {
+  Cells cells;
+  Banded shape;
+  double regularization;
+  double* band;
+  EF_HD void operator()(int b, long) const {
+    double matrix[kEntries];
+    int last_j = -1, last_i = -1;
+    shape.factor(
+        [&](int j, int i, int e) {
+          if (j != last_j || i != last_i) cells.load(b, last_j = j, last_i = i, matrix);
+          return matrix[e];
+        },
+        regularization, band + shape.entries() * b);
+  }
+};
+
+// Column k of the inverse, dofs in field order.
+struct InverseBody {
+  Banded shape;
+  const double* band;
+  double *work, *inverse;
+  EF_HD void operator()(int b, long k) const {
+    const size_t n = shape.size();
+    double* column = work + n * n * b + k;
+    for (size_t i = 0; i < n; ++i) column[i * n] = 0;
+    column[shape.number(size_t(k)) * n] = 1;
+    shape.solve(band + shape.entries() * b, column, n);
+    for (size_t i = 0; i < n; ++i) inverse[n * n * b + i * n + k] = column[shape.number(i) * n];
+  }
+};
+
+struct DenseSolve {
+  long n;
+  const double* inverse;
+  const float* r;
+  float* x;
+  EF_HD void operator()(int b, long k) const {
+    double sum = 0;
+    for (long i = 0; i < n; ++i) sum += inverse[n * n * b + i * n + k] * r[n * b + i];
+    x[n * b + k] = float(sum);
+  }
+};
+
+// Substitution by one index a member: for long coarsest levels, whose inverse would take too much memory.
+struct BandedSolve {
+  Banded shape;
+  const double* band;
+  double* work;
+  const float* r;
+  float* x;
+  EF_HD void operator()(int b, long) const {
+    const size_t n = shape.size();
+    double* w = work + n * b;
+    for (size_t k = 0; k < n; ++k) w[shape.number(k)] = r[n * b + k];
+    shape.solve(band + shape.entries() * b, w);
+    for (size_t k = 0; k < n; ++k) x[n * b + k] = float(w[shape.number(k)]);
+  }
+};
+
+// ------------------------------------------------------------------------------------- around the V-cycle
+
+// The dof that is kept out of the hierarchy, or -1, and the motion that it holds: 2N values, or a translation.
+struct Pin {
+  long dof;
+  Fields<const double> mode;  // data may be null
+  double translation[2];
+  EF_HD double at(int b, long i, long n) const { return mode.data ? mode.of(b)[i] : translation[i >= n]; }
+};
+
+// Norm of the residual, and its net force along the motion that the pin holds.
+struct LoadTerm {
+  const double* r;
+  const uint8_t* fixed;  // the pin included
+  long n;
+  Pin pin;
+  EF_HD void operator()(int b, long i, double* sum) const {
+    if (fixed[i]) return;
+    const double v = r[2 * n * b + i];
+    sum[0] += v * v;
+    if (pin.dof >= 0) sum[1] += pin.at(b, i, n) * v;
+  }
+};
+
+struct LoadSums {
+  double *scale, *net;
+  EF_HD void operator()(int b, const double* sum) const {
+    scale[b] = sum[0] > 0 ? std::sqrt(sum[0]) : 1;
+    net[b] = sum[1];
+  }
+};
+
+// The scaled residual in single precision, with a reaction at the pin that balances it.
+struct LowerBody {
+  const double* r;
+  const uint8_t* fixed;
+  long n;
+  Pin pin;
+  const double *scale, *net;
+  float* out;
+  EF_HD void operator()(int b, long k) const {
+    const long at = 2 * n * b + k;
+    const double v = k == pin.dof ? -net[b] : fixed[k] ? 0.0 : r[at];
+    out[at] = float(v / scale[b]);
+  }
+};
+
+struct RaiseBody {
+  const float* x;
+  const uint8_t* fixed;
+  long n;
+  Pin pin;
+  const double *scale, *modulus;
+  double* z;
+  EF_HD void operator()(int b, long k) const {
+    const float* xb = x + 2 * n * b;
+    const double v = pin.dof < 0 ? xb[k] : xb[k] - xb[pin.dof] * pin.at(b, k, n);
+    z[2 * n * b + k] = fixed[k] ? 0 : v * (scale[b] / modulus[b]);
+  }
+};
+
+}  // namespace elastofast

@@ -1,0 +1,332 @@
+// Mathematics of multigrid on one cell: its matrix, the patch smoother, static condensation, interpolation. Shared by
+// CPU and CUDA; V is one number or a vector of them.
+#pragma once
+#include <cstddef>
+
+#include "cell.h"
+
+namespace elastofast {
+
+// Packed upper triangle of the symmetric 8 x 8 cell matrix; dof = component * 4 + corner (a, b, c, d).
+constexpr int kEntries = 36;
+EF_HD constexpr int entry(int p, int q) {
+  return p <= q ? p * (15 - p) / 2 + q : q * (15 - q) / 2 + p;
+}
+
+// Half of a symmetric 9-point stencil of 2 x 2 blocks, in 19 planes: the node itself (00, 01, 11) and its neighbours
+// towards (0,+1), (+1,-1), (+1,0), (+1,+1) (00, 01, 10, 11 each: row component, then the neighbour's component).
+constexpr int kPlanes = 19;
+constexpr int kEast = 3, kSouthWest = 7, kSouth = 11, kSouthEast = 15;
+
+// Calls body(p, q, row, plane, column) for the 36 entries (p, q) of a cell: where each lies in the half stencil, as plane
+// of the node at corner (row, column).
+template <class Body>
+EF_HD void each_stencil_entry(Body body) {
+  for (int corner = 0; corner < 4; ++corner) {
+    body(corner, corner, corner / 2, 0, corner % 2);
+    body(corner, 4 + corner, corner / 2, 1, corner % 2);
+    body(4 + corner, 4 + corner, corner / 2, 2, corner % 2);
+  }
+  for (int k = 0; k < 4; ++k) {
+    const int p = 4 * (k / 2), q = 4 * (k % 2);
+    body(p + 0, q + 1, 0, kEast + k, 0);
+    body(p + 2, q + 3, 1, kEast + k, 0);
+    body(p + 0, q + 2, 0, kSouth + k, 0);
+    body(p + 1, q + 3, 0, kSouth + k, 1);
+    body(p + 0, q + 3, 0, kSouthEast + k, 0);
+    body(p + 1, q + 2, 0, kSouthWest + k, 1);
+  }
+}
+
+// Calls put(integral_constant p, integral_constant q, value) for the packed entries of one cell's stiffness matrix.
+template <bool kReduced, class V, class T, class Put>
+EF_HD void cell_matrix(const CellLaw<T>& law, const StiffnessFactors<V>& f, Put put) {
+  unroll(std::make_integer_sequence<int, 64>{}, [&](auto e) EF_LAMBDA {
+    constexpr int P = decltype(e)::value / 8, Q = decltype(e)::value % 8;
+    if constexpr (P <= Q)
+      put(std::integral_constant<int, P>{}, std::integral_constant<int, Q>{},
+          stiffness_entry<kReduced, P / 4, P % 4 / 2, P % 2, Q / 4, Q % 4 / 2, Q % 2>(law, f));
+  });
+}
+
+// The assembled 4-node block of a cell, packed: fine(dj, di, e) is entry e of the neighbour (dj, di) of the cell, exists
+// says whether there is one.
+template <class Exists, class Fine>
+EF_HD void patch_block(Exists exists, Fine fine, double* block) {
+  for (int e = 0; e < kEntries; ++e) block[e] = 0;
+  for (int dj = -1; dj <= 1; ++dj)
+    for (int di = -1; di <= 1; ++di) {
+      if (!exists(dj, di)) continue;
+      for (int p = 0; p < 8; ++p)
+        for (int q = p; q < 8; ++q) {
+          // the corners of the patch that are corners of this neighbour too
+          const int ps = p % 4 / 2 - dj, pt = p % 2 - di, qs = q % 4 / 2 - dj, qt = q % 2 - di;
+          if (ps < 0 || ps > 1 || pt < 0 || pt > 1 || qs < 0 || qs > 1 || qt < 0 || qt > 1) continue;
+          block[entry(p, q)] += fine(dj, di, entry(p / 4 * 4 + 2 * ps + pt, q / 4 * 4 + 2 * qs + qt));
+        }
+    }
+}
+
+// Inverse of a symmetric positive definite matrix, packed, by symmetric sweeps.
+template <class V, int N, class At>
+EF_HD void sweep_inverse(At at) {
+  for (int k = 0; k < N; ++k) {
+    const V d = 1.0 / at(k, k);
+    V row[N];
+    for (int p = 0; p < N; ++p) row[p] = at(k, p);
+    for (int p = 0; p < N; ++p) {
+      if (p == k) continue;
+      const V f = row[p] * d;
+      for (int q = p; q < N; ++q)
+        if (q != k) at(p, q) -= f * row[q];
+      at(k, p) = f;
+    }
+    at(k, k) = -d;
+  }
+  for (int p = 0; p < N; ++p)
+    for (int q = p; q < N; ++q) at(p, q) = -at(p, q);
+}
+
+// -------------------------------------------------------------------------------------------- patch smoother
+
+// Patch smoother of the finest level: inverse of the homogeneous 4-node block, block-diagonal in the modes
+// (u_m, v_h), (v_m, u_h), (u_s, v_t), (u_t, v_s); each block is [p q; q r] + diag(shift) / modulus.
+template <class T>
+struct Patch {
+  int n0, n1;
+  T p[4], q[4], r[4];
+  const T* scale;           // (n0-1, n1-1): 1 / mean modulus, 0 where the cell is special
+  const T *shift0, *shift1; // (n0-1, n1-1): shift / mean modulus of each component, or null
+  const int* special_row;   // special cells (edges, fixed dofs) sorted by row: [n0] offsets
+  const int* special_col;
+  const T* special;         // [cell][36] packed inverses
+};
+
+template <class V>
+EF_HD void block_inverse(V& p, V& q, V& r) {
+  const V w = 1 / (p * r - q * q), t = p * w;
+  p = r * w;
+  q = -q * w;
+  r = t;
+}
+
+// Scaled inverse of the homogeneous block times the residual (u, v) at the corners. With a shift, s0 and s1, the blocks
+// are inverted here; without one they come inverted.
+template <bool kShift, class V, class T>
+EF_HD CornerForces<V> patch_solve(const T* p, const T* q, const T* r, V scale, V s0, V s1, const Corners<V>& u,
+                                  const Corners<V>& v) {
+  V p_[4], q_[4], w_[4];
+  for (int k = 0; k < 4; ++k) {
+    p_[k] = V{} + p[k], q_[k] = V{} + q[k], w_[k] = V{} + r[k];
+    if constexpr (kShift) {
+      p_[k] += k == 1 ? s1 : s0;
+      w_[k] += k == 1 ? s0 : s1;
+      block_inverse(p_[k], q_[k], w_[k]);
+    }
+  }
+  V e = u.a + u.b, f = u.c + u.d, g = u.b - u.a, h = u.d - u.c;
+  const V um = e + f, us = f - e, ut = g + h, uh = h - g;
+  e = v.a + v.b, f = v.c + v.d, g = v.b - v.a, h = v.d - v.c;
+  const V vm = e + f, vs = f - e, vt = g + h, vh = h - g;
+  const V s = scale * T(0.25);
+  const V fm = s * (p_[0] * um + q_[0] * vh), gh = s * (q_[0] * um + w_[0] * vh);
+  const V gm = s * (p_[1] * vm + q_[1] * uh), fh = s * (q_[1] * vm + w_[1] * uh);
+  const V fs = s * (p_[2] * us + q_[2] * vt), gt = s * (q_[2] * us + w_[2] * vt);
+  const V ft = s * (p_[3] * ut + q_[3] * vs), gs = s * (q_[3] * ut + w_[3] * vs);
+  return {{fm - fs - ft + fh, fm - fs + ft - fh, fm + fs - ft - fh, fm + fs + ft + fh},
+          {gm - gs - gt + gh, gm - gs + gt - gh, gm + gs - gt - gh, gm + gs + gt + gh}};
+}
+
+// Packed inverse of a special cell times the residual at its corners; u is the first corner of component 0 in a field of
+// planes of n values and rows of n1.
+template <class T>
+EF_HD CornerForces<T> special_solve(const T* inverse, const T* u, size_t n, int n1) {
+  const T in[8] = {u[0], u[1], u[n1], u[n1 + 1], u[n], u[n + 1], u[n + n1], u[n + n1 + 1]};
+  T out[8] = {};
+  for (int p = 0; p < 8; ++p)
+    for (int q = 0; q < 8; ++q) out[p] += inverse[entry(p, q)] * in[q];
+  return {{out[0], out[1], out[2], out[3]}, {out[4], out[5], out[6], out[7]}};
+}
+
+// The blocks p, q, r of `Patch` for a law: the 4-node block of the homogeneous body in modes; inverted unless a shift
+// has still to be added.
+template <bool kReduced>
+EF_HD void patch_modes(const CellLaw<double>& law, bool inverted, double* p, double* q, double* r) {
+  double cell[kEntries], block[kEntries];
+  const Corners<double> ones = {1, 1, 1, 1};
+  cell_matrix<kReduced>(law, stiffness_factors(moments(ones)),
+                        [&](auto a, auto b, double v) EF_LAMBDA { cell[entry(decltype(a)::value, decltype(b)::value)] = v; });
+  patch_block([](int, int) EF_LAMBDA { return true; }, [&](int, int, int e) EF_LAMBDA { return cell[e]; }, block);
+  const double mode[4][4] = {{.5, .5, .5, .5}, {-.5, -.5, .5, .5}, {-.5, .5, -.5, .5}, {.5, -.5, -.5, .5}};  // m s t h
+  auto project = [&](int ca, int ma, int cb, int mb) EF_LAMBDA {
+    double sum = 0;
+    for (int a = 0; a < 4; ++a)
+      for (int b = 0; b < 4; ++b) sum += mode[ma][a] * mode[mb][b] * block[entry(4 * ca + a, 4 * cb + b)];
+    return sum;
+  };
+  const int pairs[4][4] = {{0, 0, 1, 3}, {1, 0, 0, 3}, {0, 1, 1, 2}, {0, 2, 1, 1}};  // component, mode; component, mode
+  for (int k = 0; k < 4; ++k) {
+    const int* w = pairs[k];
+    p[k] = project(w[0], w[1], w[0], w[1]), q[k] = project(w[0], w[1], w[2], w[3]);
+    r[k] = project(w[2], w[3], w[2], w[3]);
+    if (inverted) block_inverse(p[k], q[k], r[k]);
+  }
+}
+
+// -------------------------------------------------------------------------------------------------- transfer
+
+// How one axis is coarsened: every coarse cell spans width[c] (1, 2 or 3) fine cells from fine node first[c].
+// Fine node k lies in coarse cell cell[k] at the fraction place[k] of its length.
+struct AxisView {
+  int n_fine, n_coarse, regular;  // the first `regular` coarse cells are two fine cells wide
+  const int *first, *width;
+  const double* place;
+};
+
+// Interpolation inside coarse cells: bilinear on their edges, an exact block solve at their interior nodes.
+template <class T>
+struct Transfer {
+  AxisView a0, a1;
+  const T* regular;    // [coarse cell row][16][padded(coarse cells)]: the interior node of 2 x 2 cells, component * 8
+                       // + corner dof
+  const T* irregular;  // [cell][node][16]: cells outside the regular block, with up to 4 interior nodes
+  const T *place0, *place1;
+};
+
+// Where the 64 interior weights of an irregular coarse cell lie: node * 16 + component * 8 + corner dof.
+EF_HD size_t irregular_cell(const AxisView& a0, const AxisView& a1, int J, int I) {
+  const int m1 = a1.n_coarse - 1, rest = m1 - a1.regular;
+  if (J < a0.regular) return size_t(J) * rest + (I - a1.regular);
+  return size_t(a0.regular) * rest + size_t(J - a0.regular) * m1 + I;
+}
+
+// Calls body(fine row, fine column, interior weights or null, bilinear weights[4]) for the fine nodes that one
+// coarse cell owns: those from its first corner on, and the last row and column of the grid.
+template <class T, class Body>
+EF_HD void owned_nodes(const Transfer<T>& P, int J, int I, Body body) {
+  const int w0 = P.a0.width[J], w1 = P.a1.width[I], f0 = P.a0.first[J], f1 = P.a1.first[I];
+  const int e0 = J == P.a0.n_coarse - 2, e1 = I == P.a1.n_coarse - 2;
+  const T* interior = P.irregular + irregular_cell(P.a0, P.a1, J, I) * 64;
+  for (int p = 0; p < w0 + e0; ++p)
+    for (int q = 0; q < w1 + e1; ++q) {
+      const bool inside = p > 0 && p < w0 && q > 0 && q < w1;
+      const T s = p == w0 ? T(1) : P.place0[f0 + p], t = q == w1 ? T(1) : P.place1[f1 + q];
+      const T weights[4] = {(1 - s) * (1 - t), (1 - s) * t, s * (1 - t), s * t};
+      body(f0 + p, f1 + q, inside ? interior + ((p - 1) * (w1 - 1) + (q - 1)) * 16 : nullptr, weights);
+    }
+}
+
+// What a coarse cell gathers from the fine nodes that it owns, for its corners. Of a regular cell (two by two): u and v
+// at the corner, to the right, below and in the middle, the middle at the fractions s and t, q(k) its 16 weights.
+template <class V, class Q>
+EF_HD CornerForces<V> restrict_regular(V s, V t, const Corners<V>& u, const Corners<V>& v, Q q) {
+  return {{u.a + (1 - t) * u.b + (1 - s) * u.c + q(0) * u.d + q(8) * v.d, t * u.b + q(1) * u.d + q(9) * v.d,
+           s * u.c + q(2) * u.d + q(10) * v.d, q(3) * u.d + q(11) * v.d},
+          {v.a + (1 - t) * v.b + (1 - s) * v.c + q(4) * u.d + q(12) * v.d, t * v.b + q(5) * u.d + q(13) * v.d,
+           s * v.c + q(6) * u.d + q(14) * v.d, q(7) * u.d + q(15) * v.d}};
+}
+
+template <class T>
+EF_HD CornerForces<T> restrict_irregular(const Transfer<T>& P, int J, int I, const T* fine) {
+  const int nf = P.a1.n_fine;
+  const size_t n = size_t(P.a0.n_fine) * nf;
+  T out[8] = {};
+  owned_nodes(P, J, I, [&](int y, int x, const T* interior, const T* weights) EF_LAMBDA {
+    const size_t at = size_t(y) * nf + x;
+    for (int k = 0; k < 8; ++k)
+      out[k] += interior ? interior[k] * fine[at] + interior[8 + k] * fine[at + n]
+                         : weights[k % 4] * fine[at + (k / 4) * n];
+  });
+  return {{out[0], out[1], out[2], out[3]}, {out[4], out[5], out[6], out[7]}};
+}
+
+// The reverse: what the fine nodes that a coarse cell owns take from its corners u and v. Of a regular cell one
+// component (own): at the corner, to the right, below, in the middle; q(k) are the middle's 8 weights.
+template <class V, class Q>
+EF_HD Corners<V> prolong_regular(V s, V t, const Corners<V>& own, const Corners<V>& u, const Corners<V>& v, Q q) {
+  return {own.a, (1 - t) * own.a + t * own.b, (1 - s) * own.a + s * own.c,
+          q(0) * u.a + q(1) * u.b + q(2) * u.c + q(3) * u.d + q(4) * v.a + q(5) * v.b + q(6) * v.c + q(7) * v.d};
+}
+
+template <class T>
+EF_HD void prolong_irregular(const Transfer<T>& P, int J, int I, const T* coarse, T* fine) {
+  const int nf = P.a1.n_fine, nc = P.a1.n_coarse;
+  const size_t n = size_t(P.a0.n_fine) * nf, m = size_t(P.a0.n_coarse) * nc;
+  const T *c0 = coarse + size_t(J) * nc + I, *c1 = c0 + nc;
+  const T in[8] = {c0[0], c0[1], c1[0], c1[1], c0[m], c0[m + 1], c1[m], c1[m + 1]};
+  owned_nodes(P, J, I, [&](int y, int x, const T* interior, const T* weights) EF_LAMBDA {
+    for (int k = 0; k < 2; ++k) {
+      T sum = 0;
+      if (interior)
+        for (int e = 0; e < 8; ++e) sum += interior[8 * k + e] * in[e];
+      else
+        for (int e = 0; e < 4; ++e) sum += weights[e] * in[4 * k + e];
+      fine[k * n + size_t(y) * nf + x] = sum;
+    }
+  });
+}
+
+// -------------------------------------------------------------------------------------------------- coarsening
+
+// One coarse cell of w0 x w1 fine cells (1, 2 or 3 each): static condensation of its interior nodes, the other
+// nodes interpolated bilinearly. fine(k, e) is packed entry e of fine cell k (row major); place0[p], place1[q] are
+// the fractions of the interior lines. Gives the packed Galerkin matrix and the interior weights [node][2][8].
+template <class V, int W0, int W1, class Fine>
+EF_HD void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin, V* weights) {
+  constexpr int kIn = (W0 - 1) * (W1 - 1), kDofs = kIn > 0 ? 2 * kIn : 1;
+  V inner[kDofs][kDofs] = {}, mixed[kDofs][8] = {};
+  for (int e = 0; e < kEntries; ++e) galerkin[e] = V{};
+  struct Node {
+    int interior;   // number of the interior node, or -1
+    int n;          // corners that interpolate it
+    int corner[2];
+    V weight[2];
+  };
+  auto node = [&](int p, int q) EF_LAMBDA {
+    const bool edge0 = p == 0 || p == W0, edge1 = q == 0 || q == W1;
+    const int base = 2 * (p == W0) + (q == W1);
+    const V t = edge0 ? place1[q] : place0[p];
+    if (!edge0 && !edge1) return Node{(p - 1) * (W1 - 1) + q - 1, 0, {0, 0}, {V{}, V{}}};
+    if (edge0 && edge1) return Node{-1, 1, {base, 0}, {V{} + 1, V{}}};
+    return Node{-1, 2, {base, base + (edge0 ? 1 : 2)}, {1 - t, t}};
+  };
+  auto add = [&](int cell, int r, int c) EF_LAMBDA {
+    const int p = cell / W1, q = cell % W1;
+    const Node a = node(p + r % 4 / 2, q + r % 2), b = node(p + c % 4 / 2, q + c % 2);
+    if (a.interior < 0 && b.interior >= 0) return;  // by symmetry
+    const V v = fine(cell, entry(r, c));
+    if (a.interior >= 0 && b.interior >= 0) {
+      inner[2 * a.interior + r / 4][2 * b.interior + c / 4] += v;
+    } else if (a.interior >= 0) {
+      for (int k = 0; k < b.n; ++k) mixed[2 * a.interior + r / 4][c / 4 * 4 + b.corner[k]] += b.weight[k] * v;
+    } else {
+      for (int k = 0; k < a.n; ++k)
+        for (int l = 0; l < b.n; ++l) {
+          const int row = r / 4 * 4 + a.corner[k], col = c / 4 * 4 + b.corner[l];
+          if (row <= col) galerkin[entry(row, col)] += a.weight[k] * b.weight[l] * v;
+        }
+    }
+  };
+  if constexpr (W0 == 2 && W1 == 2)  // nearly all cells: everything but the additions is done by the compiler
+    unroll(std::make_integer_sequence<int, 256>{}, [&](auto e) EF_LAMBDA {
+      constexpr int E = decltype(e)::value;
+      add(E / 64, E / 8 % 8, E % 8);
+    });
+  else
+    for (int e = 0; e < W0 * W1 * 64; ++e) add(e / 64, e / 8 % 8, e % 8);
+  if constexpr (kIn > 0) {
+    for (int k = 0; k < kDofs; ++k) inner[k][k] += inner[k][k] == 0.0 ? V{} + 1.0 : V{};  // fixed dofs
+    sweep_inverse<V, kDofs>([&](int p, int q) EF_LAMBDA -> V& { return p <= q ? inner[p][q] : inner[q][p]; });
+    for (int k = 0; k < kDofs; ++k)
+      for (int c = 0; c < 8; ++c) {
+        V sum = {};
+        for (int l = 0; l < kDofs; ++l) sum -= (k <= l ? inner[k][l] : inner[l][k]) * mixed[l][c];
+        weights[8 * k + c] = sum;
+      }
+    for (int r = 0; r < 8; ++r)
+      for (int c = r; c < 8; ++c)
+        for (int k = 0; k < kDofs; ++k) galerkin[entry(r, c)] += mixed[k][r] * weights[8 * k + c];
+  }
+}
+
+}  // namespace elastofast

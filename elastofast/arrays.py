@@ -1,0 +1,230 @@
+"""Arrays decide where work is done: NumPy on the processor; CuPy and CUDA torch tensors on their GPU.
+
+A `Home` says where the arrays of one call live. Public functions ask `home_of` once, take their arguments into the
+home's own array library without copies, and give the result back as the kind of array that came.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+__all__ = ["HOST", "Home", "home_of", "namespace", "to_host"]
+
+
+@dataclass(frozen=True)
+class Home:
+    """Host memory."""
+
+    def __str__(self):
+        return "host memory (NumPy)"
+
+    @property
+    def on_device(self) -> bool:
+        """Whether kernels run on a device."""
+        return False
+
+    @property
+    def xp(self) -> Any:
+        """The array library."""
+        return np
+
+    @property
+    def own(self) -> Home:
+        """The same place for the library's own arrays."""
+        return self
+
+    def working(self):
+        """Context in which the library's calls belong to the caller's device and stream."""
+        return nullcontext()
+
+    def take(self, value):
+        """The library's own array of an argument that lives here; others are left for `as_float` to judge."""
+        return value
+
+    def give(self, array):
+        """An array as the caller's kind."""
+        return array
+
+
+@dataclass(frozen=True)
+class CudaHome(Home):
+    """Memory of one CUDA device; ``tensors`` if the caller's arrays are torch's, else CuPy's."""
+
+    device: int
+    tensors: bool = False
+
+    def __str__(self):
+        return f"cuda:{self.device} ({'torch' if self.tensors else 'CuPy'})"
+
+    @property
+    def on_device(self) -> bool:
+        return True
+
+    @property
+    def xp(self):
+        import cupy
+
+        return cupy
+
+    @property
+    def own(self):
+        return _cuda_home(self.device, False)
+
+    def working(self):
+        if not self.tensors:
+            return self.xp.cuda.Device(self.device)
+        import torch
+
+        return _TorchStream(self.xp, self.device, torch.cuda.current_stream(self.device).cuda_stream)
+
+    def take(self, value):
+        if value is None or _library(value) == "cupy":
+            return value
+        return self.xp.from_dlpack(value.detach()) if _library(value) == "torch" else self.xp.asarray(value)
+
+    def give(self, array):
+        if not self.tensors or _library(array) != "cupy":
+            return array
+        import torch
+
+        return torch.from_dlpack(array)
+
+    # What the grid's kernels need: their module, a queue on the caller's stream, addresses, sparse matrices and CG.
+
+    @property
+    def kernels(self):
+        """The compiled kernels."""
+        try:
+            from . import _cuda
+        except ImportError as error:
+            raise RuntimeError(
+                f"arrays on {self} need elastofast._cuda, which this installation does not have ({error}). Install "
+                "again with nvcc on PATH and ELASTOFAST_CUDA=1, or move the arrays to host memory"
+            ) from None
+        return _cuda
+
+    def queue(self):
+        """The current stream, for launches."""
+        return self.kernels.Queue(self.device, self.xp.cuda.get_current_stream().ptr)
+
+    def address(self, array) -> int:
+        """Where a contiguous array begins; 0 for None."""
+        return 0 if array is None else array.data.ptr
+
+    def csr(self, values, indices, indptr, shape):
+        """Sparse matrix over arrays that live here, without copies."""
+        from cupyx.scipy.sparse import csr_matrix
+
+        matrix = csr_matrix((values, indices, indptr), shape=shape, copy=False)
+        matrix.has_canonical_format = True
+        return matrix
+
+    def matrix(self, host):
+        """Copy of a sparse matrix (CSR) from the host."""
+        return self.csr(*map(self.xp.asarray, (host.data, host.indices, host.indptr)), host.shape)
+
+    @property
+    def linalg(self):
+        """The library's iterative solvers."""
+        import cupyx.scipy.sparse.linalg
+
+        return cupyx.scipy.sparse.linalg
+
+
+class _TorchStream:
+    """CuPy's work on torch's current stream."""
+
+    def __init__(self, xp, device, stream):
+        self._contexts = xp.cuda.Device(device), xp.cuda.ExternalStream(stream, device)
+
+    def __enter__(self):
+        for context in self._contexts:
+            context.__enter__()
+
+    def __exit__(self, *error):
+        for context in reversed(self._contexts):
+            context.__exit__(*error)
+
+
+HOST = Home()
+
+
+def home_of(**arguments) -> Home:
+    """Where the named arguments live, None left out; one of torch's makes the result torch's.
+
+    Raises
+    ------
+    TypeError
+        If they live in different places; the message names two of them.
+    """
+    found: dict[str, Home] = {n: _home(a) for n, a in arguments.items() if a is not None}
+    if not found:
+        return HOST
+    (first, home), *others = found.items()
+    for name, other in others:
+        if _place(other) != _place(home):
+            raise TypeError(
+                f"{first} is on {home} and {name} on {other}: move one of them, arrays that work together live in one "
+                "place"
+            )
+    return home
+
+
+def namespace(array) -> Any:
+    """The array library of one array of its own."""
+    return _home(array).xp
+
+
+def to_host(value):
+    """NumPy array of a setting that may live anywhere; other values come back as they are."""
+    home = _home(value)
+    if not home.on_device:
+        return value
+    with home.working():
+        return home.xp.asnumpy(home.take(value))
+
+
+def on(home, owner, name):
+    """Attribute of an object that never changes, on a device: copied there once."""
+    if not home.on_device:
+        return getattr(owner, name)
+    copies = _COPIES.setdefault(owner, {})
+    key = _place(home), name
+    if key not in copies:
+        copies[key] = home.xp.asarray(getattr(owner, name))
+    return copies[key]
+
+
+_COPIES: WeakKeyDictionary[Any, dict] = WeakKeyDictionary()
+
+
+def _home(value) -> Home:
+    library = _library(value)
+    if library == "cupy":
+        return _cuda_home(value.device.id, False)
+    if library == "torch" and value.is_cuda:
+        return _cuda_home(value.device.index, True)
+    if library not in ("torch", "numpy", "builtins") and hasattr(value, "__cuda_array_interface__"):
+        import cupy
+
+        return _cuda_home(cupy.asarray(value).device.id, False)
+    return HOST
+
+
+@cache
+def _cuda_home(device, tensors):
+    return CudaHome(device, tensors)
+
+
+def _place(home):
+    return getattr(home, "device", None)
+
+
+def _library(value) -> str:
+    return type(value).__module__.partition(".")[0]

@@ -1,0 +1,268 @@
+"""The form and its solver on a structured `Grid` on a device: the shells of `grid_kernels` over device arrays."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from .arrays import to_host
+from .grid_kernels import SMOOTHER, GridSolver
+from .mesh_solver import Solution
+
+__all__ = ["DeviceBackend", "DeviceSolver"]
+
+RESTARTS = 4  # of conjugate gradients, from the true residual
+LARGEST_BATCH = 65535  # what one launch can hold
+
+
+class DeviceBackend:
+    """What `GridBackend` gives, for arrays on one device.
+
+    Parameters
+    ----------
+    host : GridBackend
+        The same on the processor; gives the law's numbers, sparsity patterns and the pin.
+    home : CudaHome
+    """
+
+    def __init__(self, host, home):
+        self.host, self.grid, self.law, self.home = host, host.grid, host.law, home
+        law = self.law
+        self.core = home.kernels.GridForm(
+            *self.grid.shape, *self.grid.spacing, law.lame_lambda, law.lame_mu, law.name == "plane_strain"
+        )
+        self._plans = []
+
+    def _launch(self, name, dtype, *arguments):
+        getattr(self.core, f"{name}_{np.dtype(dtype).name}")(self.home.queue(), *arguments)
+
+    def force(self, x, u, out=None):
+        """K(x) u for a batch: x (1 or B, N) and u (B, 2, N) give (B, 2, N); values are not looked at."""
+        out, at = self.home.xp.empty_like(u) if out is None else out, self.home.address
+        stride = 0 if len(x) == 1 else self.grid.n_nodes
+        self._launch("force", u.dtype, _batch(len(u)), at(x), stride, at(u), at(out))
+        return out, True
+
+    def sensitivity(self, u, v, out=None):
+        """D(u)^T v for a batch: u and v (B, 2, N) give (B, N); values are not looked at."""
+        out = self.home.xp.empty((len(u), u.shape[-1]), u.dtype) if out is None else out
+        at = self.home.address
+        self._launch("sensitivity", u.dtype, _batch(len(u)), at(u), at(v), at(out))
+        return out, True
+
+    def stiffness(self, x, out=None):
+        """K(x) of x (N,) as a 2N x 2N CSR matrix of the device's library, pattern shared by all results."""
+        return self._matrix("stiffness_values", x, self._stiffness_pattern, 2 * self.grid.n_nodes, out)
+
+    def contraction(self, u, out=None):
+        """D(u) of u (2, N) as a 2N x N CSR matrix, row = component * N + node."""
+        return self._matrix("contraction_values", u, self._contraction_pattern, self.grid.n_nodes, out)
+
+    def _matrix(self, kernel, field, pattern, n_columns, out):
+        starts, indptr, indices = pattern
+        at = self.home.address
+        if out is None:
+            values = self.home.xp.empty(len(indices), field.dtype)
+            out = self.home.csr(values, indices, indptr, (len(indptr) - 1, n_columns))
+        elif at(out.indices) != at(indices) or out.dtype != field.dtype:
+            raise ValueError("out must be a matrix that this form returned for arguments of the same dtype")
+        self._launch(kernel, field.dtype, at(field), at(starts), at(out.data))
+        return out
+
+    @cached_property
+    def _stiffness_pattern(self):
+        return self._upload(self.host._stiffness_pattern)
+
+    @cached_property
+    def _contraction_pattern(self):
+        return self._upload(self.host._contraction_pattern)
+
+    def _upload(self, pattern):
+        starts, (indptr, indices) = pattern
+        return tuple(self.home.xp.asarray(a) for a in (starts, indptr, indices))
+
+    def solver(self, x, active, shift=None):
+        """`DeviceSolver` for K(x) + diag(shift) on the active dofs, for one modulus or a batch."""
+        return DeviceSolver(self, x, active, shift)
+
+    def plan(self, active, shifted, batch):
+        """The `_Plan` for a mask; the last few are kept, because solvers for many moduli share them."""
+        for plan in self._plans:
+            if plan.fits(active, shifted, batch):
+                return plan
+        self._plans = [_Plan(self, active.copy(), shifted, batch), *self._plans[:3]]
+        return self._plans[0]
+
+
+class _Plan:
+    """What solvers for different moduli share: the hierarchy's layout and constants, and where the pin is."""
+
+    def __init__(self, backend, active, shifted, batch):
+        home, xp = backend.home, backend.home.xp
+        self.active, self.shifted, self.batch = active, shifted, batch
+        fixed = ~active
+        self.pin, mode = backend.host.pin(fixed)
+        degree, ratio = SMOOTHER[backend.law.name]
+        self.core = home.kernels.Multigrid(
+            backend.core, fixed.view(np.uint8), shifted, self.pin, _batch(batch), degree=degree, ratio=ratio
+        )
+        self.constants = xp.asarray(self.core.constants())
+        self.mask = xp.asarray(active)
+        constant = self.pin >= 0 and bool((mode == mode[:, :1]).all())
+        self.translation = (float(mode[0, 0]), float(mode[1, 0])) if constant else (0.0, 0.0)
+        self.mode = xp.asarray(mode) if self.pin >= 0 and not constant else None
+
+    def fits(self, active, shifted, batch):
+        same = self.active is active or np.array_equal(self.active, active)
+        return same and (self.shifted, self.batch) == (shifted, batch)
+
+
+class DeviceSolver(GridSolver):
+    """`GridSolver` on a device, for one modulus (N,) or for a batch (B, N), whose fields are then (B, 2, N).
+
+    The systems of a batch are solved as one block-diagonal system by the library's conjugate gradients; each is
+    scaled to a right-hand side of norm one, so that the bound for the whole is one for each. Nothing is copied to
+    the host but a few numbers an iteration.
+    """
+
+    def __init__(self, backend, x, active, shift=None):
+        home, n = backend.home, backend.grid.n_nodes
+        self.home, xp = home, home.xp
+        self.active = np.asarray(active, bool).reshape(2, n)
+        if not self.active.any():
+            raise ValueError("active marks no dof: there is nothing to solve for")
+        self._x = xp.ascontiguousarray(x, xp.float64).reshape(-1, n)
+        self._fields = (len(self._x), 2, n)
+        self.shape = (2, n) if x.ndim == 1 else self._fields
+        self._shift = None
+        if shift is not None:
+            own = xp.asarray(shift, xp.float64).reshape(-1, 2, n)
+            self._shift = xp.ascontiguousarray(xp.broadcast_to(own, self._fields))
+        self._plan = plan = backend.plan(self.active, shift is not None, len(self._x))
+        self._law = backend.law.name
+        self._workspace = xp.empty(plan.core.workspace_bytes, xp.uint8)
+        scratch = xp.empty(plan.core.scratch_bytes, xp.uint8)
+        at = home.address
+        plan.core.set_up(
+            home.queue(), at(plan.constants), at(self._workspace), at(scratch), at(self._x), n, at(self._shift), 2 * n
+        )
+        self._mode, self._stride = plan.mode, 0
+        if plan.pin >= 0 and shift is not None:
+            self._mode, self._stride = self._response_at_pin(), 2 * n
+
+    def _response_at_pin(self):
+        """With a shift the motion that the pin holds is no longer rigid: it is the response of the body without the
+        pin to a force there, scaled to be one at the pin.
+        """
+        load = self.home.xp.zeros(self._fields)
+        pin = divmod(self._plan.pin, self._fields[-1])
+        load[:, pin[0], pin[1]] = 1
+        w, *_ = self._conjugate_gradients(load, None, 1e-3, 50, pinned=False)
+        return w / w[:, pin[0], pin[1]].reshape(-1, 1, 1)
+
+    def solve(self, b, x0=None, rtol=1e-8, maxiter=200) -> Solution:  # type: ignore[override]
+        """Solve to a true relative residual of ``rtol`` for every member of the batch.
+
+        Parameters
+        ----------
+        b : array of float64, shape (2, N) or (B, 2, N)
+            Right-hand side; entries on inactive dofs are ignored.
+        x0 : array of the same shape, optional
+            Initial guess.
+        rtol : float
+            Bound for ||b - A w|| / ||b||.
+        maxiter : int
+            Limit on the iterations.
+
+        Raises
+        ------
+        RuntimeError
+            If the residual is not reached; the message says what was.
+        """
+        xp = self.home.xp
+        b = self._masked(b)
+        norm = xp.sqrt((b * b).sum(axis=(1, 2), keepdims=True))
+        norm = xp.where(norm > 0, norm, 1.0)
+        guess = None if x0 is None else self._masked(x0) / norm
+        w, iterations, residual = self._conjugate_gradients(b / norm, guess, rtol, maxiter)
+        if not residual <= rtol:
+            self._refuse(residual, iterations, rtol)
+        return Solution((w * norm).reshape(self.shape), iterations, residual)
+
+    def _conjugate_gradients(self, b, w, rtol, maxiter, pinned=True):
+        """The scaled systems as one; the residual that the iteration carries along drifts, so it begins again from
+        the true one.
+        """
+        linalg, xp = self.home.linalg, self.home.xp
+        iterations, size = 0, b.size
+
+        def count(_):
+            nonlocal iterations
+            iterations += 1
+
+        def operator(of):
+            return linalg.LinearOperator(
+                (size, size), matvec=lambda v: of(v.reshape(self._fields), pinned).ravel(), dtype=b.dtype
+            )
+
+        system, cycle = operator(self._product), operator(self._cycle)
+        w = xp.zeros_like(b) if w is None else w
+        r = b - self._product(w, pinned)
+        for _ in range(RESTARTS):
+            residual = self._largest(r)
+            if residual <= rtol or iterations >= maxiter:
+                break
+            e, _ = linalg.cg(
+                system, r.ravel(), rtol=0.0, atol=rtol, maxiter=maxiter - iterations, M=cycle, callback=count
+            )
+            w = w + e.reshape(self._fields)
+            r = b - self._product(w, pinned)
+        return w, iterations, self._largest(r)
+
+    @staticmethod
+    def _largest(r):
+        return float((r * r).sum(axis=(1, 2)).max()) ** 0.5
+
+    def _masked(self, field):
+        xp = self.home.xp
+        field = xp.asarray(field, xp.float64).reshape(self._fields)
+        return xp.where(self._plan.mask, field, 0.0)
+
+    def _cycle(self, r, pinned=True):
+        z, at, plan = self.home.xp.empty(self._fields), self.home.address, self._plan
+        r = self.home.xp.ascontiguousarray(r)
+        plan.core.precondition(
+            self.home.queue(), at(plan.constants), at(self._workspace), pinned, at(self._mode), self._stride,
+            *plan.translation, at(r), at(z),
+        )  # fmt: skip
+        return z
+
+    def _product(self, p, pinned=True):
+        q, at, plan = self.home.xp.empty(self._fields), self.home.address, self._plan
+        p = self.home.xp.ascontiguousarray(p)
+        plan.core.apply(
+            self.home.queue(), at(plan.constants), pinned, at(self._x), self._x.shape[1], at(self._shift), at(p), at(q)
+        )
+        return q
+
+    def precondition(self, r):
+        """One V-cycle, symmetric positive definite, about A^-1 r."""
+        xp = self.home.xp
+        return self._cycle(xp.asarray(r, xp.float64).reshape(self._fields)).reshape(self.shape)
+
+    def apply(self, w):
+        """A w; zero on inactive dofs."""
+        return self._product(self._masked(w)).reshape(self.shape)
+
+    def eigenvalue_bounds(self):
+        """Largest eigenvalue that each level's smoother is made for, (levels, B), on the host."""
+        count = self._fields[0]
+        block = to_host(self._workspace)
+        return np.array([block[at : at + 8 * count].view(np.float64) for at in self._plan.core.bound_offsets])
+
+
+def _batch(count):
+    if count > LARGEST_BATCH:
+        raise ValueError(f"a batch may have up to {LARGEST_BATCH} members on a device, got {count}: split it")
+    return count

@@ -1,0 +1,161 @@
+"""A stand-in for a GPU: arrays that are as unwilling to mix with NumPy as CuPy's, and the device's kernels run by the
+processor. What works on it does every index computation of the CUDA launches, and forgets no array on the host.
+"""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import scipy.sparse
+import scipy.sparse.linalg
+
+from elastofast import arrays
+
+
+class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array in "device" memory; only `asnumpy` gets its values out."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, *_, **__):
+        raise TypeError("implicit conversion to a NumPy array is not allowed")
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        return on_device(getattr(ufunc, method), *inputs, **options)
+
+    def __array_function__(self, function, types, args, kwargs):
+        return on_device(function, *args, **kwargs)
+
+    def __getattr__(self, name):
+        value = getattr(self.values, name)
+        return (lambda *a, **k: on_device(value, *a, **k)) if callable(value) else value
+
+    def __getitem__(self, key):
+        return on_device(self.values.__getitem__, key)
+
+    def __setitem__(self, key, value):
+        on_device(self.values.__setitem__, key, value)
+
+    def __len__(self):
+        return len(self.values)
+
+    def __iter__(self):
+        return (wrap(v) for v in self.values)
+
+    def __float__(self):
+        return float(self.values)
+
+    def __int__(self):
+        return int(self.values)
+
+    def __bool__(self):
+        return bool(self.values)
+
+
+def unwrap(value):
+    if isinstance(value, DeviceArray):
+        return value.values
+    if isinstance(value, np.ndarray) and value.ndim:
+        raise TypeError(f"Unsupported type {type(value)}: a NumPy array among device arrays")
+    if isinstance(value, list | tuple):
+        return type(value)(map(unwrap, value))
+    return value
+
+
+def wrap(value):
+    if isinstance(value, np.ndarray | np.generic):
+        return DeviceArray(np.asarray(value))
+    return tuple(map(wrap, value)) if isinstance(value, tuple) else value
+
+
+def on_device(function, *args, **kwargs):
+    kwargs = {k: unwrap(v) for k, v in kwargs.items()}
+    return wrap(function(*map(unwrap, args), **kwargs))
+
+
+class Library:
+    """NumPy's functions on device arrays."""
+
+    ndarray = DeviceArray
+    float64, uint8 = np.float64, np.uint8
+    linalg = SimpleNamespace(norm=lambda a: on_device(np.linalg.norm, a))
+
+    def __getattr__(self, name):
+        return lambda *a, **k: on_device(getattr(np, name), *a, **k)
+
+    @staticmethod
+    def asarray(value, dtype=None):  # the ways in and out
+        values = value.values if isinstance(value, DeviceArray) else np.array(value)
+        return DeviceArray(np.asarray(values, dtype))
+
+    @staticmethod
+    def array(value):
+        return DeviceArray(np.array(value.values if isinstance(value, DeviceArray) else value))
+
+    @staticmethod
+    def asnumpy(value):
+        return value.values.copy()
+
+
+class Matrix:
+    """Sparse matrix over device arrays."""
+
+    def __init__(self, values, indices, indptr, shape):
+        self.data, self.indices, self.shape, self.dtype = values, indices, shape, values.dtype
+        self.host = scipy.sparse.csr_array((values.values, indices.values, indptr.values), shape=shape, copy=False)
+
+    def __matmul__(self, vector):
+        return on_device(self.host.__matmul__, vector)
+
+
+def operator(shape, matvec, dtype):
+    return scipy.sparse.linalg.LinearOperator(shape, matvec=lambda v: matvec(DeviceArray(v)).values, dtype=dtype)
+
+
+def cg(system, b, x0=None, *, M, callback, **options):
+    return on_device(lambda v: scipy.sparse.linalg.cg(system, v, x0, M=M, callback=callback, **options), b)
+
+
+@dataclass(frozen=True)
+class TestHome(arrays.Home):
+    """Where device arrays live."""
+
+    __test__ = False
+    device: int = 0
+    width: int = 5000  # short strips on small grids, long ones on large
+    on_device = True
+    xp = Library()
+    linalg = SimpleNamespace(LinearOperator=operator, cg=cg)
+    csr = staticmethod(Matrix)
+
+    def __str__(self):
+        return "the test device"
+
+    @property
+    def kernels(self):
+        from elastofast import _host_executor
+
+        return _host_executor
+
+    def queue(self):
+        return self.kernels.Queue(self.width)
+
+    def address(self, array):
+        if array is None:
+            return 0
+        assert array.values.flags.c_contiguous
+        return array.values.ctypes.data
+
+    def matrix(self, host):
+        return Matrix(*(self.xp.asarray(a) for a in (host.data, host.indices, host.indptr)), host.shape)
+
+
+HOME = TestHome()
+
+
+def install(monkeypatch):
+    """Let `DeviceArray` decide, as CuPy arrays do; returns the way in and the way out."""
+    original = arrays._home
+    monkeypatch.setattr(arrays, "_home", lambda value: HOME if isinstance(value, DeviceArray) else original(value))
+    return HOME.xp.asarray, HOME.xp.asnumpy

@@ -1,0 +1,302 @@
+"""What runs on a device, against the CPU path: on the stand-in of device.py everywhere, on a GPU with ``-m gpu``."""
+
+import device
+import numpy as np
+import pytest
+
+import elastofast as ef
+from elastofast import _host_executor, arrays
+
+LAWS = {"stress": ef.PlaneStress(0.495), "strain": ef.PlaneStrain(0.495)}
+TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
+SHAPES = [(2, 2), (7, 9), (33, 40), (64, 65)]
+
+
+def cupy_device(monkeypatch):
+    """The way to a CuPy array and back; skips without a GPU."""
+    cuda = pytest.importorskip("elastofast._cuda", reason="elastofast._cuda is not built")
+    try:
+        cuda.device_count()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    cupy = pytest.importorskip("cupy")
+    return cupy.asarray, arrays.to_host
+
+
+def torch_device(monkeypatch):
+    """The way to a CUDA torch tensor and back; skips without a GPU."""
+    cupy_device(monkeypatch)
+    torch = pytest.importorskip("torch")
+    return lambda a: torch.as_tensor(a, device="cuda"), arrays.to_host
+
+
+@pytest.fixture(
+    params=[device.install, *(pytest.param(d, marks=pytest.mark.gpu) for d in (cupy_device, torch_device))],
+    ids=["stand-in", "cupy", "torch"],
+)
+def memory(request, monkeypatch):
+    return request.param(monkeypatch)
+
+
+@pytest.fixture(params=LAWS)
+def law(request):
+    return LAWS[request.param]
+
+
+def relative(actual, expected):
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype
+    return np.abs(actual - expected).max() / np.abs(expected).max()
+
+
+def body(shape, law, dtype=np.float64, batch=(), seed=0):
+    """Form, modulus and two displacements; cells are not square."""
+    rng = np.random.default_rng(seed)
+    form = ef.ElasticForm(ef.Grid(shape, (1e-3, 1.3e-3)), law)
+    x = np.exp(0.4 * rng.normal(size=(*batch, *shape))).astype(dtype)
+    u, v = rng.normal(size=(2, *batch, 2, *shape)).astype(dtype)
+    return form, x, u, v
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
+def test_contractions(memory, law, dtype, shape, batch):
+    put, get = memory
+    form, x, u, v = body(shape, law, dtype, batch)
+    assert relative(get(form.force(put(x), put(u))), form.force(x, u)) < TOLERANCE[dtype]
+    assert relative(get(form.sensitivity(put(u), put(v))), form.sensitivity(u, v)) < TOLERANCE[dtype]
+
+
+def test_one_modulus_for_many_displacements_and_flat_fields(memory, law):
+    put, get = memory
+    form, x, u, _ = body((33, 40), law, batch=(5,))
+    flat = u.reshape(5, 2, -1)
+    assert relative(get(form.force(put(x[0].ravel()), put(flat))), form.force(x[0].ravel(), flat)) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sparse_matrices(memory, law, dtype, shape):
+    put, to_host = memory[0], arrays.to_host
+    form, x, u, _ = body(shape, law, dtype)
+    for field, make in ((x, form.stiffness), (u, form.contraction)):
+        expected, found = make(field), make(put(field))
+        assert found.shape == expected.shape
+        np.testing.assert_array_equal(to_host(found.indices), expected.indices)
+        assert relative(to_host(found.data), expected.data) < TOLERANCE[dtype]
+        again = make(put(2 * field), out=found)
+        assert again is found and relative(to_host(found.data), 2 * expected.data) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("width", [1, 300, 10**9])
+def test_strips_of_any_length_give_the_same(monkeypatch, law, width):
+    home = device.TestHome(width=width)
+    monkeypatch.setattr(device, "HOME", home)
+    put, get = device.install(monkeypatch)
+    form, x, u, v = body((37, 21), law)
+    assert relative(get(form.force(put(x), put(u))), form.force(x, u)) < 1e-12
+    assert relative(get(form.sensitivity(put(u), put(v))), form.sensitivity(u, v)) < 1e-12
+
+
+LOADS = {
+    "pressure": lambda grid: ef.compression(grid, pressure=100.0),
+    "strain": lambda grid: ef.compression(grid, strain=0.01),
+    "all edges": lambda grid: ef.Boundary(fixed=edges(grid.shape)),
+}
+
+
+def edges(shape):
+    mask = np.ones((2, *shape), bool)
+    mask[:, 1:-1, 1:-1] = False
+    return mask
+
+
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("shape", [(8, 9), (40, 53), (65, 130), (24, 200)])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_solvers_do_what_the_cpu_does(memory, law, load, shape, shifted):
+    put, get = memory
+    form, x, b, _ = body(shape, law)
+    active = LOADS[load](form.geometry).loaded.reshape(2, -1)
+    shift = np.random.default_rng(1).uniform(0.5, 2, b.shape).reshape(2, -1) if shifted else None
+    b = b.reshape(2, -1)
+    host = form.solver(x.ravel(), active, shift)
+    there = form.solver(put(x.ravel()), active, None if shift is None else put(shift))
+    w = host.apply(b)
+    assert relative(get(there.apply(put(b))), w) < 1e-12
+    levels = there.eigenvalue_bounds()
+    np.testing.assert_allclose(levels.ravel(), host._core.eigenvalue_bounds, rtol=1e-5)
+    assert relative(get(there.precondition(put(b))), host.precondition(b)) < 1e-4  # single precision inside
+    expected, found = host.solve(b, rtol=1e-9), there.solve(put(b), rtol=1e-9)
+    assert abs(found.iterations - expected.iterations) <= 1
+    assert found.residual <= 1e-9
+    assert np.linalg.norm((b - host.apply(get(found.value)))[active]) <= 1.01e-9 * np.linalg.norm(b[active])
+
+
+def test_batch_of_forward_solves(memory, law):
+    put, get = memory
+    form, x, _, _ = body((40, 53), law, batch=(4,))
+    x[1] *= 1e5  # each member has its own scale
+    load = ef.compression(form.geometry, pressure=100.0)
+    expected, found = ef.solve_forward(form, x, load, rtol=1e-10), get(ef.solve_forward(form, put(x), load, rtol=1e-10))
+    for one, other in zip(found, expected, strict=True):
+        assert relative(one, other) < 1e-6
+
+
+def test_last_plans_are_remembered(monkeypatch):
+    put, _ = device.install(monkeypatch)
+    form, x, _, _ = body((20, 31), LAWS["stress"])
+    active = ef.compression(form.geometry, pressure=1.0).loaded.reshape(2, -1)
+    first, second = (form.solver(put(x.ravel()), active.copy()) for _ in range(2))
+    assert first._plan is second._plan
+
+
+@pytest.mark.parametrize("force_std", [0.0, 1e-3])
+@pytest.mark.parametrize("opened", [False, True])
+def test_covariance(memory, law, force_std, opened):
+    put, get = memory
+    form, x, r, _ = body((33, 40), law)
+    x *= 1e4
+    mask = edges(x.shape)
+    load = ef.Boundary(open=mask) if opened else ef.compression(form.geometry, pressure=100.0)
+    std = 1e-6 * np.random.default_rng(0).uniform(1, 3, r.shape)
+    host = ef.NoiseCovariance(form, x, load, std, force_std)
+    there = ef.NoiseCovariance(form, put(x), load, std, force_std)
+    assert relative(get(there.apply(put(r))), host.apply(r)) < 1e-12
+    if opened and force_std == 0:
+        return  # hundreds of iterations: apply says enough
+    expected, found = host.solve(r), there.solve(put(r))
+    assert abs(found.iterations - expected.iterations) <= 1
+    assert relative(get(found.value), expected.value) < 1e-5
+
+
+def measured(law, put=None, force_std=0.0):
+    grid = ef.Grid((40, 53), (6e-4, 6e-4))
+    load = ef.compression(grid, pressure=100.0)
+    truth, _ = ef.lesion(grid, seed=1)
+    m = ef.simulate(grid, law, load, truth, snr=35.0)
+    u = m.displacement if put is None else put(m.displacement)
+    return ef.Measurement(grid, law, load, u, m.displacement_std, force_std), truth
+
+
+@pytest.mark.parametrize("force_std", [0.0, 1e-4])
+@pytest.mark.parametrize("gradient", ["exact", "frozen"])
+def test_fidelity(memory, law, gradient, force_std):
+    put, get = memory
+    (host, truth), (there, _) = measured(law, None, force_std), measured(law, put, force_std)
+    value, slope = ef.Fidelity(host, gradient)(truth)
+    found, other = ef.Fidelity(there, gradient)(put(truth))
+    assert abs(found / value - 1) < 1e-9
+    assert relative(get(other), slope) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(prior="tv", weight=300.0),
+        dict(prior="tikhonov", weight=300.0, gradient="frozen"),
+        dict(prior="none"),
+        dict(prior="tv", weight=300.0, optimizer="l-bfgs", max_iterations=5),
+        dict(prior="tv", weight=300.0, optimizer="descent", max_iterations=2, gradient="frozen"),
+    ],
+    ids=lambda o: "-".join(map(str, o.values())),
+)
+def test_reconstruction(memory, options):
+    put, get = memory
+    (host, _), (there, _) = measured(LAWS["stress"]), measured(LAWS["stress"], put)
+    expected, found = ef.reconstruct(host, **options), ef.reconstruct(there, **options)
+    assert found.status == expected.status
+    # solves are loose and steps truncated: noise of 1e-7 of the data moves the CPU's own maps by up to 2e-3
+    assert np.linalg.norm(get(found.modulus) - expected.modulus) < 0.01 * np.linalg.norm(expected.modulus)
+    np.testing.assert_allclose(found.chi2, expected.chi2, rtol=0.01)
+    assert get(found.displacement).shape == expected.displacement.shape
+
+
+def test_automatic_weight(memory):
+    put, _ = memory
+    (host, _), (there, _) = measured(LAWS["stress"]), measured(LAWS["stress"], put)
+    np.testing.assert_allclose(ef.reconstruct(there).weight, ef.reconstruct(host).weight, rtol=0.1)
+
+
+@pytest.mark.parametrize("prior", [ef.priors.Tikhonov, ef.priors.TotalVariation])
+def test_priors(memory, prior):
+    put, get = memory
+    _, x, _, _ = body((20, 31), LAWS["stress"], batch=(3,))
+    prior = prior(ef.Grid((20, 31), (1e-3, 1e-3)))
+    (value, slope), (found, other) = prior(x), prior(put(x))
+    np.testing.assert_allclose(get(found), value, rtol=1e-12)
+    assert relative(get(other), slope) < 1e-12
+
+
+def test_arrays_of_different_places_are_refused(memory):
+    put, _ = memory
+    form, x, u, v = body((7, 9), LAWS["stress"])
+    with pytest.raises(TypeError, match=r"x is on .* and u on host memory"):
+        form.force(put(x), u)
+    with pytest.raises(TypeError, match=r"u is on host memory .* and v on"):
+        form.sensitivity(u, put(v))
+    load = ef.compression(form.geometry, pressure=1.0)
+    with pytest.raises(TypeError, match=r"modulus is on .* and r on host memory"):
+        ef.NoiseCovariance(form, put(x), load, 1e-6).solve(u)
+    m = ef.Measurement(form.geometry, form.law, load, put(1e-6 * u), 1e-6)
+    with pytest.raises(TypeError, match=r"displacement is on .* and x on host memory"):
+        ef.Fidelity(m)(x)
+    with pytest.raises(TypeError, match="start is on host memory"):
+        ef.reconstruct(m, start=x, weight=1.0)
+
+
+def test_arrays_of_different_dtypes_are_refused(memory):
+    put, _ = memory
+    form, x, u, _ = body((7, 9), LAWS["stress"])
+    with pytest.raises(TypeError, match="x and u must have one dtype, got float64 and float32"):
+        form.force(put(x), put(u.astype(np.float32)))
+
+
+def test_meshes_stay_on_the_host(monkeypatch):
+    pytest.importorskip("numba")
+    put, _ = device.install(monkeypatch)
+    form = ef.ElasticForm(ef.Mesh([[0, 0], [1, 0], [0, 1]], [[0, 1, 2]]), LAWS["stress"])
+    with pytest.raises(TypeError, match="need a Grid"):
+        form.force(put(np.ones(3)), put(np.ones((2, 3))))
+
+
+def test_output_array(memory):
+    put, get = memory
+    form, x, u, _ = body((7, 9), LAWS["stress"])
+    out = put(np.zeros_like(u))
+    assert form.force(put(x), put(u), out=out) is out
+    assert relative(get(out), form.force(x, u)) < 1e-12
+    with pytest.raises(ValueError, match=r"out must be a C-contiguous float64 array of shape \(2, 7, 9\)"):
+        form.force(put(x), put(u), out=put(np.zeros((7, 9))))
+
+
+def test_workspace_needs_no_initial_values(monkeypatch):
+    """A hierarchy set up in memory full of NaN equals one set up in zeros: nothing is read before it is written."""
+    law, shape = LAWS["strain"], (40, 53)
+    form, x, r, _ = body(shape, law)
+    core = _host_executor.GridForm(*shape, *form.geometry.spacing, law.lame_lambda, law.lame_mu, True)
+    fixed = ef.compression(form.geometry, pressure=1.0).fixed.astype(np.uint8)
+    plan = _host_executor.Multigrid(core, fixed, False, -1, 1, degree=4, ratio=30.0)
+    queue, results = _host_executor.Queue(1000), []
+
+    def at(a):
+        return a.ctypes.data
+
+    constants = plan.constants()
+    for byte in (0, 255):
+        workspace, scratch = (np.full(n, byte, np.uint8) for n in (plan.workspace_bytes, plan.scratch_bytes))
+        plan.set_up(queue, at(constants), at(workspace), at(scratch), at(x), 0, 0, 0)
+        scratch[:] = 255  # free again
+        z = np.full_like(r, np.nan)
+        plan.precondition(queue, at(constants), at(workspace), True, 0, 0, 0.0, 0.0, at(r), at(z))
+        results.append(z)
+    assert np.isfinite(results[0]).all()
+    np.testing.assert_array_equal(*results)
+
+
+def test_moduli_that_are_not_positive_are_refused(memory):
+    put, _ = memory
+    form, x, _, _ = body((20, 31), LAWS["stress"])
+    x[3, 4] = -1.0
+    with pytest.raises(ValueError, match=r"x must be positive .* its smallest value is -1"):
+        ef.solve_forward(form, put(x), ef.compression(form.geometry, pressure=1.0))
