@@ -35,7 +35,7 @@ PRIORS = {
 LEARNED = ("critic", "pnp", "unet")
 OPTIMIZERS = ("gauss-newton", "splitting", "l-bfgs", "descent")
 # weight of a prior with a target over the mean curvature of the data term: best on validation maps at 35 dB
-SPLITTING_WEIGHT = {"critic": 300.0, "dncnn": 100.0}
+SPLITTING_WEIGHT = {"critic": 100.0, "dncnn": 100.0}
 TRAINED = 96  # nodes: learned priors are first asked on the coarsest grid with at least as many along each axis
 FINER = 6  # steps of splitting on a level that starts from a coarser one, with weights from a tenth of the last
 LOOSEST = 1e-4  # relative tolerance of the solves inside the optimisation; values are corrected to second order

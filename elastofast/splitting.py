@@ -17,7 +17,7 @@ CG_TOLERANCE = 0.05
 AT_REST = 2e-3  # rms step in log x at the last weight that ends the run
 FURTHER = 10  # steps at the last weight at most
 FREE = 5  # steps before boundaries and contrasts are known well enough to be moved
-LOOSE = 3.0  # weight along the `moves` over the mean curvature of the data term
+LOOSE = 1.0  # weight along the `moves` over the mean curvature of the data term
 
 
 def half_quadratic_splitting(fidelity, prior, weight, start, *, first, scale, rtol, max_iterations, limits, report):

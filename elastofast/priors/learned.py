@@ -162,12 +162,14 @@ class Critic(_Network):
         return value, gradient
 
     def _target(self, z, shape):
-        """The nearest true map that the critic knows of, z - F(z): C is the distance to it. (N,)"""
+        """The end of steepest descent from z = log x: z - C grad C, in standardised units."""
         import torch
 
-        with torch.inference_mode():
-            error = self.network.error(self._tensor(z.reshape(shape), logarithm=True))
-        return z - self.standard.scale * error.to(torch.float64).reshape(-1).numpy()
+        with torch.enable_grad():
+            s = self._tensor(z.reshape(shape), logarithm=True).requires_grad_(True)
+            half = 0.5 * self.network(s).square()
+            (error,) = torch.autograd.grad(half.sum(), s)
+        return z - self.standard.scale * np.from_dlpack(error.to(torch.float64).reshape(-1))
 
 
 class PlugAndPlay(_Network):
