@@ -18,7 +18,7 @@ from elastofast.learning.dataset import Dataset, build_dataset
 h5py = pytest.importorskip("h5py")
 
 SMALL = {"shape": (17, 17), "size": (0.2, 0.35), "count": 4, "validation": 2, "test": 2, "seed": 5}
-NAMES = ("modulus", "mask", "displacement", "displacement_std", "unregularised", "seed", "group", "split", "source")
+NAMES = ("modulus", "mask", "displacement", "displacement_std", "unregularised", "errors", "seed", "group", "split", "source")
 MANY = "--shape 17 --size 0.2 0.35 --count 60 --validation 1 --test 1 --no-unregularised --jobs 1 --quiet".split()
 
 
@@ -66,12 +66,20 @@ def inline(monkeypatch):
 
 
 def command(path, *options):
-    return [sys.executable, "-m", "elastofast", "dataset", str(path), *MANY, *options]
+    # -P: the installed package, not the sources in the current folder
+    return [sys.executable, "-P", "-m", "elastofast", "dataset", str(path), *MANY, *options]
+
+
+def listen():
+    """Ctrl-C reaches a process even if the tests run in the background, where it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def start(path, made=5):
     """A run that has made some of its samples."""
-    process = subprocess.Popen(command(path), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command(path), stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen
+    )
     parts = Path(f"{path}.parts")
     deadline = time.monotonic() + 60
     while len(list(parts.glob("[0-9]*.npz"))) < made or not parts.exists():
