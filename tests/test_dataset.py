@@ -18,7 +18,8 @@ from elastofast.learning.dataset import Dataset, build_dataset
 h5py = pytest.importorskip("h5py")
 
 SMALL = {"shape": (17, 17), "size": (0.2, 0.35), "count": 4, "validation": 2, "test": 2, "seed": 5}
-NAMES = ("modulus", "mask", "displacement", "displacement_std", "unregularised", "errors", "seed", "group", "split", "source")
+NAMES = ("modulus", "mask", "displacement", "displacement_std", "unregularised", "errors", "seed", "group", "split")
+NAMES += ("source",)
 MANY = "--shape 17 --size 0.2 0.35 --count 60 --validation 1 --test 1 --no-unregularised --jobs 1 --quiet".split()
 
 
