@@ -293,7 +293,7 @@ void DeviceMultigrid::estimate_eigenvalue(const Queue& queue, const DeviceMemory
   float *residual = at<float>(m.scratch, residual_), *z = at<float>(m.workspace, L.x), *d = at<float>(m.workspace, L.d),
         *r = at<float>(m.workspace, L.r);
   double* sums = at<double>(m.workspace, sums_);
-  queue.each(batch_, n, LanczosStart{residual, at<uint8_t>(m.constants, L.fixed), n, state});
+  queue.each(batch_, n, StartBody{residual, at<uint8_t>(m.constants, L.fixed), n, state});
   for (int step = 0; step < Lanczos::kSteps; ++step) {
     update(queue, m, l, residual, {z, z, L.nodes(), true, 0, 1, nullptr});
     launch_sum(queue, batch_, n, DotTerm{residual, z, n}, sums, LanczosDirection{state});

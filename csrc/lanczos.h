@@ -60,14 +60,21 @@ struct Lanczos {
   }
 };
 
-// Entry i of the pseudo-random start vector, in [-1, 1): a linear congruential generator, i + 1 steps from one.
-EF_HD float lanczos_start(uint32_t i) {
+// The start vector: a linear congruential generator with values in [-1, 1). One entry after the other, or entry i by itself.
+struct LanczosStart {
   uint32_t state = 1, factor = 1664525u, constant = 1013904223u;
-  for (uint64_t steps = uint64_t(i) + 1; steps; steps >>= 1) {
-    if (steps & 1) state = factor * state + constant;
-    constant *= factor + 1, factor *= factor;
+  EF_HD float next() {
+    state = factor * state + constant;
+    return float(int32_t(state)) * 4.6566e-10f;
   }
-  return float(int32_t(state)) * 4.6566e-10f;
-}
+  static EF_HD float at(uint32_t i) {
+    LanczosStart skipped, power;  // power: as many steps at once as the bit of i says
+    for (; i; i >>= 1) {
+      if (i & 1) skipped.state = power.factor * skipped.state + power.constant;
+      power.constant *= power.factor + 1, power.factor *= power.factor;
+    }
+    return skipped.next();
+  }
+};
 
 }  // namespace elastofast

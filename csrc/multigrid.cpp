@@ -436,7 +436,8 @@ void Multigrid::estimate_eigenvalue(Level& L) {
   const size_t n = 2 * size_t(L.n0) * L.n1;
   Field residual, z, product;
   residual.allocate(L.n0, L.n1), z.allocate(L.n0, L.n1), product.allocate(L.n0, L.n1);
-  for (size_t i = 0; i < n; ++i) residual.data[i] = lanczos_start(uint32_t(i));
+  LanczosStart start;
+  for (size_t i = 0; i < n; ++i) residual.data[i] = start.next();
   L.fixed.clear(residual.data, L.n0, L.n1, 0, L.n0);
   const Kernels<float>& k = *kernels().f32;
   const size_t w = 2 * size_t(L.n1);

@@ -415,13 +415,13 @@ struct SpecialBody {
 
 // ---------------------------------------------------------------------------------------- largest eigenvalue
 
-struct LanczosStart {
+struct StartBody {
   float* residual;
   const uint8_t* fixed;
   long n;  // dofs
   Lanczos* state;
   EF_HD void operator()(int b, long k) const {
-    residual[n * b + k] = fixed[k] ? 0.f : lanczos_start(uint32_t(k));
+    residual[n * b + k] = fixed[k] ? 0.f : LanczosStart::at(uint32_t(k));
     if (k == 0) state[b].start();
   }
 };
