@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -233,8 +234,8 @@ def data_set():
     return found
 
 
-def reconstruction():
-    """Whole reconstruction at 512 x 512 with total variation, automatic weight; data made on the host."""
+def reconstruction(prior):
+    """Whole reconstruction at 512 x 512, automatic weight; data made on the host."""
     import cupy
 
     import elastofast as ef
@@ -244,8 +245,8 @@ def reconstruction():
     truth, _ = ef.lesion(grid, seed=1)
     m = ef.simulate(grid, law, load, truth, snr=35.0)
     m = ef.Measurement(grid, law, load, cupy.asarray(m.displacement), m.displacement_std)
-    ef.reconstruct(m, weight=300.0, max_iterations=2)  # warm up
-    result = ef.reconstruct(m)
+    ef.reconstruct(m, prior=prior, max_iterations=2)  # warm up
+    result = ef.reconstruct(m, prior=prior)
     error = float(np.linalg.norm(cupy.asnumpy(result.modulus) - truth) / np.linalg.norm(truth))
     return {"s": result.seconds, "steps": len(result.history), "relative error": error, "status": result.status}
 
@@ -284,7 +285,8 @@ MEASUREMENTS = {
     "gamma 2048": gamma(2048),
     "gamma 512 force noise": gamma(512, 1e-4),
     "data set 512": data_set,
-    "reconstruction 512 tv": reconstruction,
+    "reconstruction 512 tv": partial(reconstruction, "tv"),
+    "reconstruction 512 critic": partial(reconstruction, "critic"),
     "largest": largest,
 }
 

@@ -51,6 +51,10 @@ class Home:
         """An array as the caller's kind."""
         return array
 
+    def matrix(self, host):
+        """Copy of a sparse matrix (CSR) of the host, here the matrix itself."""
+        return host
+
 
 @dataclass(frozen=True)
 class CudaHome(Home):

@@ -295,7 +295,7 @@ def _train(options) -> int:
 
 
 # options of `train` that are fields of a recipe
-_RECIPE_OPTIONS = ("steps", "batch", "crop", "rate", "channels", "norm", "epochs", "direct")
+_RECIPE_OPTIONS = ("steps", "batch", "crop", "rate", "channels", "norm", "epochs", "direct", "reconstructions")
 
 
 # info ---------------------------------------------------------------------------------------------
@@ -595,7 +595,8 @@ def _parser() -> argparse.ArgumentParser:
     option("-o", "--out", required=True, help="weights file to write: .safetensors")
     option("--preset", choices=("paper",), help="paper-critic: the paper's 512 x 512 maps and units; wants a GPU")
     option("--steps", type=int, help="of the optimizer; else the recipe's")
-    option("--direct", type=float, help="of a critic: share of the steps that train F itself (default: 0.6)")
+    option("--direct", type=float, help="of a critic: share of steps on F, not on the gradient of C^2 / 2 (default: 1)")
+    option("--reconstructions", type=int, help="critic, dncnn: maps that a validation reconstructs (default: 20)")
     option("--epochs", type=int, help="paper-critic: passes over the maps, in place of --steps")
     option("--batch", type=int, help="maps in a step, of each process; else the recipe's")
     option("--crop", type=int, help="side of the windows that the maps are cut to; else the recipe's")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import priors
-from .arrays import home_of, on, to_host
+from .arrays import home_of, namespace, on, to_host
 from .descent import projected_descent
 from .fidelity import GRADIENTS, Fidelity
 from .form import inner
@@ -17,7 +17,7 @@ from .measurement import Measurement
 from .newton import Iterate, curvature_scale, data_curvature, gauss_newton, quasi_newton
 from .pyramid import SMALLEST, coarsen, refine, sample
 from .solve import state
-from .splitting import FIRST, STEPS, half_quadratic_splitting
+from .splitting import FIRST, STEPS, Settings, half_quadratic_splitting
 from .stopwatch import Stopwatch
 from .weight import predictive_weight
 
@@ -34,8 +34,8 @@ PRIORS = {
 }
 LEARNED = ("critic", "pnp", "unet")
 OPTIMIZERS = ("gauss-newton", "splitting", "l-bfgs", "descent")
-# weight of a prior with a target over the mean curvature of the data term: best on validation maps at 35 dB
-SPLITTING_WEIGHT = {"critic": 100.0, "dncnn": 100.0}
+# best on validation maps at 35 dB; other priors with a target take the defaults
+SPLITTING = {"critic": Settings(weight=300.0, loose=10.0, slack=0.1), "dncnn": Settings(weight=100.0, loose=3.0)}
 TRAINED = 96  # nodes: learned priors are first asked on the coarsest grid with at least as many along each axis
 FINER = 6  # steps of splitting on a level that starts from a coarser one, with weights from a tenth of the last
 LOOSEST = 1e-4  # relative tolerance of the solves inside the optimisation; values are corrected to second order
@@ -352,8 +352,9 @@ class _Run:
         level = fidelity.measurement
         z = homogeneous(level)  # the scale must not depend on the start
         x = np.exp(z)
-        scale = curvature_scale(data_curvature(fidelity, x, fidelity.evaluate(x, self.rtol)), z.size)
-        weight = SPLITTING_WEIGHT.get(getattr(getattr(self.prior, "network", None), "kind", None), 100.0) * scale
+        scale = curvature_scale(data_curvature(fidelity, x, fidelity.evaluate(x, self.rtol)), z.size, namespace(z))
+        settings = SPLITTING.get(getattr(getattr(self.prior, "network", None), "kind", None), Settings())
+        weight = settings.weight * scale
         if self.weight != "auto":  # given for the finest level
             weight = self.weight * level.geometry.n_nodes / self.measurement.geometry.n_nodes
         coarsest = level is self.levels[-1]
@@ -361,8 +362,9 @@ class _Run:
         first = min(FIRST * scale, weight) if coarsest else 0.1 * weight
         point = point._replace(data=None)
         found = half_quadratic_splitting(
-            fidelity, prior, weight, point, first=first, scale=scale, max_iterations=steps, **options
-        )
+            fidelity, prior, weight, point, first=first, loose=settings.loose * scale, slack=settings.slack,
+            scale=scale, max_iterations=steps, **options,
+        )  # fmt: skip
         if level is self.measurement:
             self.weight = weight
         return found

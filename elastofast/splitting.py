@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
+from .arrays import namespace
 from .form import inner
-from .moves import moves
+from .moves import moves, neighbourhood_range
 from .newton import LONGEST_STEP, Iterate, conjugate_gradients, data_curvature
 
-__all__ = ["half_quadratic_splitting"]
+__all__ = ["Settings", "half_quadratic_splitting"]
 
 STEPS = 10  # of the schedule
 FIRST = 1.0  # weight of the first step over the mean curvature of the data term
@@ -17,10 +20,29 @@ CG_TOLERANCE = 0.05
 AT_REST = 2e-3  # rms step in log x at the last weight that ends the run
 FURTHER = 10  # steps at the last weight at most
 FREE = 5  # steps before boundaries and contrasts are known well enough to be moved
-LOOSE = 1.0  # weight along the `moves` over the mean curvature of the data term
 
 
-def half_quadratic_splitting(fidelity, prior, weight, start, *, first, scale, rtol, max_iterations, limits, report):
+class Settings(NamedTuple):
+    """What suits a prior.
+
+    Attributes
+    ----------
+    weight : float
+        Of the last steps, over the mean curvature of the data term.
+    loose : float
+        Weight along the `moves`, likewise.
+    slack : float
+        In log x, by which a moved map may leave the range of its target around a node.
+    """
+
+    weight: float = 100.0
+    loose: float = 3.0
+    slack: float = np.inf
+
+
+def half_quadratic_splitting(
+    fidelity, prior, weight, start, *, first, loose, slack, scale, rtol, max_iterations, limits, report
+):
     """Minimise J(x) + weight / 2 |z - P(z)|^2 over z = log x, P(z) being the prior's idea of the true map.
 
     Each step is a damped Gauss-Newton one towards target = P(z): (H + rho) d = -(gradient of J) - rho (z - target)
@@ -28,7 +50,9 @@ def half_quadratic_splitting(fidelity, prior, weight, start, *, first, scale, rt
     Bouman and Wohlberg 2013; Zhang et al., IEEE TPAMI 44, 2022). rho grows geometrically from ``first`` to
     ``weight``: the first steps find what the data see, the later ones what makes it a plausible map. A denoiser or
     critic also holds a map's boundaries and contrasts where they are; from the sixth step on the weight along such
-    `moves` is a small one, so that the data still decide about them when the map is all but plausible.
+    `moves` is a small one, so that the data still decide about them when the map is all but plausible. To first order a
+    boundary that shifts leaves overshoots: from then on the map stays in the range of the target's neighbouring nodes
+    but for ``slack``, as limiters of advection schemes have it.
 
     Parameters
     ----------
@@ -41,6 +65,8 @@ def half_quadratic_splitting(fidelity, prior, weight, start, *, first, scale, rt
         Only z is used, and data if present.
     first : float
         Weight of the first step.
+    loose, slack : float
+        Weight along the moves, and how far the map may leave the target's range.
     scale : float
         Mean curvature of the data term, see `curvature_scale`.
     rtol : float
@@ -65,23 +91,27 @@ def half_quadratic_splitting(fidelity, prior, weight, start, *, first, scale, rt
         x = np.exp(z)
         target = prior.target(z, shape) if number else z  # the start says nothing yet
         curvature = data_curvature(fidelity, x, now)
-        basis = moves(target, shape) if number >= FREE else np.zeros((z.size, 0))
-        loose = rho - min(rho, LOOSE * scale)
+        along = moves(target, shape) if number >= FREE else np.zeros_like
+        less = max(rho - loose, 0.0)
 
-        def pull(v, rho=rho, loose=loose, basis=basis):
-            return rho * v - loose * (basis @ (basis.T @ v))
+        def pull(v, rho=rho, less=less, along=along):
+            return rho * v - less * along(v)
 
         gradient = x * now.gradient + pull(z - target)
         d = conjugate_gradients(
             lambda v, pull=pull, curvature=curvature: curvature(v) + pull(v),
             -gradient,
-            np.full(z.size, rho + scale),
+            namespace(z).full(z.size, rho + scale),
             steps=CG_STEPS,
             tolerance=CG_TOLERANCE,
         )
-        step = min(1.0, LONGEST_STEP / np.abs(d).max())
+        step = min(1.0, LONGEST_STEP / float(np.abs(d).max()))
+        low, high = (-np.inf, np.inf) if limits is None else limits
+        if number >= FREE and slack < np.inf:
+            around = neighbourhood_range(target.reshape(shape))
+            low, high = np.maximum(low, around[0].ravel() - slack), np.minimum(high, around[1].ravel() + slack)
         for _ in range(8):
-            trial = z + step * d if limits is None else np.clip(z + step * d, *limits)
+            trial = np.clip(z + step * d, low, high)
             try:
                 after = fidelity.evaluate(np.exp(trial), rtol)
                 break
@@ -89,7 +119,7 @@ def half_quadratic_splitting(fidelity, prior, weight, start, *, first, scale, rt
                 step /= 2
         else:
             return Iterate(z, now, 0.0, None), "stalled"
-        moved = np.sqrt(np.mean((trial - z) ** 2))
+        moved = float(np.sqrt(np.mean((trial - z) ** 2)))
         value = 0.5 * inner(z - target, z - target)
         z, now = trial, after
         point = Iterate(z, now, value, None)

@@ -94,6 +94,10 @@ class Library:
         return DeviceArray(np.array(value.values if isinstance(value, DeviceArray) else value))
 
     @staticmethod
+    def from_dlpack(tensor):
+        return DeviceArray(np.from_dlpack(tensor))
+
+    @staticmethod
     def asnumpy(value):
         return value.values.copy()
 

@@ -228,6 +228,23 @@ def test_priors(memory, prior):
     assert relative(get(other), slope) < 1e-12
 
 
+def test_critic(memory):
+    pytest.importorskip("torch")
+    put, get = memory
+    (host, truth), (there, _) = measured(LAWS["stress"]), measured(LAWS["stress"], put)
+    critic = ef.priors.Critic.load()
+    (value, slope), (found, other) = critic(truth), critic(put(truth))
+    assert found == pytest.approx(value, rel=1e-5)
+    assert type(other) is type(put(truth)) and relative(get(other), slope) < 1e-3
+    for options in (dict(max_iterations=6), dict(max_iterations=2, optimizer="descent", weight=10.0)):
+        expected, found = (ef.reconstruct(m, prior=critic, **options) for m in (host, there))
+        assert found.status == expected.status
+        # a network takes rounding further than the solves do
+        assert np.linalg.norm(get(found.modulus) - expected.modulus) < 0.02 * np.linalg.norm(expected.modulus)
+    correct = ef.priors.PostProcessing.load().apply
+    assert relative(get(correct(put(truth))), correct(truth)) < 1e-5
+
+
 def test_arrays_of_different_places_are_refused(memory):
     put, _ = memory
     form, x, u, v = body((7, 9), LAWS["stress"])

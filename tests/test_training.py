@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
 pytest.importorskip("tqdm")
 
+import elastofast as ef  # noqa: E402
 from elastofast import cli  # noqa: E402
 from elastofast.learning import weights  # noqa: E402
 from elastofast.learning.networks import Standard  # noqa: E402
@@ -22,7 +23,7 @@ from elastofast.learning.training import train  # noqa: E402
 
 SMALL = {
     "unet": {"channels": 4, "crop": 16, "batch": 4},
-    "dncnn": {"channels": 8, "crop": 16, "batch": 4},
+    "dncnn": {"channels": 8, "crop": 16, "batch": 4, "reconstructions": 0},
     "paper-critic": {"batch": 4},
 }
 
@@ -201,9 +202,39 @@ def test_unet_learns_the_correction(tmp_path):
 
 
 def test_denoiser_learns_to_denoise(tmp_path):
-    own = recipe("dncnn", steps=50, rate=3e-3, ema=0.9, channels=16, crop=16, batch=8, noise=(0.3, 1.0))
+    small = {**SMALL["dncnn"], "channels": 16, "batch": 8}
+    own = recipe("dncnn", steps=50, rate=3e-3, ema=0.9, noise=(0.3, 1.0), **small)
     done = train(own, Toy(train=20), tmp_path / "w.safetensors", progress=False)
     assert done["best"]["error_0.3"] < 0.6 * 0.5 * 0.3  # left alone, noise of .3 in s is .15 in log x
+
+
+@pytest.mark.parametrize(("kind", "load"), [("critic", "Critic"), ("dncnn", "PlugAndPlay")])
+def test_validation_is_by_reconstructions(tmp_path, kind, load):
+    pytest.importorskip("h5py")
+    from elastofast.learning.dataset import Dataset, build_dataset
+
+    build_dataset(tmp_path / "maps.h5", count=3, validation=2, test=1, shape=(24, 24), jobs=1)
+    own = recipe(kind, steps=2, batch=4, crop=16, reconstructions=2)
+    done = train(own, tmp_path / "maps.h5", tmp_path / "w.safetensors", progress=False)
+    prior = getattr(ef.priors, load).load(tmp_path / "w.safetensors")
+    with Dataset.open(tmp_path / "maps.h5") as data:
+        errors = [
+            ef.metrics.relative_l2(ef.reconstruct(data.measurement(i), prior=prior).modulus, data.modulus(i))
+            for i in data.indices("validation")
+        ]
+    assert done["best"]["relative_error"] == pytest.approx(np.mean(errors), rel=1e-2)
+
+
+def test_critic_learns_the_error_of_a_map(tmp_path):
+    toy = Toy(train=20)
+    toy.config["errors"] = 1
+    rng = np.random.default_rng(1)
+    noise = 0.2 * rng.standard_normal((len(toy.truths), 1, *toy.truths.shape[1:])).astype(np.float32)
+    toy.errors = lambda i: noise[i]
+    small = {"channels": (8, 8, 8), "crop": 16, "drawn": 1.0, "found": 0.0, "reconstructions": 0}
+    own = recipe("critic", steps=150, rate=1e-2, ema=0.9, **small)
+    done = train(own, toy, tmp_path / "w.safetensors", progress=False)
+    assert done["best"]["left"] < 0.6
 
 
 def test_critic_ranks_noisy_above_true(tmp_path):
@@ -489,11 +520,11 @@ def test_command_line_trains(tmp_path, capsys):
 
     build_dataset(tmp_path / "maps.h5", count=3, validation=1, test=1, shape=(16, 16), unregularised=False, jobs=1)
     command = ["train", "dncnn", "--data", str(tmp_path / "maps.h5"), "--out", str(tmp_path / "w.safetensors")]
-    small = ["--steps", "2", "--batch", "2", "--crop", "12", "--channels", "4"]
+    small = ["--steps", "2", "--batch", "2", "--crop", "12", "--channels", "4", "--reconstructions", "1"]
     assert cli.main([*command, *small]) == 0
     assert "relative_error" in capsys.readouterr().out
     assert weights.load(tmp_path / "w.safetensors", expected="dncnn")[1]["training"]["data"]["shape"] == [16, 16]
-    command[1] = "unet"
+    command[1], small = "unet", small[:-2]
     assert cli.main([*command, *small]) == 2
     assert "unregularised maps" in capsys.readouterr().err
 

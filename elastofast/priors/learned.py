@@ -1,7 +1,7 @@
 """Priors that were learned from maps: an adversarial critic, plug-and-play denoising, and a UNet as post-processing.
 
 Networks come from weights files (`elastofast.learning.weights`); those shipped with the package are the default. Maps
-cross to torch and back through DLPack.
+cross to torch and back through DLPack; a network follows them to their GPU.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from importlib.resources import as_file, files
 
 import numpy as np
 
+from ..arrays import namespace
 from ..geometry import Grid
 
 __all__ = ["Critic", "PlugAndPlay", "PostProcessing"]
@@ -80,6 +81,8 @@ class _Network:
         """Standardised maps (B, 1, H, W) of moduli x (..., H, W) or of their logarithms."""
         x = _shared(x)
         parameter = next(self.network.parameters())
+        if x.is_cuda and x.device != parameter.device:
+            parameter = next(self.network.to(x.device).parameters())
         x = x.reshape(-1, 1, *x.shape[-2:]).to(parameter)
         if not logarithm:
             return self.standard.apply(x)
@@ -95,6 +98,16 @@ def _shared(x):
     if isinstance(x, np.ndarray) and not x.flags.writeable:
         x = x.copy()
     return torch.from_dlpack(x)
+
+
+def _given_back(tensor, like, shape):
+    """A tensor as an array of the library and device of another, float64 of a shape."""
+    import torch
+
+    if isinstance(like, torch.Tensor):
+        return tensor.to(like.device, torch.float64).reshape(shape)
+    tensor = tensor.to(torch.float64)
+    return namespace(like).from_dlpack(tensor.cpu() if isinstance(like, np.ndarray) else tensor).reshape(shape)
 
 
 class Critic(_Network):
@@ -157,19 +170,18 @@ class Critic(_Network):
             value = self.network(self._tensor(leaf))
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
         value = value.detach().to(leaf.dtype).reshape(leaf.shape[:-2])
-        if isinstance(x, np.ndarray):
-            return (value.numpy() if value.ndim else float(value)), gradient.numpy()
-        return value, gradient
+        if isinstance(x, torch.Tensor):
+            return value, gradient
+        back = namespace(x).from_dlpack
+        return (back(value) if value.ndim else float(value)), back(gradient)
 
     def _target(self, z, shape):
-        """The end of steepest descent from z = log x: z - C grad C, in standardised units."""
+        """What the critic takes for the nearest true map to z = log x: z - F(z), in standardised units."""
         import torch
 
-        with torch.enable_grad():
-            s = self._tensor(z.reshape(shape), logarithm=True).requires_grad_(True)
-            half = 0.5 * self.network(s).square()
-            (error,) = torch.autograd.grad(half.sum(), s)
-        return z - self.standard.scale * np.from_dlpack(error.to(torch.float64).reshape(-1))
+        with torch.inference_mode():
+            error = self.network.error(self._tensor(z.reshape(shape), logarithm=True))
+        return z - self.standard.scale * _given_back(error, z, z.shape)
 
 
 class PlugAndPlay(_Network):
@@ -195,7 +207,7 @@ class PlugAndPlay(_Network):
         with torch.inference_mode():
             s = self._tensor(z.reshape(shape), logarithm=True)
             error = s - self.network(s)
-        return z - self.standard.scale * error.to(torch.float64).reshape(-1).numpy()
+        return z - self.standard.scale * _given_back(error, z, z.shape)
 
 
 class PostProcessing(_Network):
@@ -217,4 +229,4 @@ class PostProcessing(_Network):
 
         with torch.inference_mode():
             out = self.standard.invert(self.network(self._tensor(x)))
-        return out.to(torch.float64).reshape(x.shape).numpy()
+        return _given_back(out, x, x.shape)
