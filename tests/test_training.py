@@ -16,7 +16,7 @@ pytest.importorskip("tqdm")
 
 import elastofast as ef  # noqa: E402
 from elastofast import cli  # noqa: E402
-from elastofast.learning import weights  # noqa: E402
+from elastofast.learning import recipes, weights  # noqa: E402
 from elastofast.learning.networks import Standard  # noqa: E402
 from elastofast.learning.recipes import RECIPES, Maps, gradient_penalty, recipe  # noqa: E402
 from elastofast.learning.training import train  # noqa: E402
@@ -225,6 +225,29 @@ def test_validation_is_by_reconstructions(tmp_path, kind, load):
     assert done["best"]["relative_error"] == pytest.approx(np.mean(errors), rel=1e-2)
 
 
+def test_critic_sees_errors_of_every_kind():
+    rng = np.random.default_rng(0)
+    truth = torch.zeros(40, 32, 32)
+    truth[:, 8:24, 8:24] = 3.0
+    noisy = truth + torch.tensor(0.5 * rng.standard_normal(truth.shape), dtype=torch.float32)
+    errors = torch.tensor(0.1 * rng.standard_normal((40, 2, 32, 32)), dtype=torch.float32)
+    maps = Maps(truth, noisy, truth > 0, errors)
+    own = recipe("critic", batch=200, crop=None, drawn=0.4, found=0.3, part=(0.2, 0.4), contrast=(1.0, 1.0))
+    true, error = own.sample(maps, torch.Generator().manual_seed(0))
+    assert true.shape == error.shape == (200, 1, 32, 32) and torch.isfinite(error).all()
+    size = error.square().mean((1, 2, 3)).sqrt()
+    torch.testing.assert_close(size[:80], torch.full((80,), 0.1), rtol=0.1, atol=0)
+    # parts of the unregularised map's error, some of them without what a blur leaves
+    assert 0.2 * 0.4 * 0.8 < size[80:140].min() and size[80:140].max() < 0.5 * 0.4 * 1.1
+    assert size[140:].max() < 2.0 and (size[140:] < 0.02).any()
+
+
+def test_blur_keeps_a_constant():
+    flat = torch.full((2, 1, 40, 40), 3.0)
+    kept = recipes._blurred(flat, torch.tensor([0.5, 2.5])[:, None, None, None])
+    torch.testing.assert_close(kept, torch.full((2, 1, 28, 28), 3.0))
+
+
 def test_critic_learns_the_error_of_a_map(tmp_path):
     toy = Toy(train=20)
     toy.config["errors"] = 1
@@ -398,6 +421,7 @@ def test_mixed_precision(tmp_path):
     ("kind", "options", "text"),
     [
         ("gan", {}, "kind must be one of"),
+        ("critic", {"drawn": 0.8, "found": 0.3}, "shares with a sum of at most 1, got 0.8 and 0.3"),
         ("paper-critic", {"crop": 32}, "paper-critic has no option 'crop'; it has steps, batch"),
         ("unet", {"preset": "paper"}, "unet has no preset 'paper'"),
         ("unet", {"batch": 0}, "batch must be a whole number, 1 or more, got 0"),

@@ -293,8 +293,9 @@ class CriticRecipe(Recipe):
     (`perturbation.posterior_errors`), a part of the error of the unregularised map, and noise, white or blurred, at
     all levels, half of it stronger in and around lesions, blurred or over-sharpened maps, lesions of which a part has
     another modulus, and the maps themselves. Without the sharp errors among them a critic lets pass what a
-    reconstruction has once made of a lesion. The
-    Wasserstein critic between x + n and x is C(x + n) = |n|, and C = |F| is that if F(x + n) = n: the loss is the
+    reconstruction has once made of a lesion.
+
+    The Wasserstein critic between x + n and x is C(x + n) = |n|, and C = |F| is that if F(x + n) = n: the loss is the
     squared departure from it, relative to |n|^2. In a share of the steps the gradient of C^2 / 2 takes the place of F,
     which is n as well; that needs second derivatives, and helps optimizers that use C as an energy.
     """
@@ -316,9 +317,7 @@ class CriticRecipe(Recipe):
     def __post_init__(self):
         super().__post_init__()
         if min(self.drawn, self.found) < 0 or self.drawn + self.found > 1:
-            raise ValueError(
-                f"drawn and found are shares with a sum of at most 1, got {self.drawn} and {self.found}"
-            )
+            raise ValueError(f"drawn and found are shares with a sum of at most 1, got {self.drawn} and {self.found}")
 
     def network(self, shape):  # noqa: D102
         return build("critic", channels=tuple(self.channels))
