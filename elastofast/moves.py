@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import reduce
 
 import numpy as np
@@ -10,7 +9,7 @@ import scipy.sparse as sp
 
 from .arrays import home_of, namespace, to_host
 
-__all__ = ["moves", "neighbourhood_range"]
+__all__ = ["Moves", "plateau_range"]
 
 BOUNDARY = 16  # nodes between the windows in which a boundary shifts as one
 REGION = 64  # nodes between the windows in which a modulus changes as one
@@ -18,8 +17,8 @@ SHARE = 1e-3  # windows with less than this share of all boundary or contrast ar
 RIDGE = 1e-9  # of the fields' own squares: two windows may all but agree on a small lesion
 
 
-def moves(z, shape) -> Callable:
-    """Projection onto the changes of a map that shift its boundaries or scale its contrast.
+class Moves:
+    """The changes of a map that shift its boundaries or scale its contrast.
 
     With g = |grad z| and c = z - median(z), the fields g w and c w for smooth windows w span, to first order, every
     smooth displacement of the boundaries and change of the contrast. A prior for maps of sharply bounded regions has
@@ -32,31 +31,58 @@ def moves(z, shape) -> Callable:
         A plausible map of log x on a grid. The fields are found on the processor wherever it lives.
     shape : (int, int)
         Of the grid.
-
-    Returns
-    -------
-    callable
-        ``project(v)`` gives the part of v (N,) in the span of the fields: nothing for a homogeneous map.
     """
-    home, field = home_of(z=z), to_host(z).reshape(shape)
-    boundary, contrast = np.hypot(*np.gradient(field)), field - np.median(field)
-    fields = sp.hstack([_windowed(boundary, BOUNDARY), _windowed(contrast, REGION)], format="csr")
-    if not fields.shape[1]:
-        return np.zeros_like
-    across = fields.T.tocsr()
-    gram = (across @ fields).toarray()
-    gram[np.diag_indices_from(gram)] *= 1 + RIDGE
-    inverse = home.xp.asarray(np.linalg.inv(gram))
-    fields, across = home.matrix(fields), home.matrix(across)
-    return lambda v: fields @ (inverse @ (across @ v))
+
+    def __init__(self, z, shape):
+        home, field = home_of(z=z), to_host(z).reshape(shape)
+        boundaries = _windowed(np.hypot(*np.gradient(field)), BOUNDARY)
+        contrasts = _windowed(field - np.median(field), REGION)
+        fields = sp.hstack([boundaries, contrasts], format="csr")
+        self.none = not fields.shape[1]
+        if self.none:
+            return
+        across = fields.T.tocsr()
+        gram = (across @ fields).toarray()
+        gram[np.diag_indices_from(gram)] *= 1 + RIDGE
+        inverse = np.linalg.inv(gram)
+        self._inverse = home.xp.asarray(inverse)
+        self._contrast_rows = home.xp.asarray(inverse[boundaries.shape[1] :])
+        self._across, self._fields = home.matrix(across), home.matrix(fields)
+        self._contrasts = home.matrix(contrasts.tocsr())
+
+    def part(self, v):
+        """The part of v (N,) in the span of all fields."""
+        return v * 0.0 if self.none else self._fields @ (self._inverse @ (self._across @ v))
+
+    def contrast(self, v):
+        """What of that part changes the contrast."""
+        return v * 0.0 if self.none else self._contrasts @ (self._contrast_rows @ (self._across @ v))
 
 
-def neighbourhood_range(field):
-    """Least and greatest value of the 3 x 3 nodes around each node of a field (n0, n1), in any array library."""
-    padded = namespace(field).pad(field, 1, mode="edge")
-    rows, columns = field.shape
-    around = [padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
-    return reduce(np.minimum, around), reduce(np.maximum, around)
+def plateau_range(field):
+    """Between which values a plausible field (n0, n1) lies at each node, in any array library.
+
+    The least and the greatest of the 3 x 3 medians within three nodes: the levels on both sides where a boundary is
+    near. A speck of a node or two does not count.
+    """
+    xp = namespace(field)
+    median = xp.median(xp.stack(_views(field, 1)), axis=0)
+    # a window in two dimensions is one along each axis
+    low, high = (
+        reduce(choose, _views(reduce(choose, _views(median, 3, 1)), 3, 0))
+        for choose in (np.minimum, np.maximum)
+    )
+    return low, high
+
+
+def _views(field, reach, axis=None):
+    """A field shifted by up to ``reach`` nodes along one axis or both, its edges repeated."""
+    xp, (rows, columns) = namespace(field), field.shape
+    down, across = (reach if axis in (None, k) else 0 for k in range(2))
+    padded = xp.pad(field, ((down, down), (across, across)), mode="edge")
+    return [
+        padded[i : i + rows, j : j + columns] for i in range(2 * down + 1) for j in range(2 * across + 1)
+    ]
 
 
 def _windowed(weight, step):

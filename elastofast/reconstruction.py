@@ -35,7 +35,7 @@ PRIORS = {
 LEARNED = ("critic", "pnp", "unet")
 OPTIMIZERS = ("gauss-newton", "splitting", "l-bfgs", "descent")
 # best on validation maps at 35 dB; other priors with a target take the defaults
-SPLITTING = {"critic": Settings(weight=300.0, loose=10.0, slack=0.1), "dncnn": Settings(weight=100.0, loose=3.0)}
+SPLITTING = {"critic": Settings(weight=300.0, loose=10.0, slack=0.03), "dncnn": Settings(weight=100.0, loose=3.0)}
 TRAINED = 96  # nodes: learned priors are first asked on the coarsest grid with at least as many along each axis
 FINER = 6  # steps of splitting on a level that starts from a coarser one, with weights from a tenth of the last
 LOOSEST = 1e-4  # relative tolerance of the solves inside the optimisation; values are corrected to second order

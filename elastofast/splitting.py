@@ -8,7 +8,7 @@ import numpy as np
 
 from .arrays import namespace
 from .form import inner
-from .moves import moves, neighbourhood_range
+from .moves import Moves, plateau_range
 from .newton import LONGEST_STEP, Iterate, conjugate_gradients, data_curvature
 
 __all__ = ["Settings", "half_quadratic_splitting"]
@@ -32,7 +32,7 @@ class Settings(NamedTuple):
     loose : float
         Weight along the `moves`, likewise.
     slack : float
-        In log x, by which a moved map may leave the range of its target around a node.
+        In log x, by which a moved map may leave the levels of its target around a node.
     """
 
     weight: float = 100.0
@@ -51,8 +51,9 @@ def half_quadratic_splitting(
     ``weight``: the first steps find what the data see, the later ones what makes it a plausible map. A denoiser or
     critic also holds a map's boundaries and contrasts where they are; from the sixth step on the weight along such
     `moves` is a small one, so that the data still decide about them when the map is all but plausible. To first order a
-    boundary that shifts leaves overshoots: from then on the map stays in the range of the target's neighbouring nodes
-    but for ``slack``, as limiters of advection schemes have it.
+    boundary that shifts leaves overshoots, which would grow from step to step: from then on the map stays, but for
+    ``slack``, between the levels that the target has around a node, its contrast changed as the step has it. So the
+    limiters of advection schemes work.
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ def half_quadratic_splitting(
     first : float
         Weight of the first step.
     loose, slack : float
-        Weight along the moves, and how far the map may leave the target's range.
+        Weight along the moves, and how far the map may leave the target's levels.
     scale : float
         Mean curvature of the data term, see `curvature_scale`.
     rtol : float
@@ -91,11 +92,11 @@ def half_quadratic_splitting(
         x = np.exp(z)
         target = prior.target(z, shape) if number else z  # the start says nothing yet
         curvature = data_curvature(fidelity, x, now)
-        along = moves(target, shape) if number >= FREE else np.zeros_like
+        moves = Moves(target, shape) if number >= FREE else None
         less = max(rho - loose, 0.0)
 
-        def pull(v, rho=rho, less=less, along=along):
-            return rho * v - less * along(v)
+        def pull(v, rho=rho, less=less, moves=moves):
+            return rho * v - less * moves.part(v) if moves else rho * v
 
         gradient = x * now.gradient + pull(z - target)
         d = conjugate_gradients(
@@ -106,12 +107,13 @@ def half_quadratic_splitting(
             tolerance=CG_TOLERANCE,
         )
         step = min(1.0, LONGEST_STEP / float(np.abs(d).max()))
-        low, high = (-np.inf, np.inf) if limits is None else limits
-        if number >= FREE and slack < np.inf:
-            around = neighbourhood_range(target.reshape(shape))
-            low, high = np.maximum(low, around[0].ravel() - slack), np.minimum(high, around[1].ravel() + slack)
         for _ in range(8):
-            trial = np.clip(z + step * d, low, high)
+            trial = z + step * d
+            if moves and slack < np.inf:
+                low, high = plateau_range((target + moves.contrast(trial - target)).reshape(shape))
+                trial = np.clip(trial, low.ravel() - slack, high.ravel() + slack)
+            if limits is not None:
+                trial = np.clip(trial, *limits)
             try:
                 after = fidelity.evaluate(np.exp(trial), rtol)
                 break
