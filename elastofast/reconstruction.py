@@ -34,8 +34,11 @@ PRIORS = {
 }
 LEARNED = ("critic", "pnp", "unet")
 OPTIMIZERS = ("gauss-newton", "splitting", "l-bfgs", "descent")
-# best on validation maps at 35 dB; other priors with a target take the defaults
-SPLITTING = {"critic": Settings(weight=300.0, loose=10.0, slack=0.03), "dncnn": Settings(weight=100.0, loose=3.0)}
+# best on validation maps at 25 to 45 dB; other priors with a target take the defaults
+SPLITTING = {
+    "critic": Settings(weight=350.0, growth=0.5, loose=10.0, slack=0.03),
+    "dncnn": Settings(weight=100.0, growth=1.0, loose=3.0),
+}
 TRAINED = 96  # nodes: learned priors are first asked on the coarsest grid with at least as many along each axis
 FINER = 6  # steps of splitting on a level that starts from a coarser one, with weights from a tenth of the last
 LOOSEST = 1e-4  # relative tolerance of the solves inside the optimisation; values are corrected to second order
@@ -126,7 +129,7 @@ def reconstruct(
     weight : "auto" or float
         Prior weight. "auto" needs displacement_std to be right, but no ground truth. For Gauss-Newton it minimises
         an unbiased estimate of the prediction error on a coarse copy of the data (see `elastofast.weight`). For
-        priors with a target it is a fixed multiple of the data term's mean curvature, for those that only give a
+        priors with a target it is a fixed power of the data term's mean curvature, for those that only give a
         gradient the norm of the data gradient that noise alone causes over the norm of the prior's.
     gradient : {"exact", "frozen"}
         Exact gradient of J, or the paper's fixed point, which treats Gamma as constant in each step.
@@ -354,7 +357,7 @@ class _Run:
         x = np.exp(z)
         scale = curvature_scale(data_curvature(fidelity, x, fidelity.evaluate(x, self.rtol)), z.size, namespace(z))
         settings = SPLITTING.get(getattr(getattr(self.prior, "network", None), "kind", None), Settings())
-        weight = settings.weight * scale
+        weight = settings.weight * scale**settings.growth
         if self.weight != "auto":  # given for the finest level
             weight = self.weight * level.geometry.n_nodes / self.measurement.geometry.n_nodes
         coarsest = level is self.levels[-1]

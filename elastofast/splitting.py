@@ -27,15 +27,17 @@ class Settings(NamedTuple):
 
     Attributes
     ----------
-    weight : float
-        Of the last steps, over the mean curvature of the data term.
+    weight, growth : float
+        The weight of the last steps is weight h^growth, with h the mean curvature of the data term. 1 suits a prior
+        whose errors follow the noise, 0 one whose errors do not.
     loose : float
-        Weight along the `moves`, likewise.
+        Weight along the `moves`, over h.
     slack : float
         In log x, by which a moved map may leave the levels of its target around a node.
     """
 
     weight: float = 100.0
+    growth: float = 1.0
     loose: float = 3.0
     slack: float = np.inf
 
