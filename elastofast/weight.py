@@ -4,7 +4,8 @@ For Gaussian noise, E[2 J + 2 dof - n] is the squared error of the predicted dis
 unbiased risk estimate; Stein, Ann. Statist. 9, 1981). The effective number of parameters dof = tr H (H + weight B)^-1
 is estimated with one random noise field (Monte-Carlo SURE; Ramani, Blu and Unser, IEEE Trans. Image Process. 17, 2008).
 Compared with asking for chi2 = 1 it does not drown in the chance value of the noise energy: the misfits of two weights
-are compared for the same noise.
+are compared for the same noise. But where noise is faint, the error of the coarse grid itself is larger, and a small
+weight would fit that; weights with which the data determine implausibly many parameters are not considered.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ FIRST = 1000.0
 RATIO = 2.0
 SHARPEN = 0.8  # best maps want a little less weight than best displacements: measured on phantoms
 MOST = 14  # weights tried
+PARAMETERS = 0.08  # largest effective number of parameters, over the number of data
 TOLERANCE = 1e-4
 
 
@@ -60,6 +62,9 @@ def predictive_weight(fidelity, prior, point, *, rtol, limits, report):
         edge += direction
         # beyond a flat bottom the estimate, which is noisy itself, may dip once more: ask for two steps of ascent
         attempt(edge, tried[edge - direction][1])
+        if tried[edge][2] > PARAMETERS * fidelity.n_data:
+            del tried[edge]
+            break
         best = min(tried, key=lambda e: tried[e][0])
         if abs(edge - best) >= 2:
             break
