@@ -1,5 +1,7 @@
 """Learned priors: derivatives against finite differences, targets, splitting, and the draws that critics learn from."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -132,6 +134,19 @@ def test_reconstruct_with_a_target(scan):
     assert set(result.timing) == {"data", "prior", "rest"}
     assert sum(result.timing.values()) == pytest.approx(result.seconds, rel=0.05)
     assert min(result.timing.values()) >= 0
+
+
+def test_data_that_no_plausible_map_explains_are_trusted_less(scan):
+    m = scan
+    std = m.displacement_std / 4
+    understated = ef.Measurement(m.geometry, m.law, m.load, m.displacement, std, reference=m.reference)
+    prior = Known(np.log(scan.reference).ravel())
+    weights = []
+    result = ef.reconstruct(understated, prior=prior, progress=lambda entry: weights.append(entry["weight"]))
+    again = next(i for i, (a, b) in enumerate(itertools.pairwise(weights)) if b < a)
+    assert result.chi2 > 5 and result.weight == pytest.approx(16 * weights[again])
+    fixed = ef.reconstruct(understated, prior=prior, weight=result.weight)
+    assert len(fixed.history) <= again + 1
 
 
 def test_critic_in_every_optimizer(scan):
