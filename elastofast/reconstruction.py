@@ -367,13 +367,14 @@ class _Run:
         first = min(FIRST * scale, weight) if coarsest else 0.1 * weight
         point = point._replace(data=None)
         # Where a plausible map cannot explain the data (a wrong Poisson ratio, noise understated), they bend it until
-        # it does. Then they are trusted less, as if their noise were larger.
+        # it does. Then they are trusted less, as if their noise were larger. Coarse copies have an error of their own.
         for distrust in (1.0, DISTRUST):
             found, status = half_quadratic_splitting(
                 fidelity, prior, distrust * weight, point, first=distrust * first, slack=settings.slack,
                 loose=distrust * settings.loose * scale, scale=distrust * scale, max_iterations=steps, **options,
             )  # fmt: skip
-            if self.weight != "auto" or 2 * found.data.value <= MISFIT * fidelity.n_data:
+            explained = 2 * found.data.value <= MISFIT * fidelity.n_data
+            if explained or self.weight != "auto" or level is not self.measurement:
                 break
         weight *= distrust
         if level is self.measurement:
