@@ -28,20 +28,9 @@ const Kernels<double>& table<double>() {
   return *kernels().f64;
 }
 
-struct Form {
-  int n0, n1;
-  double h0, h1, lambda, mu;
-  bool reduced;
-  template <class T>
-  GridForm<T> form() const {
-    return {n0, n1, reduced, cell_law<T>(h0, h1, lambda, mu)};
-  }
-  size_t nodes() const { return size_t(n0) * n1; }
-};
-
 // One kernel over a batch: chunks of rows of all fields are shared out over the threads. True if all sums are finite.
 template <class Body>
-bool for_batch(const Form& f, long batch, Body body) {
+bool for_batch(const FormSpec& f, long batch, Body body) {
   py::gil_scoped_release release;
   const int chunks = chunk_count(f.n0, f.n1);
   int bad = 0;
@@ -54,7 +43,7 @@ bool for_batch(const Form& f, long batch, Body body) {
 }
 
 template <class T>
-bool force(const Form& f, Array<T> x, Array<T> u, Array<T> out) {
+bool force(const FormSpec& f, Array<T> x, Array<T> u, Array<T> out) {
   const long batch = u.shape(0);
   const auto form = f.form<T>();
   const size_t n = f.nodes(), stride = x.shape(0) == 1 ? 0 : n;
@@ -66,7 +55,7 @@ bool force(const Form& f, Array<T> x, Array<T> u, Array<T> out) {
 }
 
 template <class T>
-bool sensitivity(const Form& f, Array<T> u, Array<T> v, Array<T> out) {
+bool sensitivity(const FormSpec& f, Array<T> u, Array<T> v, Array<T> out) {
   const long batch = u.shape(0);
   const auto form = f.form<T>();
   const size_t n = f.nodes();
@@ -78,7 +67,7 @@ bool sensitivity(const Form& f, Array<T> u, Array<T> v, Array<T> out) {
 }
 
 template <class T>
-void stiffness_values(const Form& f, Array<T> x, Array<long long> indptr, Array<T> values) {
+void stiffness_values(const FormSpec& f, Array<T> x, Array<long long> indptr, Array<T> values) {
   const auto form = f.form<T>();
   const T* xp = x.data();
   const long long* ip = indptr.data();
@@ -88,7 +77,7 @@ void stiffness_values(const Form& f, Array<T> x, Array<long long> indptr, Array<
 }
 
 template <class T>
-void contraction_values(const Form& f, Array<T> u, Array<long long> indptr, Array<T> values) {
+void contraction_values(const FormSpec& f, Array<T> u, Array<long long> indptr, Array<T> values) {
   const auto form = f.form<T>();
   const T* up = u.data();
   const long long* ip = indptr.data();
@@ -98,7 +87,7 @@ void contraction_values(const Form& f, Array<T> u, Array<long long> indptr, Arra
 }
 
 template <class T>
-void bind_form(py::class_<Form>& c) {
+void bind_form(py::class_<FormSpec>& c) {
   c.def("force", &force<T>, "out = K(x) u for x (1 or B, N) and u, out (B, 2, N); False if something is not finite")
       .def("sensitivity", &sensitivity<T>, "out = v^T Psi_n u for u, v (B, 2, N) and out (B, N); False if something is not finite")
       .def("stiffness_values", &stiffness_values<T>)
@@ -112,15 +101,15 @@ Array<double> like(const Array<double>& a) { return Array<double>(std::vector<py
 PYBIND11_MODULE(_core, m) {
   m.doc() = "C++ kernels of elastofast on structured grids";
 
-  py::class_<Form> form(m, "GridForm");
+  py::class_<FormSpec> form(m, "GridForm");
   form.def(py::init([](int n0, int n1, double h0, double h1, double lambda, double mu, bool reduced) {
-    return Form{n0, n1, h0, h1, lambda, mu, reduced};
+    return FormSpec{n0, n1, h0, h1, lambda, mu, reduced};
   }));
   bind_form<double>(form);
   bind_form<float>(form);
 
   py::class_<Multigrid>(m, "Multigrid")
-      .def(py::init([](const Form& f, Array<double> x, Array<uint8_t> fixed, py::object shift, long pin,
+      .def(py::init([](const FormSpec& f, Array<double> x, Array<uint8_t> fixed, py::object shift, long pin,
                        Array<double> mode, int degree, double ratio) {
              Array<double> s = shift.is_none() ? Array<double>() : shift.cast<Array<double>>();
              const double *xp = x.data(), *sp = shift.is_none() ? nullptr : s.data(), *mp = mode.data();

@@ -10,17 +10,6 @@ namespace elastofast {
 
 namespace py = pybind11;
 
-struct DeviceForm {
-  int n0, n1;
-  double h0, h1, lambda, mu;
-  bool reduced;
-  template <class T>
-  GridForm<T> form() const {
-    return {n0, n1, reduced, cell_law<T>(h0, h1, lambda, mu)};
-  }
-  long nodes() const { return long(n0) * n1; }
-};
-
 template <class T>
 T* address(uintptr_t p) { return reinterpret_cast<T*>(p); }
 
@@ -29,24 +18,24 @@ inline DeviceMemory memory(uintptr_t constants, uintptr_t workspace, uintptr_t s
 }
 
 template <class T, class Queue>
-void bind_form(py::class_<DeviceForm>& c, const char* suffix) {
+void bind_form(py::class_<FormSpec>& c, const char* suffix) {
   const std::string s = suffix;
   c.def(("force_" + s).c_str(),
-        [](const DeviceForm& f, const Queue& q, long batch, uintptr_t x, long stride, uintptr_t u, uintptr_t out) {
+        [](const FormSpec& f, const Queue& q, long batch, uintptr_t x, long stride, uintptr_t u, uintptr_t out) {
           launch_force<T>(q, f.form<T>(), batch, Fields<const T>{address<T>(x), stride}, address<const T>(u),
                           StoreForce<T>{address<T>(out), f.nodes()});
         });
   c.def(("sensitivity_" + s).c_str(),
-        [](const DeviceForm& f, const Queue& q, long batch, uintptr_t u, uintptr_t v, uintptr_t out) {
+        [](const FormSpec& f, const Queue& q, long batch, uintptr_t u, uintptr_t v, uintptr_t out) {
           launch_sensitivity<T>(q, f.form<T>(), batch, address<const T>(u), address<const T>(v), address<T>(out));
         });
   c.def(("stiffness_values_" + s).c_str(),
-        [](const DeviceForm& f, const Queue& q, uintptr_t x, uintptr_t indptr, uintptr_t values) {
+        [](const FormSpec& f, const Queue& q, uintptr_t x, uintptr_t indptr, uintptr_t values) {
           launch_rows<StiffnessBody>(q, f.form<T>(), address<const T>(x), address<const long long>(indptr),
                                      address<T>(values));
         });
   c.def(("contraction_values_" + s).c_str(),
-        [](const DeviceForm& f, const Queue& q, uintptr_t u, uintptr_t indptr, uintptr_t values) {
+        [](const FormSpec& f, const Queue& q, uintptr_t u, uintptr_t indptr, uintptr_t values) {
           launch_rows<ContractionBody>(q, f.form<T>(), address<const T>(u), address<const long long>(indptr),
                                        address<T>(values));
         });
@@ -54,15 +43,15 @@ void bind_form(py::class_<DeviceForm>& c, const char* suffix) {
 
 template <class Queue>
 void bind_device(py::module_& m) {
-  py::class_<DeviceForm> form(m, "GridForm", py::module_local());  // two modules have these classes
+  py::class_<FormSpec> form(m, "GridForm", py::module_local());  // two modules have these classes
   form.def(py::init([](int n0, int n1, double h0, double h1, double lambda, double mu, bool reduced) {
-    return DeviceForm{n0, n1, h0, h1, lambda, mu, reduced};
+    return FormSpec{n0, n1, h0, h1, lambda, mu, reduced};
   }));
   bind_form<double, Queue>(form, "float64");
   bind_form<float, Queue>(form, "float32");
 
   py::class_<DeviceMultigrid>(m, "Multigrid", py::module_local())
-      .def(py::init([](const DeviceForm& f, py::array_t<uint8_t, py::array::c_style> fixed, bool shifted, long pin,
+      .def(py::init([](const FormSpec& f, py::array_t<uint8_t, py::array::c_style> fixed, bool shifted, long pin,
                        long batch, int degree, double ratio) {
              return new DeviceMultigrid(f.form<double>(), fixed.data(), shifted, pin, batch, {degree, ratio});
            }),

@@ -17,6 +17,18 @@ struct GridForm {
   CellLaw<T> law;
 };
 
+// A form as the bindings hand it on, in the numbers that Python gave.
+struct FormSpec {
+  int n0, n1;
+  double h0, h1, lambda, mu;
+  bool reduced;
+  template <class T>
+  GridForm<T> form() const {
+    return {n0, n1, reduced, cell_law<T>(h0, h1, lambda, mu)};
+  }
+  long nodes() const { return long(n0) * n1; }
+};
+
 // The coefficients of kBlockNodes nodes of a row stand together, coefficient after coefficient; those past the end
 // of a row are zero.
 constexpr int kBlockNodes = 16;
