@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import lru_cache, reduce
 
 import numpy as np
 import scipy.sparse as sp
@@ -87,11 +87,16 @@ def _views(field, reach, axis=None):
 
 def _windowed(weight, step):
     """The fields weight * w for the windows w, step nodes apart, that hold some of it: sparse, shape (N, windows)."""
-    axial, lateral = (_hats(n, step) for n in weight.shape)
-    windows = sp.kron(axial, lateral, format="csr")  # (N, all windows)
-    fields = windows.multiply(weight.reshape(-1, 1)).tocsc()
+    fields = _windows(weight.shape, step).multiply(weight.reshape(-1, 1)).tocsc()
     energy = fields.power(2).sum(axis=0).ravel()
     return fields[:, energy > SHARE * (weight**2).sum()]
+
+
+@lru_cache(maxsize=4)  # two kinds of window on two grids; a run asks at every step
+def _windows(shape, step):
+    """All windows of a grid, sparse, shape (N, windows)."""
+    axial, lateral = (_hats(n, step) for n in shape)
+    return sp.kron(axial, lateral, format="csr")
 
 
 def _hats(n, step):
