@@ -8,6 +8,7 @@ import argparse
 import time
 
 import numpy as np
+from reconstruction import measurement
 from side_by_side import print_table, save
 
 import elastofast as ef
@@ -58,14 +59,12 @@ def large(size, count, priors):
     """Built-in lesions on a large grid, at the pixel size that the networks were trained at or any other."""
     rows = []
     for seed in range(1, count + 1):
-        grid = ef.Grid((size, size), (40e-3 / (size - 1),) * 2)
-        truth, mask = ef.lesion(grid, seed=seed, kind="random", size=(0.2, 0.3))
-        m = ef.simulate(grid, ef.PlaneStress(0.495), ef.compression(grid, pressure=100.0), truth, snr=35.0, seed=seed)
+        m, mask = measurement(size, "PlaneStress", 35.0, seed)
         for prior in priors:
             begun = time.perf_counter()
             result = ef.reconstruct(m, prior=prior)
             seconds = time.perf_counter() - begun
-            found = ef.metrics.evaluate(result.modulus, truth, grid, mask)
+            found = ef.metrics.evaluate(result.modulus, m.reference, m.geometry, mask)
             wanted = {name: found[name] for name in ("relative_l2", "ssim", "contrast_ratio_error") if name in found}
             rows.append({"seed": seed, "prior": prior, **wanted, "status": result.status, "seconds": seconds})
     return rows

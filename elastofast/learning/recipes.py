@@ -374,7 +374,8 @@ class CriticRecipe(Recipe):
         rows, columns = (torch.arange(n, device=truth.device) / n - 0.5 for n in truth.shape[2:])
         angle = _uniform((0.0, 2 * math.pi), truth, generator)
         side = rows[:, None] * angle.cos() + columns * angle.sin() > _uniform((-0.3, 0.3), truth, generator)
-        size = _log_uniform((0.05, 0.8), truth, generator) * _coin(batch, at)[:, None, None, None].float().mul(2).sub(1)
+        size = _log_uniform((0.05, 0.8), truth, generator)
+        size = torch.where(some(0.5), size, -size)
         noise = torch.where(some(0.15), faint + size * (side & (near > 0.5)), noise)
         return torch.where(some(0.1), 0.01 * noise, noise)
 
