@@ -70,9 +70,12 @@ class DeviceMultigrid {
     int n0, n1;
     std::vector<uint8_t> mask;
     Axis a0, a1;  // towards the next coarser level
-    size_t fixed;  // constants
+    SpecialCells special;
+    Patch<float> patch{};  // the numbers; the pointers depend on the memory
+    float whole = 0;       // trace of the homogeneous block
+    size_t fixed, special_row, special_column;  // constants
     size_t first0, width0, place0, place32_0, first1, width1, place1, place32_1;
-    size_t x, d, r, lmax, regular, irregular, matrix, smoother;  // workspace
+    size_t x, d, r, lmax, regular, irregular, matrix, patch_scale, patch_special;  // workspace
     long regular_size = 0, irregular_size = 0;
     size_t cells;  // scratch
     long nodes() const { return long(n0) * n1; }
@@ -87,6 +90,8 @@ class DeviceMultigrid {
 
   template <bool kReduced, class Queue>
   void build(const Queue& queue, const DeviceMemory& m, Fields<const double> x, Fields<const double> shift) const;
+  template <class Cells, class Queue>
+  void special_cells(const Queue& queue, const DeviceMemory& m, size_t l, Cells cells) const;
   template <class Fine, class Queue>
   void coarsen(const Queue& queue, const DeviceMemory& m, size_t l, Fine fine) const;
   template <class Cells, class Queue>
@@ -110,12 +115,10 @@ class DeviceMultigrid {
   DeviceOptions options_;
   std::vector<uint8_t> pinned_;  // fixed dofs, the pin included
   std::vector<Level> levels_;
-  SpecialCells special_;
   Banded shape_{2, 2};
   Layout constants_, workspace_, scratch_;
-  size_t pinned_at_, special_row_, special_column_;                                             // constants
-  size_t modulus_, scale_, net_, lanczos_, sums_, x32_, shift32_, patch_scale_, patch_shift0_,  // workspace
-      patch_shift1_, patch_special_, band_, inverse_, work_;
+  size_t pinned_at_;                                                                          // constants
+  size_t modulus_, scale_, net_, lanczos_, sums_, x32_, shift32_, band_, inverse_, work_;  // workspace
   size_t residual_, columns_;  // scratch
 };
 
@@ -131,16 +134,24 @@ inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint
       batch_(batch),
       options_(options),
       pinned_(fixed, fixed + 2 * size_t(form.n0) * form.n1) {
-  const size_t n = size_t(form.n0) * form.n1, cells = size_t(form.n0 - 1) * (form.n1 - 1), B = size_t(batch);
+  const size_t n = size_t(form.n0) * form.n1, B = size_t(batch);
   levels_.emplace_back();
   levels_[0].n0 = form.n0, levels_[0].n1 = form.n1;
   levels_[0].mask = pinned_;
   if (pin >= 0) levels_[0].mask[pin] = 0;  // the hierarchy does not know of the pin
   Coarsening coarsening(form.n0, form.n1, 2 / form.law.g0, 2 / form.law.g1);
+  double cell[kEntries];
+  homogeneous_cell(form.law, form.reduced, cell);
   while (!Coarsening::small(levels_.back().n0, levels_.back().n1)) {
     Level next;
     Level& L = levels_.back();
+    double p[4], q[4], r[4];
+    L.whole = float(patch_modes(cell, p, q, r));
+    L.patch.n0 = L.n0, L.patch.n1 = L.n1;
+    std::copy_n(p, 4, L.patch.p), std::copy_n(q, 4, L.patch.q), std::copy_n(r, 4, L.patch.r);
+    L.special = SpecialCells(L.mask, L.n0, L.n1);
     coarsening.next(L.a0, L.a1);
+    coarsen_homogeneous(L.a0.regular > 0, L.a1.regular > 0, cell);
     next.n0 = L.a0.n_coarse, next.n1 = L.a1.n_coarse;
     next.mask = Coarsening::keep(L.mask, L.a0, L.a1);
     const size_t c0 = size_t(next.n0 - 1), c1 = size_t(next.n1 - 1);
@@ -148,26 +159,21 @@ inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint
     L.irregular_size = long(64 * (c0 * c1 - size_t(L.a0.regular) * L.a1.regular));
     levels_.push_back(std::move(next));
   }
-  special_ = SpecialCells(levels_[0].mask, form.n0, form.n1);
   shape_ = Banded(levels_.back().n0, levels_.back().n1);
 
   pinned_at_ = constants_.take<uint8_t>(2 * n);
-  special_row_ = constants_.take<int>(special_.row.size());
-  special_column_ = constants_.take<int>(special_.column.size());
   modulus_ = workspace_.take<double>(B), scale_ = workspace_.take<double>(B), net_ = workspace_.take<double>(B);
   lanczos_ = workspace_.take<Lanczos>(B);
   sums_ = workspace_.take<double>(B * kSumRoom);
   x32_ = workspace_.take<float>(B * n);
   shift32_ = workspace_.take<float>(shifted ? 2 * B * n : 0);
-  patch_scale_ = workspace_.take<float>(B * cells);
-  patch_shift0_ = workspace_.take<float>(shifted ? B * cells : 0);
-  patch_shift1_ = workspace_.take<float>(shifted ? B * cells : 0);
-  patch_special_ = workspace_.take<float>(B * special_.column.size() * kEntries);
   for (size_t l = 0; l < levels_.size(); ++l) {
     Level& L = levels_[l];
     const size_t nodes = size_t(L.nodes()), m = size_t(L.n0 - 1) * (L.n1 - 1);
-    const bool stored = l > 0 && l + 1 < levels_.size();
+    const bool smoothed = l + 1 < levels_.size(), stored = l > 0 && smoothed;
     L.fixed = constants_.take<uint8_t>(2 * nodes);
+    L.special_row = constants_.take<int>(L.special.row.size());
+    L.special_column = constants_.take<int>(L.special.column.size());
     L.first0 = constants_.take<int>(L.a0.first.size()), L.width0 = constants_.take<int>(L.a0.width.size());
     L.first1 = constants_.take<int>(L.a1.first.size()), L.width1 = constants_.take<int>(L.a1.width.size());
     L.place0 = constants_.take<double>(L.a0.place.size()), L.place32_0 = constants_.take<float>(L.a0.place.size());
@@ -176,7 +182,8 @@ inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint
     L.r = workspace_.take<float>(2 * B * nodes), L.lmax = workspace_.take<double>(B);
     L.regular = workspace_.take<float>(B * L.regular_size), L.irregular = workspace_.take<float>(B * L.irregular_size);
     L.matrix = workspace_.take<float>(stored ? B * kPlanes * nodes : 0);
-    L.smoother = workspace_.take<float>(stored ? B * kPlanes * nodes : 0);
+    L.patch_scale = workspace_.take<float>(smoothed ? B * m : 0);
+    L.patch_special = workspace_.take<float>(B * L.special.column.size() * kEntries);
     L.cells = scratch_.take<double>(l > 0 ? B * kEntries * m : 0);
   }
   const size_t k = shape_.size();
@@ -190,9 +197,9 @@ inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint
 inline void DeviceMultigrid::write_constants(char* out) const {
   auto put = [&](size_t offset, const auto& values) { std::copy(values.begin(), values.end(), at<typename std::decay_t<decltype(values)>::value_type>(out, offset)); };
   put(pinned_at_, pinned_);
-  put(special_row_, special_.row), put(special_column_, special_.column);
   for (const Level& L : levels_) {
     put(L.fixed, L.mask);
+    put(L.special_row, L.special.row), put(L.special_column, L.special.column);
     put(L.first0, L.a0.first), put(L.width0, L.a0.width), put(L.place0, L.a0.place), put(L.place32_0, L.a0.place32);
     put(L.first1, L.a1.first), put(L.width1, L.a1.width), put(L.place1, L.a1.place), put(L.place32_1, L.a1.place32);
   }
@@ -239,22 +246,31 @@ void DeviceMultigrid::build(const Queue& queue, const DeviceMemory& m, Fields<co
   levels_.size() > 1 ? factor(queue, m, stored(levels_.back())) : factor(queue, m, finest);
   if (levels_.size() == 1) return;
 
-  for (size_t l = levels_.size() - 2; l > 0; --l) {
+  for (size_t l = 0; l + 1 < levels_.size(); ++l) {
     const Level& L = levels_[l];
-    const StoredCells cells = stored(L);
-    float* matrix = at<float>(m.workspace, L.matrix);
-    queue.each(batch_, L.nodes(), AssembleBody{cells, true, matrix});
-    queue.each(batch_, long(cells.m0) * cells.m1, InvertBody{matrix, cells});
-    queue.each(batch_, L.nodes(), AssembleBody{cells, false, at<float>(m.workspace, L.smoother)});
+    const long cells = long(L.n0 - 1) * (L.n1 - 1);
+    float* scale = at<float>(m.workspace, L.patch_scale);
+    if (l) {
+      float* matrix = at<float>(m.workspace, L.matrix);
+      queue.each(batch_, L.nodes(), AssembleBody{stored(L), matrix});
+      queue.each(batch_, cells, StencilScaleBody{L.n0, L.n1, matrix, L.whole, scale});
+      special_cells(queue, m, l, stored(L));
+    } else {
+      queue.each(batch_, cells, FinestScaleBody{L.n0, L.n1, x32, shift32, L.whole, scale});
+      special_cells(queue, m, l, finest);
+    }
   }
-  float *scale = at<float>(m.workspace, patch_scale_), *shift0 = at<float>(m.workspace, patch_shift0_),
-        *shift1 = at<float>(m.workspace, patch_shift1_);
-  queue.each(batch_, long(F.n0 - 1) * (F.n1 - 1), PatchScaleBody{F.n0, F.n1, x32, shift32, scale, shift0, shift1});
-  const long count = long(special_.column.size());
-  queue.each(batch_, count,
-             SpecialBody<kReduced>{finest, at<int>(m.constants, special_row_), at<int>(m.constants, special_column_),
-                                   count, scale, at<float>(m.workspace, patch_special_)});
   for (size_t l = 0; l + 1 < levels_.size(); ++l) estimate_eigenvalue(queue, m, l);
+}
+
+template <class Cells, class Queue>
+void DeviceMultigrid::special_cells(const Queue& queue, const DeviceMemory& m, size_t l, Cells cells) const {
+  const Level& L = levels_[l];
+  const long count = long(L.special.column.size());
+  queue.each(batch_, count,
+             SpecialBody<Cells>{cells, at<int>(m.constants, L.special_row), at<int>(m.constants, L.special_column),
+                                L.n0 - 1, L.n1 - 1, count, at<float>(m.workspace, L.patch_scale),
+                                at<float>(m.workspace, L.patch_special)});
 }
 
 template <class Fine, class Queue>
@@ -310,25 +326,13 @@ void DeviceMultigrid::estimate_eigenvalue(const Queue& queue, const DeviceMemory
 template <class Queue>
 void DeviceMultigrid::update(const Queue& queue, const DeviceMemory& m, size_t l, const float* r, Update out) const {
   const Level& L = levels_[l];
-  if (l > 0) {
-    queue.each(batch_, L.nodes(), StencilBody<Update>{L.n0, L.n1, at<float>(m.workspace, L.smoother), r, out});
-    return;
-  }
-  Patch<float> patch{};
-  patch.n0 = L.n0, patch.n1 = L.n1;
-  double p[4], q[4], w[4];
-  form_.reduced ? patch_modes<true>(form_.law, !shifted_, p, q, w) : patch_modes<false>(form_.law, !shifted_, p, q, w);
-  std::copy_n(p, 4, patch.p), std::copy_n(q, 4, patch.q), std::copy_n(w, 4, patch.r);
-  patch.scale = at<float>(m.workspace, patch_scale_);
-  if (shifted_) {
-    patch.shift0 = at<float>(m.workspace, patch_shift0_);
-    patch.shift1 = at<float>(m.workspace, patch_shift1_);
-  }
-  patch.special_row = at<int>(m.constants, special_row_);
-  patch.special_col = at<int>(m.constants, special_column_);
-  patch.special = at<float>(m.workspace, patch_special_);
+  Patch<float> patch = L.patch;
+  patch.scale = at<float>(m.workspace, L.patch_scale);
+  patch.special_row = at<int>(m.constants, L.special_row);
+  patch.special_col = at<int>(m.constants, L.special_column);
+  patch.special = at<float>(m.workspace, L.patch_special);
   const Strips strips = Strips::over(L.n0, L.n1, batch_, queue.width);
-  queue.each(batch_, strips.count(), PatchBody{patch, long(special_.column.size()), strips, r, out});
+  queue.each(batch_, strips.count(), PatchBody{patch, long(L.special.column.size()), strips, r, out});
 }
 
 template <class Queue>

@@ -11,6 +11,7 @@
 #define EF_LAMBDA
 #else
 #define EF_HD inline __attribute__((always_inline))
+#define EF_CALL inline
 #define EF_LAMBDA __attribute__((always_inline))
 #endif
 

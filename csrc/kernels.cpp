@@ -82,6 +82,10 @@ EF_HD V shifted(const V& before, const V& now, std::index_sequence<Is...>) {
   return __builtin_shufflevector(before, now, (sizeof...(Is) - 1 + Is)...);
 }
 
+// Keeps the compiler from making a second loop for one value of a flag. In two loops products and sums are contracted in
+// two ways, and results would depend on where a range of rows begins.
+EF_HD void one_code(int& flag) { asm("" : "+r"(flag)); }
+
 // Sums cell contributions at the nodes of rows [begin, end): row(j) gives a function of the first cell's column and
 // of the vector (or number) type, which returns CellValues, for cells below limit(j); fix(j, lo, hi, add) calls
 // add(cell, values) with what cells of columns [lo, hi) give in addition; out(j) gives a function that takes
@@ -119,19 +123,18 @@ inline void gather_rows(int n0, int n1, int begin, int end, Limit limit, Row row
         for (int k = 0; k < NC; ++k) b[k][kWidth - 1] = v.f[k].b, d[k][kWidth - 1] = v.f[k].d;
       }
       int i = i0;
-      auto vectors = [&](auto write) EF_LAMBDA {
-        constexpr auto lanes = std::make_index_sequence<kWidth>{};
-        for (; i + kWidth <= cells; i += kWidth) {
-          const CellValues<V, NC> v = cell(i, V{});
-          for (int k = 0; k < NC; ++k) {
-            T* c = &carry[k][i - i0];
-            if constexpr (decltype(write)::value) take(k, i, load<V>(c) + v.f[k].a + shifted<T>(b[k], v.f[k].b, lanes));
-            store(c, v.f[k].c + shifted<T>(d[k], v.f[k].d, lanes));
-            b[k] = v.f[k].b, d[k] = v.f[k].d;
-          }
+      int writes = j >= begin;
+      constexpr auto lanes = std::make_index_sequence<kWidth>{};
+      for (; i + kWidth <= cells; i += kWidth) {
+        one_code(writes);
+        const CellValues<V, NC> v = cell(i, V{});
+        for (int k = 0; k < NC; ++k) {
+          T* c = &carry[k][i - i0];
+          if (writes) take(k, i, load<V>(c) + v.f[k].a + shifted<T>(b[k], v.f[k].b, lanes));
+          store(c, v.f[k].c + shifted<T>(d[k], v.f[k].d, lanes));
+          b[k] = v.f[k].b, d[k] = v.f[k].d;
         }
-      };
-      j >= begin ? vectors(std::true_type{}) : vectors(std::false_type{});
+      }
       // the rest: one more vector that overlaps the one before, or cell by cell
       T rest[4][NC][kWidth + 2] = {};
       const int from = i - 1;  // rest[.][.][0] is the cell before
@@ -157,7 +160,7 @@ inline void gather_rows(int n0, int n1, int begin, int end, Limit limit, Row row
         for (int n = i; n < i1; ++n) {
           const int c = n - from < kWidth + 1 ? n - from : kWidth + 1;  // none beyond the last cell
           T* up = &carry[k][n - i0];
-          if (j >= begin) take(k, n, *up + rest[0][k][c] + rest[1][k][c - 1]);
+          if (writes) take(k, n, *up + rest[0][k][c] + rest[1][k][c - 1]);
           *up = rest[2][k][c] + rest[3][k][c - 1];
         }
       fix(j, first, last, [&](int c, const CellValues<T, NC>& v) {
@@ -184,15 +187,14 @@ inline double sum(const T* f, size_t n) {
 // ---------------------------------------------------------------------------------------------- the form
 
 template <bool kReduced, class T, class Out>
-inline void force_rows(const GridForm<T>& g, const T* x, const T* u, int begin, int end, Out out) {
-  const size_t n = size_t(g.n0) * g.n1;
+inline void force_rows(const GridForm<T>& g, const T* x, Rows<const T> u, int begin, int end, Out out) {
   const CellLaw<T> law = g.law;
   gather_rows<T, 2>(
       g.n0, g.n1, begin, end, kAllCells,
       [&](int j) {
-        const size_t o = size_t(j) * g.n1;
-        const T *__restrict x0 = x + o, *__restrict x1 = x0 + g.n1, *__restrict u0 = u + o, *__restrict u1 = u0 + g.n1,
-                *__restrict v0 = u0 + n, *__restrict v1 = v0 + g.n1;
+        const T *__restrict x0 = x + size_t(j) * g.n1, *__restrict x1 = x0 + g.n1;
+        const T *__restrict u0 = u.row(0, j), *__restrict u1 = u.row(0, j + 1), *__restrict v0 = u.row(1, j),
+                *__restrict v1 = u.row(1, j + 1);
         return [=](int c, auto kind) EF_LAMBDA {
           using V = decltype(kind);
           const CornerForces<V> f =
@@ -204,14 +206,14 @@ inline void force_rows(const GridForm<T>& g, const T* x, const T* u, int begin, 
 }
 
 template <class T, class Out>
-inline void force_rows(const GridForm<T>& g, const T* x, const T* u, int begin, int end, Out out) {
+inline void force_rows(const GridForm<T>& g, const T* x, Rows<const T> u, int begin, int end, Out out) {
   g.reduced ? force_rows<true>(g, x, u, begin, end, out) : force_rows<false>(g, x, u, begin, end, out);
 }
 
 template <class T>
 double force(const GridForm<T>& g, const T* x, const T* u, T* f, int begin, int end) {
   const size_t n = size_t(g.n0) * g.n1;
-  force_rows(g, x, u, begin, end, [&](int j) {
+  force_rows(g, x, Rows<const T>::field(u, g.n0, g.n1), begin, end, [&](int j) {
     T* __restrict o = f + size_t(j) * g.n1;
     return [=](int k, int i, auto v) EF_LAMBDA { store(o + k * n + i, v); };
   });
@@ -221,18 +223,18 @@ double force(const GridForm<T>& g, const T* x, const T* u, T* f, int begin, int 
 }
 
 template <class T>
-void subtract(const GridForm<T>& g, const T* x, const T* shift, const T* d, T* r, int begin, int end) {
+void subtract(const GridForm<T>& g, const T* x, const T* shift, Rows<const T> d, Rows<const T> r, Rows<T> out, int begin,
+              int end) {
   const size_t n = size_t(g.n0) * g.n1;
   auto run = [&](auto shift_too) {
     force_rows(g, x, d, begin, end, [&](int j) {
-      const size_t at = size_t(j) * g.n1;
-      T* __restrict o = r + at;
-      const T *__restrict s = shift + at, *__restrict p = d + at;
+      T* const o[2] = {out.row(0, j), out.row(1, j)};
+      const T *const q[2] = {r.row(0, j), r.row(1, j)}, *const p[2] = {d.row(0, j), d.row(1, j)};
+      const T* const s = shift + size_t(j) * g.n1;
       return [=](int k, int i, auto v) EF_LAMBDA {
         using V = decltype(v);
-        const size_t q = k * n + i;
-        if constexpr (decltype(shift_too)::value) v += load<V>(s + q) * load<V>(p + q);
-        store(o + q, load<V>(o + q) - v);
+        if constexpr (decltype(shift_too)::value) v += load<V>(s + k * n + i) * load<V>(p[k] + i);
+        store(o[k] + i, load<V>(q[k] + i) - v);
       };
     });
   };
@@ -242,7 +244,7 @@ void subtract(const GridForm<T>& g, const T* x, const T* shift, const T* d, T* r
 template <class T>
 double apply_dot(const GridForm<T>& g, const T* x, const T* shift, const T* p, T* q, int begin, int end) {
   const size_t n = size_t(g.n0) * g.n1;
-  force_rows(g, x, p, begin, end, [&](int j) {
+  force_rows(g, x, Rows<const T>::field(p, g.n0, g.n1), begin, end, [&](int j) {
     const size_t at = size_t(j) * g.n1;
     T* __restrict o = q + at;
     const T *__restrict s = shift ? shift + at : nullptr, *__restrict w = p + at;
@@ -441,25 +443,20 @@ void contraction_values(const GridForm<T>& g, const T* u, const long long* indpt
 
 // ------------------------------------------------------------------------------------- smoothers, transfers
 
-template <bool kShift, bool kFirst, class T>
-inline void patch_rows(const Patch<T>& B, const T* r, T a, T b, T* d, T* y, int begin, int end) {
+template <bool kAdd, class T>
+inline void patch_rows(const Patch<T>& B, Rows<const T> r, T a, T b, Rows<T> d, int begin, int end) {
   const int n1 = B.n1, m1 = B.n1 - 1;
-  const size_t n = size_t(B.n0) * n1;
   gather_rows<T, 2>(
       B.n0, n1, begin, end, kAllCells,
       [&](int j) {
-        const size_t o = size_t(j) * n1, at = size_t(j) * m1;
-        const T *__restrict u0 = r + o, *__restrict u1 = u0 + n1, *__restrict v0 = u0 + n, *__restrict v1 = v0 + n1;
-        const T* __restrict scale = B.scale + at;
-        const T *__restrict s0 = kShift ? B.shift0 + at : nullptr, *__restrict s1 = kShift ? B.shift1 + at : nullptr;
+        const T *__restrict u0 = r.row(0, j), *__restrict u1 = r.row(0, j + 1), *__restrict v0 = r.row(1, j),
+                *__restrict v1 = r.row(1, j + 1);
+        const T* __restrict scale = B.scale + size_t(j) * m1;
         T p[4], q[4], w[4];
         for (int k = 0; k < 4; ++k) p[k] = B.p[k], q[k] = B.q[k], w[k] = B.r[k];
         return [=](int i, auto kind) EF_LAMBDA {
           using V = decltype(kind);
-          V t0 = {}, t1 = {};
-          if constexpr (kShift) t0 = load<V>(s0 + i), t1 = load<V>(s1 + i);
-          const CornerForces<V> f = patch_solve<kShift>(p, q, w, load<V>(scale + i), t0, t1, corners<V>(u0, u1, i),
-                                                        corners<V>(v0, v1, i));
+          const CornerForces<V> f = patch_solve(p, q, w, load<V>(scale + i), corners<V>(u0, u1, i), corners<V>(v0, v1, i));
           return CellValues<V, 2>{{f.u, f.v}};
         };
       },
@@ -468,42 +465,35 @@ inline void patch_rows(const Patch<T>& B, const T* r, T a, T b, T* d, T* y, int 
           const int i = B.special_col[k];
           if (i < lo || i >= hi) continue;
           const CornerForces<T> f =
-              special_solve(B.special + size_t(k) * kEntries, r + size_t(j) * n1 + i, n, n1);
+              special_solve(B.special + size_t(k) * kEntries, corners<T>(r.row(0, j), r.row(0, j + 1), i),
+                            corners<T>(r.row(1, j), r.row(1, j + 1), i));
           add(i, CellValues<T, 2>{{f.u, f.v}});
         }
       },
       [&](int j) {
-        T *__restrict o = d + size_t(j) * n1, *__restrict z = y + size_t(j) * n1;
+        T* const o[2] = {d.row(0, j), d.row(1, j)};
         return [=](int k, int i, auto v) EF_LAMBDA {
           using V = decltype(v);
-          const size_t q = k * n + i;
-          const V e = kFirst ? b * v : a * load<V>(o + q) + b * v;
-          store(o + q, e);
-          store(z + q, kFirst ? e : load<V>(z + q) + e);
+          store(o[k] + i, kAdd ? a * load<V>(o[k] + i) + b * v : b * v);
         };
       });
 }
 
 template <class T>
-void patch(const Patch<T>& B, const T* r, bool first, T a, T b, T* d, T* y, int begin, int end) {
-  if (B.shift0)
-    first ? patch_rows<true, true>(B, r, a, b, d, y, begin, end) : patch_rows<true, false>(B, r, a, b, d, y, begin, end);
-  else
-    first ? patch_rows<false, true>(B, r, a, b, d, y, begin, end)
-          : patch_rows<false, false>(B, r, a, b, d, y, begin, end);
+void patch(const Patch<T>& B, Rows<const T> r, T a, T b, Rows<T> d, int begin, int end) {
+  a == 0 ? patch_rows<false>(B, r, a, b, d, begin, end) : patch_rows<true>(B, r, a, b, d, begin, end);
 }
 
 // Products of a stored stencil with u at rows [begin, end); out(j) gives a function that takes column and both
 // components. Every coefficient is read once: for its own node and, transposed, for the neighbour. Fields have room
 // around them, because the (finite) values past the ends of rows are multiplied by zero coefficients.
 template <class T, class Out>
-inline void stencil_rows(const Stencil<T>& A, const T* u, int begin, int end, Out out) {
+inline void stencil_rows(const Stencil<T>& A, Rows<const T> u, int begin, int end, Out out) {
   constexpr int kSpan = 1024;  // columns at a time
   constexpr int kRoom = kSpan + 2 * kBlockNodes;
   using V = Vector<T>;
   constexpr int kWidth = sizeof(V) / sizeof(T);
   const int n1 = A.n1;
-  const size_t n = size_t(A.n0) * n1;
   // what row j gives to the nodes right of its own, and below to the left, straight, to the right: [..][component]
   alignas(64) T own[2][kRoom], east[2][kRoom], below[2][3][2][kRoom];
   for (int i0 = 0; i0 < n1; i0 += kSpan) {
@@ -517,9 +507,11 @@ inline void stencil_rows(const Stencil<T>& A, const T* u, int begin, int end, Ou
           for (int i = 0; i < i1 - i0 + 2 * kBlockNodes; ++i) side[k][i] = T(0);
     }
     for (int j = begin > 0 ? begin - 1 : 0; j < end; ++j) {
+      int writes = j >= begin;
       auto& down = below[j & 1];
       const auto& up = below[(j - 1) & 1];
-      const T *__restrict u1 = u + size_t(j) * n1, *__restrict v1 = u1 + n;
+      const T *__restrict u1 = u.row(0, j), *__restrict v1 = u.row(1, j), *__restrict u2 = u.row(0, j + 1),
+              *__restrict v2 = u.row(1, j + 1);
       for (int b = b0; b < b1; ++b)
         for (int part = 0; part < kBlockNodes; part += kWidth) {
           const T* __restrict c = A.block(j, b) + part;
@@ -535,14 +527,14 @@ inline void stencil_rows(const Stencil<T>& A, const T* u, int begin, int end, Ou
           store(&down[1][1][o], s1 * uc + s3 * vc);
           store(&down[2][0][o], se0 * uc + se2 * vc);
           store(&down[2][1][o], se1 * uc + se3 * vc);
-          if (j < begin) continue;
+          one_code(writes);
+          if (!writes) continue;
           const V d00 = at(0), d01 = at(1), d11 = at(2), e0 = at(kEast), e1 = at(kEast + 1), e2 = at(kEast + 2),
                   e3 = at(kEast + 3);
           store(&east[0][o], e0 * uc + e2 * vc);
           store(&east[1][o], e1 * uc + e3 * vc);
-          const T *__restrict u2 = u1 + n1 + i, *__restrict v2 = v1 + n1 + i;
-          const V ue = load<V>(u1 + i + 1), ve = load<V>(v1 + i + 1), ul = load<V>(u2 - 1), vl = load<V>(v2 - 1);
-          const V um = load<V>(u2), vm = load<V>(v2), ur = load<V>(u2 + 1), vr = load<V>(v2 + 1);
+          const V ue = load<V>(u1 + i + 1), ve = load<V>(v1 + i + 1), ul = load<V>(u2 + i - 1), vl = load<V>(v2 + i - 1);
+          const V um = load<V>(u2 + i), vm = load<V>(v2 + i), ur = load<V>(u2 + i + 1), vr = load<V>(v2 + i + 1);
           store(&own[0][o], (d00 * uc + d01 * vc + e0 * ue + e1 * ve + sw0 * ul + sw1 * vl) +
                                 (s0 * um + s1 * vm + se0 * ur + se1 * vr));
           store(&own[1][o], (d01 * uc + d11 * vc + e2 * ue + e3 * ve + sw2 * ul + sw3 * vl) +
@@ -561,26 +553,11 @@ inline void stencil_rows(const Stencil<T>& A, const T* u, int begin, int end, Ou
 }
 
 template <class T>
-void stencil_update(const Stencil<T>& A, const T* r, bool first, T a, T b, T* d, T* y, int begin, int end) {
-  const size_t n = size_t(A.n0) * A.n1;
-  stencil_rows(A, r, begin, end, [&](int j) {
-    T *__restrict d0 = d + size_t(j) * A.n1, *__restrict d1 = d0 + n;
-    T *__restrict y0 = y + size_t(j) * A.n1, *__restrict y1 = y0 + n;
-    const T keep = first ? T(0) : a, add = first ? T(0) : T(1);
-    return [=](int i, T f0, T f1) EF_LAMBDA {
-      const T e0 = keep * d0[i] + b * f0, e1 = keep * d1[i] + b * f1;
-      d0[i] = e0, d1[i] = e1;
-      y0[i] = add * y0[i] + e0, y1[i] = add * y1[i] + e1;
-    };
-  });
-}
-
-template <class T>
-void stencil_subtract(const Stencil<T>& A, const T* d, T* r, int begin, int end) {
-  const size_t n = size_t(A.n0) * A.n1;
+void stencil_subtract(const Stencil<T>& A, Rows<const T> d, Rows<const T> r, Rows<T> out, int begin, int end) {
   stencil_rows(A, d, begin, end, [&](int j) {
-    T *__restrict r0 = r + size_t(j) * A.n1, *__restrict r1 = r0 + n;
-    return [=](int i, T f0, T f1) EF_LAMBDA { r0[i] -= f0, r1[i] -= f1; };
+    const T *q0 = r.row(0, j), *q1 = r.row(1, j);
+    T *o0 = out.row(0, j), *o1 = out.row(1, j);
+    return [=](int i, T f0, T f1) EF_LAMBDA { o0[i] = q0[i] - f0, o1[i] = q1[i] - f1; };
   });
 }
 
@@ -683,15 +660,6 @@ void cell_matrices(const GridForm<double>& g, const double* x, const double* sha
   g.reduced ? cell_matrices_row<true>(g, x, share, j, planes, ld) : cell_matrices_row<false>(g, x, share, j, planes, ld);
 }
 
-void invert(double* planes, int ld, int n) {
-  for (int c = 0; c < n; c += kLanes) {
-    Lanes a[kEntries];
-    for (int e = 0; e < kEntries; ++e) a[e] = load<Lanes>(planes + size_t(e) * ld + c);
-    sweep_inverse<Lanes, 8>([&](int p, int q) EF_LAMBDA -> Lanes& { return a[entry(p, q)]; });
-    for (int e = 0; e < kEntries; ++e) store(planes + size_t(e) * ld + c, a[e]);
-  }
-}
-
 // Coarsens the cells [I, ...) of one coarse row with widths W0 x W1; Lanes cells at once or one.
 template <class V, int W0, int W1, class Load>
 inline void coarsen_at(const AxisView& a0, int row, Load load_fine, const V* place1, double* coarse, int ld_coarse, int I,
@@ -748,11 +716,49 @@ void scale_add(T a, const T* x, T b, T* y, size_t n) {
 }
 
 template <class T>
+double lower(double scale, const T* x, float* low, size_t n) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (size_t i = 0; i < n; ++i) {
+    low[i] = float(scale * x[i]);
+    sum += x[i];
+  }
+  return sum;
+}
+
+template <class T>
+double dot_low(const T* x, const float* low, size_t n) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (size_t i = 0; i < n; ++i) sum += double(x[i]) * double(low[i]);
+  return sum;
+}
+
+template <class T>
+void raise_add(double a, const float* low, double b, T* y, size_t n) {
+#pragma GCC ivdep
+  for (size_t i = 0; i < n; ++i) y[i] = T(a * low[i] + b * y[i]);
+}
+
+template <class T>
+double descend(double step, const T* p, const T* q, T* x, T* r, size_t n) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (size_t i = 0; i < n; ++i) {
+    x[i] += T(step * p[i]);
+    const T rest = r[i] - T(step * q[i]);
+    r[i] = rest;
+    sum += double(rest) * double(rest);
+  }
+  return sum;
+}
+
+template <class T>
 constexpr Kernels<T> kTable = {force<T>,          sensitivity<T>,    stiffness_values<T>, contraction_values<T>,
-                               subtract<T>,       apply_dot<T>,      patch<T>,            stencil_update<T>,
-                               stencil_subtract<T>, restrict_rows<T>, prolong_rows<T>,    dot<T>,
-                               scale_add<T>};
-constexpr Setup kSetup = {cell_matrices, coarsen_row, invert};
+                               subtract<T>,       stencil_subtract<T>, patch<T>,          apply_dot<T>,
+                               restrict_rows<T>,  prolong_rows<T>,   dot<T>,              scale_add<T>,
+                               lower<T>,          dot_low<T>,        raise_add<T>,        descend<T>};
+constexpr Setup kSetup = {cell_matrices, coarsen_row};
 
 }  // namespace
 

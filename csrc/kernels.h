@@ -5,6 +5,7 @@
 // Dof fields are two planes of n0 * n1 values, component after component.
 #pragma once
 #include <cstddef>
+#include <type_traits>
 
 #include "multigrid_cell.h"
 
@@ -44,6 +45,19 @@ struct Stencil {
   T* block(int j, int b) const { return data + j * row_size() + size_t(b) * kPlanes * kBlockNodes; }
 };
 
+// A dof field, or a window of its rows that moves on: row j of component k lies in slot j & mask.
+template <class T>
+struct Rows {
+  T* data;
+  size_t plane;
+  int n1;
+  unsigned mask;
+  static Rows field(T* data, int n0, int n1) { return {data, size_t(n0) * n1, n1, ~0u}; }
+  EF_HD T* row(int k, int j) const { return data + k * plane + size_t(unsigned(j) & mask) * n1; }
+  template <class U, class = std::enable_if_t<std::is_same_v<U, const T>>>
+  operator Rows<U>() const { return {data, plane, n1, mask}; }
+};
+
 template <class T>
 struct Kernels {
   // f = K(x) u; returns the sum of f over the rows, which is not finite if an input was not
@@ -53,19 +67,24 @@ struct Kernels {
   // values of K(x) and D(u) in CSR order (rows of one component; columns of the stencil in order)
   void (*stiffness_values)(const GridForm<T>&, const T* x, const long long* indptr, T* values, int begin, int end);
   void (*contraction_values)(const GridForm<T>&, const T* u, const long long* indptr, T* values, int begin, int end);
-  // r -= (K(x) + diag(shift)) d;  shift may be null
-  void (*subtract)(const GridForm<T>&, const T* x, const T* shift, const T* d, T* r, int begin, int end);
+  // out = r - (K(x) + diag(shift)) d;  shift may be null, out may be r
+  void (*subtract)(const GridForm<T>&, const T* x, const T* shift, Rows<const T> d, Rows<const T> r, Rows<T> out,
+                   int begin, int end);
+  // the same with a stored stencil in place of K
+  void (*stencil_subtract)(const Stencil<T>&, Rows<const T> d, Rows<const T> r, Rows<T> out, int begin, int end);
+  // d = a d + b B r with B the sum of inverted blocks, d not read where a = 0
+  void (*patch)(const Patch<T>&, Rows<const T> r, T a, T b, Rows<T> d, int begin, int end);
   // q = (K(x) + diag(shift)) p, returns p.q over these rows
   double (*apply_dot)(const GridForm<T>&, const T* x, const T* shift, const T* p, T* q, int begin, int end);
-  // d = a d + b B r, y += d, with B the sum of scaled constant cell inverses (see Patch); first: d = y = b B r
-  void (*patch)(const Patch<T>&, const T* r, bool first, T a, T b, T* d, T* y, int begin, int end);
-  // the same with a stored stencil B, and r -= A d
-  void (*stencil_update)(const Stencil<T>&, const T* r, bool first, T a, T b, T* d, T* y, int begin, int end);
-  void (*stencil_subtract)(const Stencil<T>&, const T* d, T* r, int begin, int end);
   void (*restrict_rows)(const Transfer<T>&, const T* fine, T* coarse, int begin, int end);   // coarse node rows
   void (*prolong_rows)(const Transfer<T>&, const T* coarse, T* fine, int begin, int end);    // coarse cell rows
   double (*dot)(const T* a, const T* b, size_t n);
   void (*scale_add)(T a, const T* x, T b, T* y, size_t n);  // y = a x + b y
+  // around a V-cycle in single precision: low = scale x, returns the sum of x; dot product; y = a low + b y
+  double (*lower)(double scale, const T* x, float* low, size_t n);
+  double (*dot_low)(const T* x, const float* low, size_t n);
+  void (*raise_add)(double a, const float* low, double b, T* y, size_t n);
+  double (*descend)(double step, const T* p, const T* q, T* x, T* r, size_t n);  // x += step p, r -= step q, returns r.r
 };
 
 // Set-up of one level, in double precision.
@@ -75,8 +94,6 @@ struct Setup {
   // Galerkin matrix and interior interpolation of one row of coarse cells from the fine cell rows below it
   void (*coarsen_row)(const AxisView& a0, const AxisView& a1, int row, const double* const* fine, int ld_fine,
                       double* coarse, int ld_coarse, double* interior, int ld_interior, double* irregular);
-  // packed inverses of n symmetric positive definite 8 x 8 matrices, planes[36][ld], in place
-  void (*invert)(double* planes, int ld, int n);
 };
 
 struct KernelTable {

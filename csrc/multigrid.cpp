@@ -13,23 +13,6 @@ namespace elastofast {
 
 namespace {
 
-// Zeroed memory that begins on a cache line, so that vector loads do not straddle two.
-class AlignedFloats {
- public:
-  void allocate(size_t n) {
-    memory_.assign(n + 16, 0.f);
-    const auto address = reinterpret_cast<uintptr_t>(memory_.data());
-    offset_ = (64 - address % 64) % 64 / sizeof(float);
-  }
-  float* data() { return memory_.data() + offset_; }
-  size_t size() const { return memory_.size(); }
-  void clear() { std::fill(memory_.begin(), memory_.end(), 0.f); }
-
- private:
-  std::vector<float> memory_;
-  size_t offset_ = 0;
-};
-
 // A level vector: two planes of nodes with room around them, because stencil rows read past the edges.
 struct Field {
   AlignedFloats memory;
@@ -52,6 +35,25 @@ struct CellMatrices {
   double* row(int j) { return data.get() + size_t(j) * kEntries * ld; }
 };
 
+constexpr size_t kCache = 1 << 19;  // bytes of a processor's own cache that a block of rows may take
+
+// stage(k, from, to) for all stages of a sweep that makes the rows [begin, end) of n0: stage k needs the rows from the
+// one above to the one below its own of stage k - 1. The first runs ahead by a block of rows.
+template <class Stage>
+void follow(int n0, int begin, int end, int stages, int block, Stage stage) {
+  std::vector<int> done(stages);
+  for (int k = 0; k < stages; ++k) done[k] = std::max(begin - (stages - 1 - k), 0);
+  while (done.back() < end) {
+    int ready = done[0] + block;
+    for (int k = 0; k < stages; ++k) {
+      const int to = std::min({ready, end + stages - 1 - k, n0});
+      if (to > done[k]) stage(k, done[k], to);
+      done[k] = std::max(done[k], to);
+      ready = done[k] == n0 ? n0 : done[k] - 1;
+    }
+  }
+}
+
 }  // namespace
 
 struct Multigrid::Level {
@@ -59,25 +61,26 @@ struct Multigrid::Level {
   Axis a0, a1;  // towards the next coarser level
   std::vector<float> regular, irregular;
   Transfer<float> transfer{};
-  AlignedFloats matrix_memory, smoother_memory;  // empty on the finest level
-  Stencil<float> matrix{}, smoother{};
+  AlignedFloats matrix_memory;  // empty on the finest level
+  Stencil<float> matrix{};
+  SpecialCells special;
+  std::vector<float> patch_scale, patch_special;
+  Patch<float> patch{};
   FixedDofs fixed;
-  Field x, d, r;
+  Field x, d, r, s;  // solution, correction, right-hand side, what is left of it
   double lmax = 1;
 
   void allocate(int rows, int columns) {
     n0 = rows, n1 = columns;
-    x.allocate(n0, n1), d.allocate(n0, n1), r.allocate(n0, n1);
+    x.allocate(n0, n1), d.allocate(n0, n1), r.allocate(n0, n1), s.allocate(n0, n1);
   }
+  Rows<float> rows(const Field& f) const { return Rows<float>::field(f.data, n0, n1); }
 
-  // Stored stencil of the assembled cell matrices, and the sum of the inverted 4-node blocks as another.
+  // Stored stencil of the assembled cell matrices.
   void assemble(CellMatrices& cells) {
     matrix = {n0, n1, nullptr};
     matrix_memory.allocate(matrix.row_size() * n0);
     matrix.data = matrix_memory.data();
-    smoother = matrix;
-    smoother_memory.allocate(matrix.row_size() * n0);
-    smoother.data = smoother_memory.data();
     const int ld = padded(n1), m0 = n0 - 1, m1 = n1 - 1;
     for_rows(n0, n1 * 8, [&](int begin, int end) {
       std::vector<float> planes(size_t(kPlanes) * ld);
@@ -92,47 +95,41 @@ struct Multigrid::Level {
         for (int k = 0; k < 3; k += 2)  // fixed dofs: anything regular, their residual is zero
           for (int i = 0; i < n1; ++i)
             if (planes[size_t(k) * ld + i] == 0) planes[size_t(k) * ld + i] = 1;
-        write_row(matrix, j, planes.data(), ld);
-      }
-    });
-    for_rows(n0, n1 * 8, [&](int begin, int end) {
-      const int lanes = padded(m1);
-      std::vector<double> block(size_t(kEntries) * lanes);
-      std::vector<float> rows[2], sums[2];  // stencil rows j and j + 1: of the matrix, and of the smoother
-      for (int k = 0; k < 2; ++k) rows[k].resize(size_t(kPlanes) * ld), sums[k].resize(size_t(kPlanes) * ld);
-      const int start = std::max(begin - 1, 0);
-      read_row(matrix, start, rows[start & 1].data(), ld);
-      for (int j = start; j < end; ++j) {
-        std::vector<float>*upper[2] = {&rows[j & 1], &sums[j & 1]}, *lower[2] = {&rows[~j & 1], &sums[~j & 1]};
-        std::fill(lower[1]->begin(), lower[1]->end(), 0.f);
-        if (j < m0) {
-          read_row(matrix, j + 1, lower[0]->data(), ld);
-          each_stencil_entry([&](int p, int q, int row, int plane, int shift) {
-            const float* from = (row ? lower : upper)[0]->data() + size_t(plane) * ld + shift;
-            double* to = block.data() + size_t(entry(p, q)) * lanes;
-            for (int c = 0; c < m1; ++c) to[c] = from[c];
-          });
-          kernels().setup->invert(block.data(), lanes, m1);
-          each_stencil_entry([&](int p, int q, int row, int plane, int shift) {
-            const double* from = block.data() + size_t(entry(p, q)) * lanes;
-            float* to = (row ? lower : upper)[1]->data() + size_t(plane) * ld + shift;
-            for (int c = 0; c < m1; ++c) to[c] += float(from[c]);
-          });
-        }
-        if (j >= begin) write_row(smoother, j, upper[1]->data(), ld);
+        for (int b = 0; b < blocks(n1); ++b)
+          for (int p = 0; p < kPlanes; ++p)
+            std::copy_n(planes.data() + size_t(p) * ld + b * kBlockNodes, kBlockNodes,
+                        matrix.block(j, b) + p * kBlockNodes);
       }
     });
   }
 
-  static void write_row(const Stencil<float>& A, int j, const float* planes, int ld) {
-    for (int b = 0; b < blocks(A.n1); ++b)
-      for (int p = 0; p < kPlanes; ++p)
-        std::copy_n(planes + size_t(p) * ld + b * kBlockNodes, kBlockNodes, A.block(j, b) + p * kBlockNodes);
-  }
-  static void read_row(const Stencil<float>& A, int j, float* planes, int ld) {
-    for (int b = 0; b < blocks(A.n1); ++b)
-      for (int p = 0; p < kPlanes; ++p)
-        std::copy_n(A.block(j, b) + p * kBlockNodes, kBlockNodes, planes + size_t(p) * ld + b * kBlockNodes);
+  // Patch smoother. trace(j, scale) gives the traces of the 4-node blocks of cell row j; load(j, i, out) a cell's matrix.
+  template <class Trace, class Load>
+  void set_up_patches(const double* cell, const std::vector<uint8_t>& mask, Trace trace, Load load) {
+    const int m0 = n0 - 1, m1 = n1 - 1;
+    double p[4], q[4], r[4];
+    const float whole = float(patch_modes(cell, p, q, r));
+    std::copy_n(p, 4, patch.p), std::copy_n(q, 4, patch.q), std::copy_n(r, 4, patch.r);
+    special = SpecialCells(mask, n0, n1);
+    patch_scale.resize(size_t(m0) * m1);
+    patch_special.resize(special.column.size() * kEntries);
+    for_rows(m0, n1, [&](int begin, int end) {
+      for (int j = begin; j < end; ++j) {
+        float* scale = patch_scale.data() + size_t(j) * m1;
+        trace(whole, j, scale);
+        for (int i = 0; i < m1; ++i) scale[i] = whole / scale[i];
+        for (int k = special.row[j]; k < special.row[j + 1]; ++k) {
+          double block[kEntries];
+          special_inverse(j, special.column[k], m0, m1, load, block);
+          std::copy_n(block, kEntries, patch_special.data() + size_t(k) * kEntries);
+          scale[special.column[k]] = 0;
+        }
+      }
+    });
+    patch.n0 = n0, patch.n1 = n1;
+    patch.scale = patch_scale.data();
+    patch.special_row = special.row.data(), patch.special_col = special.column.data();
+    patch.special = patch_special.data();
   }
 };
 
@@ -203,6 +200,8 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
   fixed_.collect(mask, n0, n1);
   if (pin_ >= 0) mask[pin_] = 0;
   const std::vector<uint8_t> finest = mask;
+  double cell[kEntries];
+  homogeneous_cell(form.law, form.reduced, cell);
 
   levels_.emplace_back(new Level);
   levels_[0]->allocate(n0, n1);
@@ -264,14 +263,48 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
     levels_.push_back(std::move(next));
     fine = std::move(coarse);
     Level& N = *levels_.back();
+    coarsen_homogeneous(L.a0.regular > 0, L.a1.regular > 0, cell);
     if (!Coarsening::small(N.n0, N.n1)) {
       N.assemble(fine);
+      N.set_up_patches(
+          cell, mask,
+          [&](float, int j, float* trace) {
+            auto diagonal = [&](int row, int i) {
+              const float* block = N.matrix.block(row, i / kBlockNodes) + i % kBlockNodes;
+              return block[0] + block[2 * kBlockNodes];
+            };
+            for (int i = 0; i < N.n1 - 1; ++i)
+              trace[i] = diagonal(j, i) + diagonal(j, i + 1) + diagonal(j + 1, i) + diagonal(j + 1, i + 1);
+          },
+          [&](int j, int i, double* out) {
+            for (int e = 0; e < kEntries; ++e) out[e] = fine.row(j)[size_t(e) * fine.ld + i];
+          });
       estimate_eigenvalue(N);
     }
   }
   coarsest_.reset(new Coarsest(fine, pin_ < 0 ? 0.0 : 1e-6));
   if (levels_.size() > 1) {
-    set_up_patches(finest, scaled.data(), shift ? share.data() : nullptr);
+    homogeneous_cell(form.law, form.reduced, cell);
+    levels_[0]->set_up_patches(
+        cell, finest,
+        [&](float whole, int j, float* trace) {
+          auto sum = [&](const float* f, int i) { return f[i] + f[i + 1] + f[n1 + i] + f[n1 + i + 1]; };
+          const float* row = x32_.data() + size_t(j) * n1;
+          for (int i = 0; i < n1 - 1; ++i) trace[i] = 0.25f * whole * sum(row, i);
+          for (int c = 0; shift && c < 2; ++c) {
+            const float* held = shift32_.data() + c * n_ + size_t(j) * n1;
+            for (int i = 0; i < n1 - 1; ++i) trace[i] += sum(held, i);
+          }
+        },
+        [&](int j, int i, double* out) {
+          const size_t at = size_t(j) * n1 + i;
+          const Corners<double> c = {scaled[at], scaled[at + 1], scaled[at + n1], scaled[at + n1 + 1]};
+          auto put = [&](auto p, auto q, double v) { out[entry(decltype(p)::value, decltype(q)::value)] = v; };
+          const auto factors = stiffness_factors(moments(c));
+          form.reduced ? cell_matrix<true>(form.law, factors, put) : cell_matrix<false>(form.law, factors, put);
+          for (int p = 0; shift && p < 8; ++p) out[entry(p, p)] += share[p / 4 * n_ + at + p % 4 / 2 * n1 + p % 2];
+          clear_fixed(finest.data(), long(n_), n1, long(at), out);
+        });
     estimate_eigenvalue(*levels_[0]);
   }
   if (shift && pin_ >= 0) find_mode();
@@ -294,120 +327,73 @@ void Multigrid::find_mode() {
   for (double& v : mode_) v /= at_pin;
 }
 
-void Multigrid::set_up_patches(const std::vector<uint8_t>& fixed, const double* x, const double* share) {
-  const Level& L = *levels_[0];
-  const int n0 = form_.n0, n1 = form_.n1, m0 = n0 - 1, m1 = n1 - 1;
-  const Setup& setup = *kernels().setup;
-  const size_t cells = size_t(m0) * m1;
-
-  const SpecialCells special(fixed, n0, n1);
-  patch_row_ = special.row, patch_col_ = special.column;
-  patch_special_.resize(patch_col_.size() * kEntries);
-  const int ld = padded(m1);
-  for_rows(m0, n1, [&](int begin, int end) {
-    std::vector<double> memory(size_t(3) * kEntries * ld);
-    std::vector<double> blocks;
-    int made = -2;
-    for (int j = begin; j < end; ++j) {
-      std::vector<const double*> rows(3, nullptr);
-      for (int r = std::max(j - 1, 0); r <= std::min(j + 1, m0 - 1); ++r) {
-        double* planes = memory.data() + size_t(r % 3) * kEntries * ld;
-        if (r > made) {
-          setup.cell_matrices(form_, x, share, r, planes, ld);
-          L.fixed.clear_cells(planes, ld, m1, r);
-          made = r;
-        }
-        rows[r - j + 1] = planes;
-      }
-      const int count = patch_row_[j + 1] - patch_row_[j], lanes = padded(count);
-      blocks.assign(size_t(kEntries) * lanes, 0.0);
-      for (int k = 0; k < count; ++k) {
-        double block[kEntries];
-        const int i = patch_col_[patch_row_[j] + k];
-        patch_block([&](int dj, int di) { return rows[dj + 1] && i + di >= 0 && i + di < m1; },
-                    [&](int dj, int di, int e) { return rows[dj + 1][size_t(e) * ld + i + di]; }, block);
-        for (int p = 0; p < 8; ++p)
-          if (block[entry(p, p)] == 0) block[entry(p, p)] = 1;  // fixed dofs, whose residual is zero
-        for (int e = 0; e < kEntries; ++e) blocks[size_t(e) * lanes + k] = block[e];
-      }
-      setup.invert(blocks.data(), lanes, count);
-      for (int k = 0; k < count; ++k)
-        for (int e = 0; e < kEntries; ++e)
-          patch_special_[size_t(patch_row_[j] + k) * kEntries + e] = float(blocks[size_t(e) * lanes + k]);
-    }
-  });
-
-  double p[4], q[4], r[4];
-  form_.reduced ? patch_modes<true>(form_.law, !share, p, q, r) : patch_modes<false>(form_.law, !share, p, q, r);
-  std::copy_n(p, 4, patch_.p), std::copy_n(q, 4, patch_.q), std::copy_n(r, 4, patch_.r);
-  patch_.n0 = n0, patch_.n1 = n1;
-  patch_scale_.resize(cells);
-  if (share) patch_shift0_.resize(cells), patch_shift1_.resize(cells);
-  for_rows(m0, n1, [&](int begin, int end) {
-    for (int j = begin; j < end; ++j)
-      for (int i = 0; i < m1; ++i) {
-        const size_t c = size_t(j) * m1 + i, a = size_t(j) * n1 + i;
-        const float sum = float(x[a] + x[a + 1] + x[a + n1] + x[a + n1 + 1]);
-        patch_scale_[c] = 4 / sum;
-        if (share) {
-          const float* s = shift32_.data() + a;
-          const float* t = s + n_;
-          patch_shift0_[c] = (s[0] + s[1] + s[n1] + s[n1 + 1]) / sum;
-          patch_shift1_[c] = (t[0] + t[1] + t[n1] + t[n1 + 1]) / sum;
-        }
-      }
-  });
-  for (int j = 0; j < m0; ++j)
-    for (int k = patch_row_[j]; k < patch_row_[j + 1]; ++k) patch_scale_[size_t(j) * m1 + patch_col_[k]] = 0;
-  patch_.scale = patch_scale_.data();
-  patch_.shift0 = share ? patch_shift0_.data() : nullptr;
-  patch_.shift1 = share ? patch_shift1_.data() : nullptr;
-  patch_.special_row = patch_row_.data();
-  patch_.special_col = patch_col_.data();
-  patch_.special = patch_special_.data();
-}
-
-void Multigrid::update(Level& L, const float* r, bool first, float a, float b, float* d, float* y) {
+// out = r - A d at rows [begin, end)
+void Multigrid::subtract(const Level& L, Rows<const float> d, Rows<const float> r, Rows<float> out, int begin,
+                         int end) const {
   const Kernels<float>& k = *kernels().f32;
-  for_rows(L.n0, L.n1, [&](int begin, int end) {
-    if (L.smoother.data)
-      k.stencil_update(L.smoother, r, first, a, b, d, y, begin, end);
-    else
-      k.patch(patch_, r, first, a, b, d, y, begin, end);
-  });
+  if (L.matrix.data) {
+    k.stencil_subtract(L.matrix, d, r, out, begin, end);
+  } else {
+    k.subtract(form32_, x32_.data(), shift32_.empty() ? nullptr : shift32_.data(), d, r, out, begin, end);
+    L.fixed.clear(out, begin, end);
+  }
 }
 
-void Multigrid::subtract(Level& L, bool add_to_solution) {
-  const Kernels<float>& k = *kernels().f32;
-  const size_t n = size_t(L.n0) * L.n1;
-  for_rows(L.n0, L.n1, [&](int begin, int end) {
-    if (L.matrix.data) {
-      k.stencil_subtract(L.matrix, L.d.data, L.r.data, begin, end);
-    } else {
-      k.subtract(form32_, x32_.data(), shift32_.empty() ? nullptr : shift32_.data(), L.d.data, L.r.data, begin, end);
-      L.fixed.clear(L.r.data, L.n0, L.n1, begin, end);
-    }
-    if (add_to_solution)
-      for (int c = 0; c < 2; ++c) {
-        float* x = L.x.data + c * n;
-        const float* d = L.d.data + c * n;
-        for (size_t i = size_t(begin) * L.n1; i < size_t(end) * L.n1; ++i) x[i] += d[i];
-      }
-  });
-}
-
-void Multigrid::smooth(Level& L, bool zero_guess, bool keep_residual) {
+// Chebyshev smoothing from zero, which leaves x and the residual s of the right-hand side r; or, `after` the coarse
+// levels, of x + d with s still the residual of x.
+//
+// The steps of the smoothing follow each other down the rows, a block of rows at a time and each one row behind the
+// one before, so that only the first reads from memory and the last writes to it; between them the rows stand in two
+// windows that fit in the processor's own cache. Threads share the rows out in bands and make the few rows
+// around theirs that they need for themselves.
+void Multigrid::smooth(Level& L, bool after) {
   const double hi = L.lmax, lo = hi / options_.ratio, theta = (hi + lo) / 2, delta = (hi - lo) / 2;
   const double sigma = theta / delta;
+  std::vector<std::pair<float, float>> steps;  // d = first d + second B r
   double rho = 1 / sigma;
-  update(L, L.r.data, zero_guess, 0.f, float(1 / theta), L.d.data, L.x.data);
+  steps.push_back({0.f, float(1 / theta)});
   for (int k = 1; k < options_.degree; ++k) {
-    subtract(L, false);
     const double next = 1 / (2 * sigma - rho);
-    update(L, L.r.data, false, float(next * rho), float(2 * next / delta), L.d.data, L.x.data);
+    steps.push_back({float(next * rho), float(2 * next / delta)});
     rho = next;
   }
-  if (keep_residual) subtract(L, false);
+  const int stages = 2 * options_.degree, n0 = L.n0, n1 = L.n1;
+  const size_t row_bytes = sizeof(float) * n1 * (L.matrix.data ? 10 + kPlanes : 12);
+  int slots = 8;
+  while (slots < int(std::clamp(kCache / row_bytes, size_t(4), size_t(64))) + stages + 2) slots *= 2;
+  const int block = slots - stages - 2, bands = band_count(n0, n1);
+  const size_t room = 2 * size_t(padded(n1)) + 2 * size_t(slots) * n1;
+  windows_.resize(std::max(windows_.size(), size_t(bands)));
+  for (AlignedFloats& w : windows_)
+    if (w.size() < 2 * room) w.allocate(2 * room);
+  const Kernels<float>& kernel = *kernels().f32;
+  const Rows<float> x = L.rows(L.x), e = L.rows(L.d), r = L.rows(L.r), s = L.rows(L.s);
+
+#pragma omp parallel for schedule(static) num_threads(bands) if (bands > 1)
+  for (int band = 0; band < bands; ++band) {
+    const int begin = int(long(n0) * band / bands), end = int(long(n0) * (band + 1) / bands);
+    auto window = [&](int k) {
+      return Rows<float>{windows_[band].data() + k * room + padded(n1), size_t(slots) * n1, n1, unsigned(slots - 1)};
+    };
+    const Rows<float> d = window(0), t = window(1);
+    auto add = [&](Rows<float> v, bool keep, int from, int to) {
+      for (int j = std::max(from, begin); j < std::min(to, end); ++j)
+        for (int c = 0; c < 2; ++c) kernel.scale_add(1.f, v.row(c, j), float(keep), x.row(c, j), n1);
+    };
+    follow(n0, begin, end, stages, block, [&](int stage, int from, int to) {
+      const bool update = stage % 2 == int(after), first = stage <= int(!after), last = stage == stages - 1;
+      if (update) {
+        const auto [keep, gain] = steps[stage / 2];
+        kernel.patch(L.patch, first ? r : t, keep, gain, d, from, to);
+        add(d, stage > 0, from, to);
+      } else if (after && stage == 0) {
+        subtract(L, e, s, t, from, to);
+        add(e, true, from, to);
+      } else {
+        subtract(L, d, first ? r : t, last ? s : t, from, to);
+      }
+    });
+  }
 }
 
 void Multigrid::cycle(size_t l) {
@@ -418,18 +404,17 @@ void Multigrid::cycle(size_t l) {
   }
   Level& C = *levels_[l + 1];
   const Kernels<float>& k = *kernels().f32;
-  smooth(L, true, true);
+  smooth(L, false);
   for_rows(C.n0, C.n1 * 2, [&](int begin, int end) {
-    k.restrict_rows(L.transfer, L.r.data, C.r.data, begin, end);
-    C.fixed.clear(C.r.data, C.n0, C.n1, begin, end);
+    k.restrict_rows(L.transfer, L.s.data, C.r.data, begin, end);
+    C.fixed.clear(C.rows(C.r), begin, end);
   });
   cycle(l + 1);
   for_rows(C.n0 - 1, C.n1 * 2, [&](int begin, int end) {
     k.prolong_rows(L.transfer, C.x.data, L.d.data, begin, end);
-    L.fixed.clear(L.d.data, L.n0, L.n1, L.a0.first[begin], end < C.n0 - 1 ? L.a0.first[end] : L.n0);
+    L.fixed.clear(L.rows(L.d), L.a0.first[begin], end < C.n0 - 1 ? L.a0.first[end] : L.n0);
   });
-  subtract(L, true);
-  smooth(L, false, false);
+  smooth(L, true);
 }
 
 void Multigrid::estimate_eigenvalue(Level& L) {
@@ -438,7 +423,7 @@ void Multigrid::estimate_eigenvalue(Level& L) {
   residual.allocate(L.n0, L.n1), z.allocate(L.n0, L.n1), product.allocate(L.n0, L.n1);
   LanczosStart start;
   for (size_t i = 0; i < n; ++i) residual.data[i] = start.next();
-  L.fixed.clear(residual.data, L.n0, L.n1, 0, L.n0);
+  L.fixed.clear(L.rows(residual), 0, L.n0);
   const Kernels<float>& k = *kernels().f32;
   const size_t w = 2 * size_t(L.n1);
   auto dot = [&](const float* a, const float* b) {
@@ -453,19 +438,19 @@ void Multigrid::estimate_eigenvalue(Level& L) {
   Lanczos lanczos;
   lanczos.start();
   for (int step = 0; step < Lanczos::kSteps; ++step) {
-    update(L, residual.data, true, 0.f, 1.f, z.data, product.data);
+    for_rows(L.n0, L.n1, [&](int begin, int end) { k.patch(L.patch, L.rows(residual), 0.f, 1.f, L.rows(z), begin, end); });
     lanczos.direction(dot(residual.data, z.data));
     if (lanczos.ended) break;
     scale_add(1, z.data, lanczos.beta, L.d.data);
-    scale_add(0, z.data, 0, L.r.data);
-    subtract(L, false);  // r = -A d
-    lanczos.step(-dot(L.d.data, L.r.data));
+    for_rows(L.n0, L.n1, [&](int begin, int end) {
+      subtract(L, L.rows(L.d), L.rows(L.s), L.rows(product), begin, end);  // -A d, for s is still zero
+    });
+    lanczos.step(-dot(L.d.data, product.data));
     if (lanczos.ended) break;
-    scale_add(lanczos.alpha, L.r.data, 1, residual.data);
+    scale_add(lanczos.alpha, product.data, 1, residual.data);
   }
   L.lmax = lanczos.largest();
   L.d.memory.clear();
-  L.r.memory.clear();
 }
 
 // One V-cycle for a residual that is zero at every fixed dof. The result is the finest level's solution times the factor
@@ -478,14 +463,9 @@ double Multigrid::cycle_on(const double* r, double r_norm) {
   double net = 0;  // force along the mode that the pin holds
   for (int c = 0; c < 2; ++c) {
     const double sum = sum_rows(n0, n1, [&](int begin, int end) {
-      double part = 0;
-      const size_t from = c * n_ + size_t(begin) * n1, to = c * n_ + size_t(end) * n1;
-#pragma omp simd reduction(+ : part)
-      for (size_t i = from; i < to; ++i) {
-        L.r.data[i] = float(r[i] * scale);
-        part += r[i];
-      }
-      return mode_.empty() ? part : kernels().f64->dot(mode_.data() + from, r + from, to - from);
+      const size_t from = c * n_ + size_t(begin) * n1, count = size_t(end - begin) * n1;
+      const double part = kernels().f64->lower(scale, r + from, L.r.data + from, count);
+      return mode_.empty() ? part : kernels().f64->dot(mode_.data() + from, r + from, count);
     });
     net += mode_.empty() ? translation_[c] * sum : sum;
   }
@@ -546,35 +526,38 @@ void Multigrid::apply(const double* p, double* q) {
 
 SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_iterations, bool energy) {
   const int n0 = form_.n0, n1 = form_.n1;
+  const Kernels<double>& k = *kernels().f64;
+  auto sum_planes = [&](auto body) {  // body(first dof, number of dofs)
+    return sum_rows(n0, n1, [&](int begin, int end) {
+      const size_t from = size_t(begin) * n1, count = size_t(end - begin) * n1;
+      return body(from, count) + body(n_ + from, count);
+    });
+  };
   SolveResult result;
   fixed_.clear(x, n0, n1, 0, n0);
-  auto residual = [&]() {
-    apply_dot(x, q_.data());
+  auto residual = [&](bool at_zero) {
+    if (!at_zero) apply_dot(x, q_.data());
     return sum_rows(n0, n1, [&](int begin, int end) {
       double sum = 0;
       for (int c = 0; c < 2; ++c)
-        for (size_t i = c * n_ + size_t(begin) * n1; i < c * n_ + size_t(end) * n1; ++i) r_[i] = b[i] - q_[i];
+        for (size_t i = c * n_ + size_t(begin) * n1; i < c * n_ + size_t(end) * n1; ++i)
+          r_[i] = at_zero ? b[i] : b[i] - q_[i];
       fixed_.clear(r_.data(), n0, n1, begin, end);
-      for (int c = 0; c < 2; ++c)
-        for (size_t i = c * n_ + size_t(begin) * n1; i < c * n_ + size_t(end) * n1; ++i) sum += r_[i] * r_[i];
+      for (int c = 0; c < 2; ++c) {
+        const double* r = &r_[c * n_ + size_t(begin) * n1];
+        sum += k.dot(r, r, size_t(end - begin) * n1);
+      }
       return sum;
     });
   };
-  const double bb = sum_rows(n0, n1, [&](int begin, int end) {  // r_ serves as room for b without its fixed entries
-    double sum = 0;
-    for (int c = 0; c < 2; ++c)
-      std::copy(b + c * n_ + size_t(begin) * n1, b + c * n_ + size_t(end) * n1, r_.begin() + c * n_ + size_t(begin) * n1);
-    fixed_.clear(r_.data(), n0, n1, begin, end);
-    for (int c = 0; c < 2; ++c)
-      for (size_t i = c * n_ + size_t(begin) * n1; i < c * n_ + size_t(end) * n1; ++i) sum += r_[i] * r_[i];
-    return sum;
-  });
+  const double bb = residual(true);
   const double norm = std::sqrt(bb);
   if (norm == 0) {
     std::fill(x, x + 2 * n_, 0.0);
     return result;
   }
-  double rr = residual(), first_energy = 0;
+  const bool from_zero = std::all_of(x, x + 2 * n_, [](double v) { return v == 0; });
+  double rr = from_zero ? bb : residual(false), first_energy = 0;
   if (energy) {  // the measure of b, so that a good first guess counts
     std::copy(b, b + 2 * n_, p_.begin());
     fixed_.clear(p_.data(), n0, n1, 0, n0);
@@ -591,16 +574,8 @@ SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_it
     bool small = !energy && std::sqrt(rr) <= rtol * norm;
     while (!small && result.iterations < max_iterations) {
       const double factor = cycle_on(r_.data(), std::sqrt(rr));
-      const double next = sum_rows(n0, n1, [&](int begin, int end) {
-        double sum = 0;
-        const float* x32 = levels_[0]->x.data;
-        for (int c = 0; c < 2; ++c) {
-          const size_t from = c * n_ + size_t(begin) * n1, to = c * n_ + size_t(end) * n1;
-#pragma omp simd reduction(+ : sum)
-          for (size_t i = from; i < to; ++i) sum += r_[i] * x32[i];
-        }
-        return factor * sum;
-      });
+      const float* low = levels_[0]->x.data;
+      const double next = factor * sum_planes([&](size_t i, size_t n) { return k.dot_low(&r_[i], low + i, n); });
       if (!std::isfinite(next)) {
         result.converged = false;
         result.residual = std::numeric_limits<double>::quiet_NaN();
@@ -610,28 +585,19 @@ SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_it
       const double beta = rz > 0 ? next / rz : 0;
       rz = next;
       for_rows(n0, n1, [&](int begin, int end) {
-        each_value(factor, begin, end, [&](size_t i, double v) { p_[i] = v + beta * p_[i]; });
+        for (int c = 0; c < 2; ++c) {
+          const size_t i = c * n_ + size_t(begin) * n1;
+          k.raise_add(factor, low + i, beta, &p_[i], size_t(end - begin) * n1);
+        }
         fixed_.clear(p_.data(), n0, n1, begin, end);
       });
       const double alpha = rz / apply_dot(p_.data(), q_.data());
-      rr = sum_rows(n0, n1, [&](int begin, int end) {
-        double sum = 0;
-        for (int c = 0; c < 2; ++c) {
-          const size_t from = c * n_ + size_t(begin) * n1, to = c * n_ + size_t(end) * n1;
-#pragma omp simd reduction(+ : sum)
-          for (size_t i = from; i < to; ++i) {
-            x[i] += alpha * p_[i];
-            r_[i] -= alpha * q_[i];
-            sum += r_[i] * r_[i];
-          }
-        }
-        return sum;
-      });
+      rr = sum_planes([&](size_t i, size_t n) { return k.descend(alpha, &p_[i], &q_[i], x + i, &r_[i], n); });
       ++result.iterations;
       small = !energy && std::sqrt(rr) <= rtol * norm;
     }
     if (energy) break;
-    rr = residual();
+    rr = residual(false);
     if (std::sqrt(rr) <= rtol * norm || result.iterations >= max_iterations) break;
   }
   result.residual = std::sqrt(rr) / norm;
@@ -647,11 +613,12 @@ std::vector<double> Multigrid::eigenvalue_bounds() const {
 
 size_t Multigrid::bytes() const {
   size_t total = sizeof(double) * (x_.size() + shift_.size() + mode_.size() + r_.size() + p_.size() + q_.size()) +
-                 sizeof(float) * (x32_.size() + shift32_.size() + patch_scale_.size() + patch_shift0_.size() +
-                                  patch_shift1_.size() + patch_special_.size());
+                 sizeof(float) * (x32_.size() + shift32_.size());
+  for (const AlignedFloats& w : windows_) total += sizeof(float) * w.size();
   for (const auto& L : levels_)
-    total += sizeof(float) * (L->regular.size() + L->irregular.size() + L->matrix_memory.size() +
-                              L->smoother_memory.size() + L->x.memory.size() + L->d.memory.size() + L->r.memory.size());
+    total += sizeof(float) * (L->regular.size() + L->irregular.size() + L->matrix_memory.size() + L->patch_scale.size() +
+                              L->patch_special.size() + L->x.memory.size() + L->d.memory.size() + L->r.memory.size() +
+                              L->s.memory.size());
   return total + sizeof(double) * coarsest_->band.size();
 }
 

@@ -14,6 +14,23 @@
 
 namespace elastofast {
 
+// Zeroed memory that begins on a cache line, so that vector loads do not straddle two.
+class AlignedFloats {
+ public:
+  void allocate(size_t n) {
+    memory_.assign(n + 16, 0.f);
+    const auto address = reinterpret_cast<uintptr_t>(memory_.data());
+    offset_ = (64 - address % 64) % 64 / sizeof(float);
+  }
+  float* data() { return memory_.data() + offset_; }
+  size_t size() const { return memory_.size(); }
+  void clear() { std::fill(memory_.begin(), memory_.end(), 0.f); }
+
+ private:
+  std::vector<float> memory_;
+  size_t offset_ = 0;
+};
+
 // Fixed dofs of a level, by row.
 struct FixedDofs {
   std::vector<int> row;                   // offsets, n0 + 1
@@ -29,9 +46,13 @@ struct FixedDofs {
     }
   }
   template <class T>
-  void clear(T* field, int n0, int n1, int begin, int end) const {
+  void clear(Rows<T> field, int begin, int end) const {
     for (int j = begin; j < end; ++j)
-      for (int e = row[j]; e < row[j + 1]; ++e) field[(size_t(dof[e].first) * n0 + j) * n1 + dof[e].second] = T(0);
+      for (int e = row[j]; e < row[j + 1]; ++e) field.row(dof[e].first, j)[dof[e].second] = T(0);
+  }
+  template <class T>
+  void clear(T* field, int n0, int n1, int begin, int end) const {
+    clear(Rows<T>::field(field, n0, n1), begin, end);
   }
   // Removes the fixed dofs from the cell matrices of cell row j.
   void clear_cells(double* planes, int ld, int cells, int j) const {
@@ -77,11 +98,9 @@ class Multigrid {
   struct Level;
   struct Coarsest;
   void find_mode();
-  void set_up_patches(const std::vector<uint8_t>& fixed, const double* x, const double* share);
   void cycle(size_t l);
-  void smooth(Level& level, bool zero_guess, bool keep_residual);
-  void subtract(Level& level, bool add_to_solution);
-  void update(Level& level, const float* r, bool first, float a, float b, float* d, float* y);
+  void smooth(Level& level, bool after);
+  void subtract(const Level& level, Rows<const float> d, Rows<const float> r, Rows<float> out, int begin, int end) const;
   void estimate_eigenvalue(Level& level);
   double cycle_on(const double* r, double r_norm);
   template <class Body>
@@ -101,10 +120,7 @@ class Multigrid {
   FixedDofs fixed_;  // the pin included; the levels' own lists leave it out
   std::vector<std::unique_ptr<Level>> levels_;
   std::unique_ptr<Coarsest> coarsest_;
-  // patches of the finest level
-  Patch<float> patch_{};
-  std::vector<float> patch_scale_, patch_shift0_, patch_shift1_, patch_special_;
-  std::vector<int> patch_row_, patch_col_;
+  std::vector<AlignedFloats> windows_;  // of each thread, for smoothing
   // vectors of the conjugate gradients
   std::vector<double> r_, p_, q_;
 };

@@ -61,22 +61,18 @@ struct PatchBody {
         [&](int j, int i) {
           const long at = long(j) * n1 + i, c = long(j) * (n1 - 1) + i;
           const float s = scale[c];
-          if (s == 0) return special(b, j, i, u + at, n);
           const Corners<float> cu = corners_at(u + at, n1), cv = corners_at(u + n + at, n1);
-          if (patch.shift0)
-            return patch_solve<true>(patch.p, patch.q, patch.r, s, patch.shift0[cells * b + c], patch.shift1[cells * b + c],
-                                     cu, cv);
-          return patch_solve<false>(patch.p, patch.q, patch.r, s, 0.f, 0.f, cu, cv);
+          return s == 0 ? special(b, j, i, cu, cv) : patch_solve(patch.p, patch.q, patch.r, s, cu, cv);
         },
         [&](int j, float fu, float fv) { out(b, long(j) * n1 + strips.column(k), fu, fv); });
   }
-  EF_HD CornerForces<float> special(int b, int j, int i, const float* u, long n) const {
+  EF_HD CornerForces<float> special(int b, int j, int i, const Corners<float>& u, const Corners<float>& v) const {
     int lo = patch.special_row[j], hi = patch.special_row[j + 1];
     while (hi - lo > 1) {
       const int mid = (lo + hi) / 2;
       (patch.special_col[mid] <= i ? lo : hi) = mid;
     }
-    return special_solve(patch.special + (special_count * b + lo) * kEntries, u, size_t(n), strips.n1);
+    return special_solve(patch.special + (special_count * b + lo) * kEntries, u, v);
   }
 };
 
@@ -214,22 +210,11 @@ struct ScaleBody {
   }
 };
 
-// Removes the fixed dofs of a cell from its packed matrix.
-EF_HD void clear_fixed(const uint8_t* fixed, long n, int n1, long corner, double* matrix) {
-  for (int p = 0; p < 8; ++p)
-    if (fixed[p / 4 * n + corner + p % 4 / 2 * n1 + p % 2])
-      for (int q = 0; q < 8; ++q) matrix[entry(p, q)] = 0;
-}
-
 // Static condensation with the cell matrices in memory.
 template <int W0, int W1>
 EF_CALL void coarsen_stored(const double (*cells)[kEntries], const double* place0, const double* place1, double* galerkin,
                             double* weights) {
   coarsen_cell<double, W0, W1>([&](int k, int e) EF_LAMBDA { return cells[k][e]; }, place0, place1, galerkin, weights);
-}
-
-EF_CALL void invert_block(double* block) {
-  sweep_inverse<double, 8>([&](int p, int q) EF_LAMBDA -> double& { return block[entry(p, q)]; });
 }
 
 // Cell matrices of the finest level, made when they are needed.
@@ -325,10 +310,9 @@ struct CoarsenIrregular {
   }
 };
 
-// Half stencil of assembled cell matrices; `regular` puts a one on the diagonal of fixed dofs, whose residual is zero.
+// Half stencil of assembled cell matrices, with a one on the diagonal of fixed dofs, whose residual is zero.
 struct AssembleBody {
   StoredCells cells;
-  bool regular;
   float* planes;
   EF_HD void operator()(int b, long k) const {
     const int n1 = cells.m1 + 1, j = row_of(k, n1), i = column_of(k, n1);
@@ -339,34 +323,18 @@ struct AssembleBody {
       if (y >= 0 && y < cells.m0 && z >= 0 && z < cells.m1)
         sums[plane] += float(cells.plane(b, entry(p, q))[long(y) * cells.m1 + z]);
     });
-    if (regular)
-      for (int c = 0; c < 3; c += 2)
-        if (sums[c] == 0) sums[c] = 1;
+    for (int c = 0; c < 3; c += 2)
+      if (sums[c] == 0) sums[c] = 1;
     for (int c = 0; c < kPlanes; ++c) planes[(long(b) * kPlanes + c) * n + k] = sums[c];
   }
 };
 
-// Inverse of the assembled 4-node block of each cell of a stored level.
-struct InvertBody {
-  const float* planes;
-  StoredCells cells;  // takes the inverses
-  EF_HD void operator()(int b, long k) const {
-    const int n1 = cells.m1 + 1, j = row_of(k, cells.m1), i = column_of(k, cells.m1);
-    const long n = long(cells.m0 + 1) * n1, at = long(j) * n1 + i;
-    double block[kEntries];
-    each_stencil_entry([&](int p, int q, int row, int plane, int column) EF_LAMBDA {
-      block[entry(p, q)] = planes[(long(b) * kPlanes + plane) * n + at + long(row) * n1 + column];
-    });
-    invert_block(block);
-    cells.store(b, j, i, block);
-  }
-};
-
-// Patch smoother of the finest level, cell by cell; special cells come after.
-struct PatchScaleBody {
+// One over the mean stiffness of the 4-node blocks of the finest level; special cells come after.
+struct FinestScaleBody {
   int n0, n1;
   const float *x32, *shift32;
-  float *scale, *shift0, *shift1;
+  float whole;  // trace of the homogeneous block
+  float* scale;
   EF_HD void operator()(int b, long k) const {
     const int j = row_of(k, n1 - 1), i = column_of(k, n1 - 1);
     const long n = long(n0) * n1, cells = long(n0 - 1) * (n1 - 1), at = long(j) * n1 + i;
@@ -374,42 +342,45 @@ struct PatchScaleBody {
       const Corners<float> c = corners_at(p, n1);
       return c.a + c.b + c.c + c.d;
     };
-    const float x = sum(x32 + n * b + at);
-    scale[cells * b + k] = 4 / x;
-    if (shift32) {
-      const float* s = shift32 + 2 * n * b + at;
-      shift0[cells * b + k] = sum(s) / x;
-      shift1[cells * b + k] = sum(s + n) / x;
-    }
+    float trace = 0.25f * whole * sum(x32 + n * b + at);
+    if (shift32)
+      for (int c = 0; c < 2; ++c) trace += sum(shift32 + (2 * long(b) + c) * n + at);
+    scale[cells * b + k] = whole / trace;
   }
 };
 
-template <bool kReduced>
+// The same from a stored stencil.
+struct StencilScaleBody {
+  int n0, n1;
+  const float* planes;
+  float whole;
+  float* scale;
+  EF_HD void operator()(int b, long k) const {
+    const int j = row_of(k, n1 - 1), i = column_of(k, n1 - 1);
+    const long n = long(n0) * n1, cells = long(n0 - 1) * (n1 - 1);
+    const float* d = planes + kPlanes * n * b + long(j) * n1 + i;
+    const Corners<float> u = corners_at(d, n1), v = corners_at(d + 2 * n, n1);
+    scale[cells * b + k] = whole / (u.a + v.a + (u.b + v.b) + (u.c + v.c) + (u.d + v.d));
+  }
+};
+
+template <class Cells>
 struct SpecialBody {
-  FinestCells<kReduced> cells;
+  Cells cells;
   const int *row, *column;
+  int m0, m1;
   long count;
   float *scale, *inverse;
   EF_HD void operator()(int b, long k) const {
-    const int m0 = cells.n0 - 1, m1 = cells.n1 - 1, i = column[k];
     int lo = 0, hi = m0;  // the row whose range holds k
     while (hi - lo > 1) {
       const int mid = (lo + hi) / 2;
       (row[mid] <= k ? lo : hi) = mid;
     }
-    const int j = lo;
-    double matrices[9][kEntries], block[kEntries];
-    auto exists = [&](int dj, int di) EF_LAMBDA {
-      return j + dj >= 0 && j + dj < m0 && i + di >= 0 && i + di < m1;
-    };
-    for (int e = 0; e < 9; ++e)
-      if (exists(e / 3 - 1, e % 3 - 1)) cells.load(b, j + e / 3 - 1, i + e % 3 - 1, matrices[e]);
-    patch_block(exists, [&](int dj, int di, int e) EF_LAMBDA { return matrices[3 * (dj + 1) + di + 1][e]; }, block);
-    for (int p = 0; p < 8; ++p)
-      if (block[entry(p, p)] == 0) block[entry(p, p)] = 1;  // fixed dofs, whose residual is zero
-    invert_block(block);
+    double block[kEntries];
+    special_inverse(lo, column[k], m0, m1, [&](int j, int i, double* out) { cells.load(b, j, i, out); }, block);
     for (int e = 0; e < kEntries; ++e) inverse[(count * b + k) * kEntries + e] = float(block[e]);
-    scale[long(m0) * m1 * b + long(j) * m1 + i] = 0;
+    scale[long(m0) * m1 * b + long(lo) * m1 + column[k]] = 0;
   }
 };
 

@@ -2,6 +2,7 @@
 // CPU and CUDA; V is one number or a vector of them.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 
 #include "cell.h"
 
@@ -89,73 +90,56 @@ EF_HD void sweep_inverse(At at) {
 
 // -------------------------------------------------------------------------------------------- patch smoother
 
-// Patch smoother of the finest level: inverse of the homogeneous 4-node block, block-diagonal in the modes
-// (u_m, v_h), (v_m, u_h), (u_s, v_t), (u_t, v_s); each block is [p q; q r] + diag(shift) / modulus.
+// Patch smoother of a level: the sum of inverted 4-node blocks. Inside the body such a block is taken for that of the
+// homogeneous body times its mean stiffness; that inverse is block-diagonal in the modes (u_m, v_h), (v_m, u_h),
+// (u_s, v_t), (u_t, v_s), with blocks [p q; q r].
 template <class T>
 struct Patch {
   int n0, n1;
   T p[4], q[4], r[4];
-  const T* scale;           // (n0-1, n1-1): 1 / mean modulus, 0 where the cell is special
-  const T *shift0, *shift1; // (n0-1, n1-1): shift / mean modulus of each component, or null
-  const int* special_row;   // special cells (edges, fixed dofs) sorted by row: [n0] offsets
+  const T* scale;          // (n0-1, n1-1): 1 / mean stiffness of the block, 0 where the cell is special
+  const int* special_row;  // special cells (edges, fixed dofs) sorted by row: [n0] offsets
   const int* special_col;
-  const T* special;         // [cell][36] packed inverses
+  const T* special;        // [cell][36] packed inverses
 };
 
-template <class V>
-EF_HD void block_inverse(V& p, V& q, V& r) {
-  const V w = 1 / (p * r - q * q), t = p * w;
-  p = r * w;
-  q = -q * w;
-  r = t;
-}
-
-// Scaled inverse of the homogeneous block times the residual (u, v) at the corners. With a shift, s0 and s1, the blocks
-// are inverted here; without one they come inverted.
-template <bool kShift, class V, class T>
-EF_HD CornerForces<V> patch_solve(const T* p, const T* q, const T* r, V scale, V s0, V s1, const Corners<V>& u,
-                                  const Corners<V>& v) {
-  V p_[4], q_[4], w_[4];
-  for (int k = 0; k < 4; ++k) {
-    p_[k] = V{} + p[k], q_[k] = V{} + q[k], w_[k] = V{} + r[k];
-    if constexpr (kShift) {
-      p_[k] += k == 1 ? s1 : s0;
-      w_[k] += k == 1 ? s0 : s1;
-      block_inverse(p_[k], q_[k], w_[k]);
-    }
-  }
+// Inverse of the homogeneous block over the mean stiffness, times the residual (u, v) at the corners.
+template <class V, class T>
+EF_HD CornerForces<V> patch_solve(const T* p, const T* q, const T* r, V scale, const Corners<V>& u, const Corners<V>& v) {
   V e = u.a + u.b, f = u.c + u.d, g = u.b - u.a, h = u.d - u.c;
   const V um = e + f, us = f - e, ut = g + h, uh = h - g;
   e = v.a + v.b, f = v.c + v.d, g = v.b - v.a, h = v.d - v.c;
   const V vm = e + f, vs = f - e, vt = g + h, vh = h - g;
   const V s = scale * T(0.25);
-  const V fm = s * (p_[0] * um + q_[0] * vh), gh = s * (q_[0] * um + w_[0] * vh);
-  const V gm = s * (p_[1] * vm + q_[1] * uh), fh = s * (q_[1] * vm + w_[1] * uh);
-  const V fs = s * (p_[2] * us + q_[2] * vt), gt = s * (q_[2] * us + w_[2] * vt);
-  const V ft = s * (p_[3] * ut + q_[3] * vs), gs = s * (q_[3] * ut + w_[3] * vs);
-  return {{fm - fs - ft + fh, fm - fs + ft - fh, fm + fs - ft - fh, fm + fs + ft + fh},
-          {gm - gs - gt + gh, gm - gs + gt - gh, gm + gs - gt - gh, gm + gs + gt + gh}};
+  const V fm = s * (p[0] * um + q[0] * vh), gh = s * (q[0] * um + r[0] * vh);
+  const V gm = s * (p[1] * vm + q[1] * uh), fh = s * (q[1] * vm + r[1] * uh);
+  const V fs = s * (p[2] * us + q[2] * vt), gt = s * (q[2] * us + r[2] * vt);
+  const V ft = s * (p[3] * ut + q[3] * vs), gs = s * (q[3] * ut + r[3] * vs);
+  const V fb = fm - fs, ff = fm + fs, fr = ft - fh, fd = ft + fh, gb = gm - gs, gf = gm + gs, gr = gt - gh, gd = gt + gh;
+  return {{fb - fr, fb + fr, ff - fd, ff + fd}, {gb - gr, gb + gr, gf - gd, gf + gd}};
 }
 
-// Packed inverse of a special cell times the residual at its corners; u is the first corner of component 0 in a field of
-// planes of n values and rows of n1.
+// Packed inverse of a special cell times the residual at its corners.
 template <class T>
-EF_HD CornerForces<T> special_solve(const T* inverse, const T* u, size_t n, int n1) {
-  const T in[8] = {u[0], u[1], u[n1], u[n1 + 1], u[n], u[n + 1], u[n + n1], u[n + n1 + 1]};
+EF_HD CornerForces<T> special_solve(const T* inverse, const Corners<T>& u, const Corners<T>& v) {
+  const T in[8] = {u.a, u.b, u.c, u.d, v.a, v.b, v.c, v.d};
   T out[8] = {};
   for (int p = 0; p < 8; ++p)
     for (int q = 0; q < 8; ++q) out[p] += inverse[entry(p, q)] * in[q];
   return {{out[0], out[1], out[2], out[3]}, {out[4], out[5], out[6], out[7]}};
 }
 
-// The blocks p, q, r of `Patch` for a law: the 4-node block of the homogeneous body in modes; inverted unless a shift
-// has still to be added.
-template <bool kReduced>
-EF_HD void patch_modes(const CellLaw<double>& law, bool inverted, double* p, double* q, double* r) {
-  double cell[kEntries], block[kEntries];
+// Packed cell matrix of the homogeneous body with modulus one.
+EF_CALL void homogeneous_cell(const CellLaw<double>& law, bool reduced, double* cell) {
   const Corners<double> ones = {1, 1, 1, 1};
-  cell_matrix<kReduced>(law, stiffness_factors(moments(ones)),
-                        [&](auto a, auto b, double v) EF_LAMBDA { cell[entry(decltype(a)::value, decltype(b)::value)] = v; });
+  const auto factors = stiffness_factors(moments(ones));
+  auto put = [&](auto a, auto b, double v) EF_LAMBDA { cell[entry(decltype(a)::value, decltype(b)::value)] = v; };
+  reduced ? cell_matrix<true>(law, factors, put) : cell_matrix<false>(law, factors, put);
+}
+
+// The blocks p, q, r of `Patch` for a homogeneous body of such cells; returns the trace of the 4-node block.
+EF_HD double patch_modes(const double* cell, double* p, double* q, double* r) {
+  double block[kEntries];
   patch_block([](int, int) EF_LAMBDA { return true; }, [&](int, int, int e) EF_LAMBDA { return cell[e]; }, block);
   const double mode[4][4] = {{.5, .5, .5, .5}, {-.5, -.5, .5, .5}, {-.5, .5, -.5, .5}, {.5, -.5, -.5, .5}};  // m s t h
   auto project = [&](int ca, int ma, int cb, int mb) EF_LAMBDA {
@@ -165,12 +149,37 @@ EF_HD void patch_modes(const CellLaw<double>& law, bool inverted, double* p, dou
     return sum;
   };
   const int pairs[4][4] = {{0, 0, 1, 3}, {1, 0, 0, 3}, {0, 1, 1, 2}, {0, 2, 1, 1}};  // component, mode; component, mode
+  double trace = 0;
   for (int k = 0; k < 4; ++k) {
     const int* w = pairs[k];
-    p[k] = project(w[0], w[1], w[0], w[1]), q[k] = project(w[0], w[1], w[2], w[3]);
-    r[k] = project(w[2], w[3], w[2], w[3]);
-    if (inverted) block_inverse(p[k], q[k], r[k]);
+    const double a = project(w[0], w[1], w[0], w[1]), b = project(w[0], w[1], w[2], w[3]),
+                 c = project(w[2], w[3], w[2], w[3]), d = a * c - b * b;
+    p[k] = c / d, q[k] = -b / d, r[k] = a / d;
+    trace += a + c;
   }
+  return trace;
+}
+
+// Packed inverse of the assembled 4-node block of cell (j, i) out of m0 x m1; load(j, i, out) gives a cell's matrix.
+template <class Load>
+EF_CALL void special_inverse(int j, int i, int m0, int m1, Load load, double* block) {
+  double cells[9][kEntries];
+  auto exists = [&](int dj, int di) EF_LAMBDA {
+    return j + dj >= 0 && j + dj < m0 && i + di >= 0 && i + di < m1;
+  };
+  for (int k = 0; k < 9; ++k)
+    if (exists(k / 3 - 1, k % 3 - 1)) load(j + k / 3 - 1, i + k % 3 - 1, cells[k]);
+  patch_block(exists, [&](int dj, int di, int e) EF_LAMBDA { return cells[3 * (dj + 1) + di + 1][e]; }, block);
+  for (int p = 0; p < 8; ++p)
+    if (block[entry(p, p)] == 0) block[entry(p, p)] = 1;  // fixed dofs, whose residual is zero
+  sweep_inverse<double, 8>([&](int p, int q) EF_LAMBDA -> double& { return block[entry(p, q)]; });
+}
+
+// Removes the fixed dofs of the cell at node `corner` from its packed matrix; n nodes in rows of n1.
+EF_HD void clear_fixed(const uint8_t* fixed, long n, int n1, long corner, double* matrix) {
+  for (int p = 0; p < 8; ++p)
+    if (fixed[p / 4 * n + corner + p % 4 / 2 * n1 + p % 2])
+      for (int q = 0; q < 8; ++q) matrix[entry(p, q)] = 0;
 }
 
 // -------------------------------------------------------------------------------------------------- transfer
@@ -327,6 +336,17 @@ EF_HD void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin
       for (int c = r; c < 8; ++c)
         for (int k = 0; k < kDofs; ++k) galerkin[entry(r, c)] += mixed[k][r] * weights[8 * k + c];
   }
+}
+
+// From the cell of a homogeneous body to that of the next level, whose cells are twice as long along the halved axes.
+EF_CALL void coarsen_homogeneous(bool halve0, bool halve1, double* cell) {
+  const double middle[2] = {0, 0.5};
+  double coarse[kEntries], weights[16];
+  auto fine = [&](int, int e) EF_LAMBDA { return cell[e]; };
+  if (halve0 && halve1) coarsen_cell<double, 2, 2>(fine, middle, middle, coarse, weights);
+  else if (halve0) coarsen_cell<double, 2, 1>(fine, middle, middle, coarse, weights);
+  else coarsen_cell<double, 1, 2>(fine, middle, middle, coarse, weights);
+  for (int e = 0; e < kEntries; ++e) cell[e] = coarse[e];
 }
 
 }  // namespace elastofast

@@ -1,5 +1,7 @@
 // Work over rows in chunks whose bounds do not depend on the number of threads, so that sums do not either.
 #pragma once
+#include <omp.h>
+
 #include <algorithm>
 #include <vector>
 
@@ -19,6 +21,9 @@ void for_rows(int n, int width, Body body) {
 #pragma omp parallel for schedule(static) if (chunks > 1)
   for (int c = 0; c < chunks; ++c) body(int(long(n) * c / chunks), int(long(n) * (c + 1) / chunks));
 }
+
+// Bands of rows, one a thread: for work that is the dearer the more bands there are, and that sums nothing up.
+inline int band_count(int n, int width) { return std::min(omp_get_max_threads(), chunk_count(n, width)); }
 
 // The same with a value summed over the chunks.
 template <class Body>

@@ -15,7 +15,7 @@ __all__ = ["GridBackend", "GridSolver"]
 
 # Chebyshev degree and interval [lmax / ratio, lmax] of the smoother. Plane stress is content with little; nearly
 # incompressible plane strain needs more of the spectrum damped.
-SMOOTHER = {"plane_stress": (2, 6.0), "plane_strain": (4, 30.0)}
+SMOOTHER = {"plane_stress": (2, 8.0), "plane_strain": (4, 40.0)}
 # Interval that holds the spectrum of cycle x matrix, but for rough moduli.
 SPECTRUM = {"plane_stress": (0.55, 1.05), "plane_strain": (0.35, 1.05)}
 
