@@ -119,15 +119,16 @@ PYBIND11_MODULE(_core, m) {
            }),
            py::arg("form"), py::arg("x"), py::arg("fixed"), py::arg("shift"), py::arg("pin"), py::arg("mode"),
            py::arg("degree"), py::arg("ratio"))
-      .def("precondition",
-           [](Multigrid& self, Array<double> r) {
-             Array<double> z = like(r);
-             const double* rp = r.data();
-             double* zp = z.mutable_data();
+      .def("accelerated",
+           [](Multigrid& self, Array<double> b, const std::vector<std::pair<double, double>>& steps) {
+             Array<double> w = like(b);
+             const double* bp = b.data();
+             double* wp = w.mutable_data();
              py::gil_scoped_release release;
-             self.precondition(rp, zp);
-             return z;
-           })
+             self.accelerated(bp, wp, steps);
+             return w;
+           },
+           "Sum of d over the steps (keep, gain): d = keep d + gain M r, r -= A d, with M one V-cycle and r = b at first")
       .def("apply",
            [](Multigrid& self, Array<double> p) {
              Array<double> q = like(p);

@@ -736,8 +736,12 @@ double dot_low(const T* x, const float* low, size_t n) {
 
 template <class T>
 void raise_add(double a, const float* low, double b, T* y, size_t n) {
+  if (b == 0)  // y may be anything
 #pragma GCC ivdep
-  for (size_t i = 0; i < n; ++i) y[i] = T(a * low[i] + b * y[i]);
+    for (size_t i = 0; i < n; ++i) y[i] = T(a * low[i]);
+  else
+#pragma GCC ivdep
+    for (size_t i = 0; i < n; ++i) y[i] = T(a * low[i] + b * y[i]);
 }
 
 template <class T>

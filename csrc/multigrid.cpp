@@ -488,25 +488,58 @@ double Multigrid::cycle_on(const double* r, double r_norm) {
   return r_norm / modulus_;
 }
 
-// Calls body(i, value of the V-cycle at dof i) over the rows of a chunk; both planes.
+// The sum of body(first dof, number of dofs) over chunks of both planes.
 template <class Body>
-void Multigrid::each_value(double factor, int begin, int end, Body body) const {
-  const float* x = levels_[0]->x.data;
-  for (int c = 0; c < 2; ++c)
-    for (size_t i = c * n_ + size_t(begin) * form_.n1; i < c * n_ + size_t(end) * form_.n1; ++i) body(i, factor * x[i]);
+double Multigrid::sum_planes(Body body) const {
+  return sum_rows(form_.n0, form_.n1, [&](int begin, int end) {
+    const size_t from = size_t(begin) * form_.n1, count = size_t(end - begin) * form_.n1;
+    return body(from, count) + body(n_ + from, count);
+  });
 }
 
-void Multigrid::precondition(const double* r, double* z) {
+// r = b - product, or b without one, zero at fixed dofs; returns |r|^2.
+double Multigrid::take_residual(const double* b, const double* product) {
   const int n0 = form_.n0, n1 = form_.n1;
-  double norm = 0;
-  std::copy(r, r + 2 * n_, r_.begin());
-  fixed_.clear(r_.data(), n0, n1, 0, n0);
-  for (size_t i = 0; i < 2 * n_; ++i) norm = std::max(norm, std::abs(r_[i]));
-  const double factor = cycle_on(r_.data(), norm);
-  for_rows(n0, n1, [&](int begin, int end) {
-    each_value(factor, begin, end, [&](size_t i, double v) { z[i] = v; });
-    fixed_.clear(z, n0, n1, begin, end);
+  return sum_rows(n0, n1, [&](int begin, int end) {
+    double sum = 0;
+    for (int c = 0; c < 2; ++c)
+      for (size_t i = c * n_ + size_t(begin) * n1; i < c * n_ + size_t(end) * n1; ++i)
+        r_[i] = product ? b[i] - product[i] : b[i];
+    fixed_.clear(r_.data(), n0, n1, begin, end);
+    for (int c = 0; c < 2; ++c) {
+      const double* r = &r_[c * n_ + size_t(begin) * n1];
+      sum += kernels().f64->dot(r, r, size_t(end - begin) * n1);
+    }
+    return sum;
   });
+}
+
+void Multigrid::accelerated(const double* b, double* w, const std::vector<std::pair<double, double>>& steps) {
+  const int n0 = form_.n0, n1 = form_.n1;
+  const Kernels<double>& k = *kernels().f64;
+  const double norm = std::sqrt(take_residual(b, nullptr));
+  for (size_t step = 0; step < steps.size(); ++step) {
+    const auto [keep, gain] = steps[step];
+    const double factor = cycle_on(r_.data(), norm);
+    const float* low = levels_[0]->x.data;
+    double* d = steps.size() > 1 ? p_.data() : w;  // a single one needs no room of its own
+    for_rows(n0, n1, [&](int begin, int end) {
+      const size_t count = size_t(end - begin) * n1;
+      for (int c = 0; c < 2; ++c) {
+        const size_t i = c * n_ + size_t(begin) * n1;
+        k.raise_add(gain * factor, low + i, keep, d + i, count);
+      }
+      fixed_.clear(d, n0, n1, begin, end);
+      for (int c = 0; c < 2 && d != w; ++c) {
+        const size_t i = c * n_ + size_t(begin) * n1;
+        if (step) k.scale_add(1.0, d + i, 1.0, w + i, count);
+        else std::copy_n(d + i, count, w + i);
+      }
+    });
+    if (step + 1 == steps.size()) break;
+    apply_dot(d, q_.data());
+    take_residual(r_.data(), q_.data());
+  }
 }
 
 double Multigrid::apply_dot(const double* p, double* q) {
@@ -527,47 +560,26 @@ void Multigrid::apply(const double* p, double* q) {
 SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_iterations, bool energy) {
   const int n0 = form_.n0, n1 = form_.n1;
   const Kernels<double>& k = *kernels().f64;
-  auto sum_planes = [&](auto body) {  // body(first dof, number of dofs)
-    return sum_rows(n0, n1, [&](int begin, int end) {
-      const size_t from = size_t(begin) * n1, count = size_t(end - begin) * n1;
-      return body(from, count) + body(n_ + from, count);
-    });
-  };
   SolveResult result;
   fixed_.clear(x, n0, n1, 0, n0);
-  auto residual = [&](bool at_zero) {
-    if (!at_zero) apply_dot(x, q_.data());
-    return sum_rows(n0, n1, [&](int begin, int end) {
-      double sum = 0;
-      for (int c = 0; c < 2; ++c)
-        for (size_t i = c * n_ + size_t(begin) * n1; i < c * n_ + size_t(end) * n1; ++i)
-          r_[i] = at_zero ? b[i] : b[i] - q_[i];
-      fixed_.clear(r_.data(), n0, n1, begin, end);
-      for (int c = 0; c < 2; ++c) {
-        const double* r = &r_[c * n_ + size_t(begin) * n1];
-        sum += k.dot(r, r, size_t(end - begin) * n1);
-      }
-      return sum;
-    });
-  };
-  const double bb = residual(true);
+  const double bb = take_residual(b, nullptr);
   const double norm = std::sqrt(bb);
   if (norm == 0) {
     std::fill(x, x + 2 * n_, 0.0);
     return result;
   }
   const bool from_zero = std::all_of(x, x + 2 * n_, [](double v) { return v == 0; });
-  double rr = from_zero ? bb : residual(false), first_energy = 0;
+  auto residual = [&] {
+    apply_dot(x, q_.data());
+    return take_residual(b, q_.data());
+  };
+  double rr = bb, first_energy = 0;
   if (energy) {  // the measure of b, so that a good first guess counts
-    std::copy(b, b + 2 * n_, p_.begin());
-    fixed_.clear(p_.data(), n0, n1, 0, n0);
-    const double factor = cycle_on(p_.data(), norm);
-    first_energy = sum_rows(n0, n1, [&](int begin, int end) {
-      double sum = 0;
-      each_value(factor, begin, end, [&](size_t i, double v) { sum += p_[i] * v; });
-      return sum;
-    });
+    const double factor = cycle_on(r_.data(), norm);
+    const float* low = levels_[0]->x.data;
+    first_energy = factor * sum_planes([&](size_t i, size_t n) { return k.dot_low(&r_[i], low + i, n); });
   }
+  if (!from_zero) rr = residual();
   // the recursive residual drifts from the true one at tight tolerances: begin again from the true one
   for (int restart = 0; restart < 4; ++restart) {
     double rz = 0;
@@ -597,7 +609,7 @@ SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_it
       small = !energy && std::sqrt(rr) <= rtol * norm;
     }
     if (energy) break;
-    rr = residual(false);
+    rr = residual();
     if (std::sqrt(rr) <= rtol * norm || result.iterations >= max_iterations) break;
   }
   result.residual = std::sqrt(rr) / norm;

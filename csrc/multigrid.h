@@ -85,7 +85,9 @@ class Multigrid {
             long pin, const double* mode, MultigridOptions options);
   ~Multigrid();
 
-  void precondition(const double* r, double* z);
+  // w = sum of d over the steps d = keep d + gain M r, r -= A d, with M the V-cycle: M b for one step (0, 1), a polynomial
+  // close to A^-1 b for the steps of the Chebyshev semi-iteration.
+  void accelerated(const double* b, double* w, const std::vector<std::pair<double, double>>& steps);
   // Solves A x = b, beginning with the given x. Stops when |r| <= rtol |b|, or, with `energy`, when the
   // preconditioned residual norm (about the error in the energy norm) has fallen by rtol.
   SolveResult solve(const double* b, double* x, double rtol, int max_iterations, bool energy);
@@ -103,8 +105,9 @@ class Multigrid {
   void subtract(const Level& level, Rows<const float> d, Rows<const float> r, Rows<float> out, int begin, int end) const;
   void estimate_eigenvalue(Level& level);
   double cycle_on(const double* r, double r_norm);
+  double take_residual(const double* b, const double* product);
   template <class Body>
-  void each_value(double factor, int begin, int end, Body body) const;
+  double sum_planes(Body body) const;
   double apply_dot(const double* p, double* q);
 
   GridForm<double> form_;

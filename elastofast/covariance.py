@@ -202,7 +202,7 @@ class NoiseCovariance:
         return CovarianceSolution(home.give(z.reshape(shape)), iterations, residual, stage)
 
     def precondition(self, r):
-        """About Gamma^-1 r for r (d, N), one fixed symmetric operator: A^-1 S_n^-1 A^-1 by one cycle each."""
+        """About Gamma^-1 r for r (d, N), one fixed symmetric operator: A^-1 S_n^-1 A^-1 by a cycle or two each."""
         return self._solver.precondition(self._weight * self._solver.precondition(r))
 
     def _at_home(self, **fields):

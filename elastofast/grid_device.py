@@ -229,10 +229,15 @@ class DeviceSolver(GridSolver):
         )
         return q
 
-    def precondition(self, r):
-        """One V-cycle, symmetric positive definite, about A^-1 r."""
-        xp = self.home.xp
-        return self._cycle(xp.asarray(r, xp.float64).reshape(self._fields)).reshape(self.shape)
+    def _accelerated(self, r, steps):
+        r = self.home.xp.asarray(r, self.home.xp.float64).reshape(self._fields)
+        d = w = 0.0
+        for number, (keep, gain) in enumerate(steps):
+            d = keep * d + gain * self._cycle(r)
+            w = w + d
+            if number + 1 < len(steps):
+                r = r - self._product(d)
+        return w.reshape(self.shape)
 
     def apply(self, w):
         """A w; zero on inactive dofs."""

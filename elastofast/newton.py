@@ -31,7 +31,7 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
     """Minimise J(x) + weight R(x) over z = log x.
 
     Each step solves (H + weight B) d = -(gradient) by a few conjugate gradient iterations: H = D^T Gamma^-1 D with
-    one fixed multigrid cycle in place of each solve, B the prior's curvature. With the frozen gradient the
+    a fixed multigrid cycle or two in place of each solve, B the prior's curvature. With the frozen gradient the
     same step minimises the frozen problem, and Gamma is updated after it.
 
     Parameters
