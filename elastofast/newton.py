@@ -13,6 +13,7 @@ __all__ = ["Iterate", "conjugate_gradients", "curvature_scale", "data_curvature"
 
 CG_STEPS = 12
 CG_TOLERANCE = 0.1
+SMALL_STEPS = 2  # end a run: a truncated inner solve gives one now and then with much still to gain
 TIGHTEST = 1e-8  # solves are not made more accurate than this when no step lowers the objective
 AT_REST = 2e-3  # rms step in log x that ends the frozen fixed point
 LONGEST_STEP = 1.0  # in log x: a factor of e
@@ -44,7 +45,7 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
     rtol : float
         Tolerance of the forward and adjoint solves.
     tolerance : float
-        Ends when a step lowers the objective by less than this fraction of it (exact gradient).
+        Ends when two steps in turn each lower the objective by less than this fraction of it (exact gradient).
     max_iterations : int
     limits : tuple of float or None
         Bounds on z.
@@ -60,6 +61,7 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
     z, dual = start.z, start.dual
     now = start.data if start.data is not None else fidelity.evaluate(np.exp(z), rtol)
     spread = None  # mean diagonal of H
+    small = 0
     for number in range(max_iterations):
         x = np.exp(z)
         gradient = x * now.gradient
@@ -115,7 +117,9 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
         if report(point, step, np.sqrt(inner(gradient * free, gradient * free))):
             return point, "stopped"
         # the frozen problem changes with every step, so there the map has to come to rest
-        if lowered <= tolerance * abs(value) if exact else np.sqrt(np.mean(moved**2)) <= AT_REST:
+        at_rest = lowered <= tolerance * abs(value) if exact else np.sqrt(np.mean(moved**2)) <= AT_REST
+        small = small + 1 if at_rest else 0
+        if small == SMALL_STEPS:
             return point, "converged"
     return Iterate(z, now, 0.0 if prior is None else prior.value(z), dual), "max_iterations"
 
