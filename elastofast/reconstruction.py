@@ -141,7 +141,8 @@ def reconstruct(
         "descent" is the paper's projected gradient descent on x: Gamma frozen for 100 steps, then updated.
     start : array_like, shape node_shape, or Result, optional
         Initial modulus in pascals; default the best homogeneous one. No coarse levels are visited then, so an
-        interrupted run is resumed by ``start=result, weight=result.weight``.
+        interrupted run is resumed by ``start=result, weight=result.weight``. Splitting takes only a Result for more
+        than a first guess: its map does not depend on an array given here.
     bounds : (float, float), optional
         Smallest and largest modulus in pascals; default a hundredth and a hundred times the start's mean.
     max_iterations : int, optional
@@ -232,7 +233,7 @@ class _Run:
                 "noise. Set force_std to zero; the result is then relative"
             )
         self.limits = _limits(bounds, self.relative)
-        self.start = _start_map(start, m)
+        self.start, self.resumed = _start_map(start, m), isinstance(start, Result)
         self.history: list[dict[str, Any]] = []
         self.show, self._bar = progress, None
         self.best = None  # (measurement, Iterate) of the finest level reached
@@ -362,16 +363,17 @@ class _Run:
         weight = settings.weight * scale**settings.growth
         if self.weight != "auto":  # given for the finest level
             weight = self.weight * level.geometry.n_nodes / self.measurement.geometry.n_nodes
-        coarsest = level is self.levels[-1]
-        steps = self.max_iterations or (STEPS if coarsest else FINER)
-        first = min(FIRST * scale, weight) if coarsest else 0.1 * weight
+        begins = level is self.levels[-1] and not self.resumed
+        steps = self.max_iterations or (STEPS if begins else FINER)
+        first = min(FIRST * scale, weight) if begins else 0.1 * weight
         point = point._replace(data=None)
         # Where a plausible map cannot explain the data (a wrong Poisson ratio, noise understated), they bend it until
         # it does. Then they are trusted less, as if their noise were larger. Coarse copies have an error of their own.
         for distrust in (1.0, DISTRUST):
             found, status = half_quadratic_splitting(
-                fidelity, prior, distrust * weight, point, first=distrust * first, slack=settings.slack,
-                loose=distrust * settings.loose * scale, scale=distrust * scale, max_iterations=steps, **options,
+                fidelity, prior, distrust * weight, point, anchor=z if begins else None, first=distrust * first,
+                slack=settings.slack, loose=distrust * settings.loose * scale, scale=distrust * scale,
+                max_iterations=steps, **options,
             )  # fmt: skip
             explained = 2 * found.data.value <= MISFIT * fidelity.n_data
             if explained or self.weight != "auto" or level is not self.measurement:

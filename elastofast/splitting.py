@@ -19,6 +19,9 @@ CG_STEPS = 12
 CG_TOLERANCE = 0.05
 AT_REST = 2e-3  # rms step in log x at the last weight that ends the run
 FURTHER = 10  # steps at the last weight at most
+SETTLE = 30  # steps towards the anchor at most
+FIRMLY = 300.0  # weight of these steps over that of the first of the schedule
+SETTLED = 0.005  # rms step in log x after which nothing is left of the start
 FREE = 5  # steps before boundaries and contrasts are known well enough to be moved
 
 
@@ -43,7 +46,7 @@ class Settings(NamedTuple):
 
 
 def half_quadratic_splitting(
-    fidelity, prior, weight, start, *, first, loose, slack, scale, rtol, max_iterations, limits, report
+    fidelity, prior, weight, start, *, anchor, first, loose, slack, scale, rtol, max_iterations, limits, report
 ):
     """Minimise J(x) + weight / 2 |z - P(z)|^2 over z = log x, P(z) being the prior's idea of the true map.
 
@@ -66,6 +69,9 @@ def half_quadratic_splitting(
         Of the last steps.
     start : Iterate
         Only z is used, and data if present.
+    anchor : array, shape (N,), or None
+        Map to which the run is pulled firmly, until it rests, and then by the schedule's first step, so that the result
+        does not depend on the start. None: the start is trusted.
     first : float
         Weight of the first step.
     loose, slack : float
@@ -88,11 +94,12 @@ def half_quadratic_splitting(
     """
     z, shape = start.z, fidelity.measurement.geometry.node_shape
     now = start.data if start.data is not None else fidelity.evaluate(np.exp(z), rtol)
-    for number in range(max_iterations + FURTHER):
-        share = min(1.0, number / max(max_iterations - 1, 1))
-        rho = first ** (1 - share) * weight**share
+    number = 0 if anchor is None else -SETTLE
+    while number < max_iterations + FURTHER:
+        share = min(1.0, max(number, 0) / max(max_iterations - 1, 1))
+        rho = first ** (1 - share) * weight**share if number >= 0 else FIRMLY * first
         x = np.exp(z)
-        target = prior.target(z, shape) if number else z  # the start says nothing yet
+        target = prior.target(z, shape) if number > 0 else z if anchor is None else anchor
         curvature = data_curvature(fidelity, x, now)
         moves = Moves(target, shape) if number >= FREE else None
         less = max(rho - loose, 0.0)
@@ -131,4 +138,5 @@ def half_quadratic_splitting(
             return point, "stopped"
         if number >= max_iterations and moved <= AT_REST:
             return point, "converged"
+        number = 0 if number < 0 and step == 1 and moved <= SETTLED else number + 1
     return point, "max_iterations"
