@@ -711,8 +711,12 @@ double dot(const T* a, const T* b, size_t n) {
 
 template <class T>
 void scale_add(T a, const T* x, T b, T* y, size_t n) {
+  if (b == 0)  // y may be anything
 #pragma GCC ivdep
-  for (size_t i = 0; i < n; ++i) y[i] = a * x[i] + b * y[i];
+    for (size_t i = 0; i < n; ++i) y[i] = a * x[i];
+  else
+#pragma GCC ivdep
+    for (size_t i = 0; i < n; ++i) y[i] = a * x[i] + b * y[i];
 }
 
 template <class T>

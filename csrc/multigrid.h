@@ -2,7 +2,7 @@
 //
 // Coarse operators are Galerkin products, kept as stored stencils; the finest level is matrix-free. Interpolation is
 // bilinear followed by one exact block solve at the nodes inside each coarse cell, which keeps the divergence right;
-// the smoother is a Chebyshev polynomial around the sum of inverted 4-node patches. The V-cycle runs in single
+// the smoother is a Chebyshev polynomial around the sum of inverted 4-node patches (see Patch). The V-cycle runs in single
 // precision inside conjugate gradients in double precision.
 #pragma once
 #include <cstdint>
@@ -104,6 +104,7 @@ class Multigrid {
   void smooth(Level& level, bool after);
   void subtract(const Level& level, Rows<const float> d, Rows<const float> r, Rows<float> out, int begin, int end) const;
   void estimate_eigenvalue(Level& level);
+  void forget();
   double cycle_on(const double* r, double r_norm);
   double take_residual(const double* b, const double* product);
   template <class Body>

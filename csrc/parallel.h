@@ -22,9 +22,6 @@ void for_rows(int n, int width, Body body) {
   for (int c = 0; c < chunks; ++c) body(int(long(n) * c / chunks), int(long(n) * (c + 1) / chunks));
 }
 
-// Bands of rows, one a thread: for work that is the dearer the more bands there are, and that sums nothing up.
-inline int band_count(int n, int width) { return std::min(omp_get_max_threads(), chunk_count(n, width)); }
-
 // The same with a value summed over the chunks.
 template <class Body>
 double sum_rows(int n, int width, Body body) {
@@ -36,5 +33,8 @@ double sum_rows(int n, int width, Body body) {
   for (int c = 0; c < chunks; ++c) total += parts[c];
   return total;
 }
+
+// Bands of rows, one a thread: for work that is the dearer the more bands there are, and that sums nothing up.
+inline int band_count(int n, int width) { return std::min(omp_get_max_threads(), chunk_count(n, width)); }
 
 }  // namespace elastofast

@@ -296,6 +296,14 @@ def test_inactive_entries_are_ignored(solver):
     assert np.array_equal(solver.precondition(b), solver.precondition(other))
 
 
+def test_a_failed_solve_leaves_nothing_behind(solver):
+    b = np.random.default_rng(1).standard_normal(solver.active.shape)
+    expected = solver.solve(b).value
+    with pytest.raises(RuntimeError, match="residual of nan"):
+        solver.solve(np.where(b == b[0, 5], np.nan, b))
+    assert np.array_equal(solver.solve(b).value, expected)
+
+
 def test_zero(solver):
     solution = solver.solve(np.zeros(solver.active.shape))
     assert solution.iterations == 0 and solution.residual == 0 and not solution.value.any()
