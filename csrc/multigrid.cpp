@@ -589,7 +589,6 @@ SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_it
       const float* low = levels_[0]->x.data;
       const double next = factor * sum_planes([&](size_t i, size_t n) { return k.dot_low(&r_[i], low + i, n); });
       if (!std::isfinite(next)) {
-        forget();
         result.converged = false;
         result.residual = std::numeric_limits<double>::quiet_NaN();
         return result;
@@ -616,13 +615,6 @@ SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_it
   result.residual = std::sqrt(rr) / norm;
   result.converged = energy ? result.iterations < max_iterations : result.residual <= rtol;
   return result;
-}
-
-// Clears what a solve leaves behind: stencils read, times zero, values that stand beside theirs, which must be finite.
-void Multigrid::forget() {
-  for (AlignedFloats& w : windows_) w.clear();
-  for (auto& L : levels_)
-    for (Field* f : {&L->x, &L->d, &L->r, &L->s}) f->memory.clear();
 }
 
 std::vector<double> Multigrid::eigenvalue_bounds() const {

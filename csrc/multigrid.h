@@ -104,7 +104,6 @@ class Multigrid {
   void smooth(Level& level, bool after);
   void subtract(const Level& level, Rows<const float> d, Rows<const float> r, Rows<float> out, int begin, int end) const;
   void estimate_eigenvalue(Level& level);
-  void forget();
   double cycle_on(const double* r, double r_norm);
   double take_residual(const double* b, const double* product);
   template <class Body>
