@@ -440,7 +440,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "demo",
         _demo,
-        "simulate a breast-lesion measurement, reconstruct it in six ways, print a table and draw the maps",
+        "simulate a breast-lesion measurement, reconstruct it in six ways and, with torch, by the critic, print a "
+        "table and draw the maps",
         "elastofast demo --size 256 --out elastofast-demo.png",
     )
     option = sub.add_argument
