@@ -145,10 +145,8 @@ inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint
   while (!Coarsening::small(levels_.back().n0, levels_.back().n1)) {
     Level next;
     Level& L = levels_.back();
-    double p[4], q[4], r[4];
-    L.whole = float(patch_modes(cell, p, q, r));
+    L.whole = float(patch_modes(cell, L.patch));
     L.patch.n0 = L.n0, L.patch.n1 = L.n1;
-    std::copy_n(p, 4, L.patch.p), std::copy_n(q, 4, L.patch.q), std::copy_n(r, 4, L.patch.r);
     L.special = SpecialCells(L.mask, L.n0, L.n1);
     coarsening.next(L.a0, L.a1);
     coarsen_homogeneous(L.a0.regular > 0, L.a1.regular > 0, cell);

@@ -701,16 +701,16 @@ void coarsen_row(const AxisView& a0, const AxisView& a1, int row, const double* 
   }
 }
 
-template <class T>
-double dot(const T* a, const T* b, size_t n) {
+template <class T, class U>
+double dot(const T* a, const U* b, size_t n) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (size_t i = 0; i < n; ++i) sum += double(a[i]) * double(b[i]);
   return sum;
 }
 
-template <class T>
-void scale_add(T a, const T* x, T b, T* y, size_t n) {
+template <class T, class X>
+void scale_add(T a, const X* x, T b, T* y, size_t n) {
   if (b == 0)  // y may be anything
 #pragma GCC ivdep
     for (size_t i = 0; i < n; ++i) y[i] = a * x[i];
@@ -731,24 +731,6 @@ double lower(double scale, const T* x, float* low, size_t n) {
 }
 
 template <class T>
-double dot_low(const T* x, const float* low, size_t n) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (size_t i = 0; i < n; ++i) sum += double(x[i]) * double(low[i]);
-  return sum;
-}
-
-template <class T>
-void raise_add(double a, const float* low, double b, T* y, size_t n) {
-  if (b == 0)  // y may be anything
-#pragma GCC ivdep
-    for (size_t i = 0; i < n; ++i) y[i] = T(a * low[i]);
-  else
-#pragma GCC ivdep
-    for (size_t i = 0; i < n; ++i) y[i] = T(a * low[i] + b * y[i]);
-}
-
-template <class T>
 double descend(double step, const T* p, const T* q, T* x, T* r, size_t n) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -764,8 +746,8 @@ double descend(double step, const T* p, const T* q, T* x, T* r, size_t n) {
 template <class T>
 constexpr Kernels<T> kTable = {force<T>,          sensitivity<T>,    stiffness_values<T>, contraction_values<T>,
                                subtract<T>,       stencil_subtract<T>, patch<T>,          apply_dot<T>,
-                               restrict_rows<T>,  prolong_rows<T>,   dot<T>,              scale_add<T>,
-                               lower<T>,          dot_low<T>,        raise_add<T>,        descend<T>};
+                               restrict_rows<T>,  prolong_rows<T>,   dot<T, T>,           scale_add<T, T>,
+                               lower<T>,          dot<T, float>,     scale_add<T, float>, descend<T>};
 constexpr Setup kSetup = {cell_matrices, coarsen_row};
 
 }  // namespace

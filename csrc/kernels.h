@@ -83,7 +83,7 @@ struct Kernels {
   // around a V-cycle in single precision: low = scale x, returns the sum of x; dot product; y = a low + b y
   double (*lower)(double scale, const T* x, float* low, size_t n);
   double (*dot_low)(const T* x, const float* low, size_t n);
-  void (*raise_add)(double a, const float* low, double b, T* y, size_t n);
+  void (*raise_add)(T a, const float* low, T b, T* y, size_t n);
   double (*descend)(double step, const T* p, const T* q, T* x, T* r, size_t n);  // x += step p, r -= step q, returns r.r
 };
 

@@ -107,9 +107,7 @@ struct Multigrid::Level {
   template <class Trace, class Load>
   void set_up_patches(const double* cell, const std::vector<uint8_t>& mask, Trace trace, Load load) {
     const int m0 = n0 - 1, m1 = n1 - 1;
-    double p[4], q[4], r[4];
-    const float whole = float(patch_modes(cell, p, q, r));
-    std::copy_n(p, 4, patch.p), std::copy_n(q, 4, patch.q), std::copy_n(r, 4, patch.r);
+    const float whole = float(patch_modes(cell, patch));
     special = SpecialCells(mask, n0, n1);
     patch_scale.resize(size_t(m0) * m1);
     patch_special.resize(special.column.size() * kEntries);

@@ -137,8 +137,9 @@ EF_CALL void homogeneous_cell(const CellLaw<double>& law, bool reduced, double* 
   reduced ? cell_matrix<true>(law, factors, put) : cell_matrix<false>(law, factors, put);
 }
 
-// The blocks p, q, r of `Patch` for a homogeneous body of such cells; returns the trace of the 4-node block.
-EF_HD double patch_modes(const double* cell, double* p, double* q, double* r) {
+// Sets the blocks p, q, r of a patch for a homogeneous body of such cells; returns the trace of the 4-node block.
+template <class T>
+EF_HD double patch_modes(const double* cell, Patch<T>& patch) {
   double block[kEntries];
   patch_block([](int, int) EF_LAMBDA { return true; }, [&](int, int, int e) EF_LAMBDA { return cell[e]; }, block);
   const double mode[4][4] = {{.5, .5, .5, .5}, {-.5, -.5, .5, .5}, {-.5, .5, -.5, .5}, {.5, -.5, -.5, .5}};  // m s t h
@@ -154,7 +155,7 @@ EF_HD double patch_modes(const double* cell, double* p, double* q, double* r) {
     const int* w = pairs[k];
     const double a = project(w[0], w[1], w[0], w[1]), b = project(w[0], w[1], w[2], w[3]),
                  c = project(w[2], w[3], w[2], w[3]), d = a * c - b * b;
-    p[k] = c / d, q[k] = -b / d, r[k] = a / d;
+    patch.p[k] = T(c / d), patch.q[k] = T(-b / d), patch.r[k] = T(a / d);
     trace += a + c;
   }
   return trace;
