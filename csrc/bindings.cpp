@@ -18,13 +18,13 @@ template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
 template <class T>
-const Kernels<T>& table();
+const Contractions<T>& table();
 template <>
-const Kernels<float>& table<float>() {
+const Contractions<float>& table<float>() {
   return *kernels().f32;
 }
 template <>
-const Kernels<double>& table<double>() {
+const Contractions<double>& table<double>() {
   return *kernels().f64;
 }
 
@@ -110,17 +110,17 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Multigrid>(m, "Multigrid")
       .def(py::init([](const FormSpec& f, Array<double> x, Array<uint8_t> fixed, py::object shift, long pin,
-                       Array<double> mode, int degree, double ratio) {
+                       Array<double> mode, Steps smoother) {
              Array<double> s = shift.is_none() ? Array<double>() : shift.cast<Array<double>>();
              const double *xp = x.data(), *sp = shift.is_none() ? nullptr : s.data(), *mp = mode.data();
              const uint8_t* fp = fixed.data();
              py::gil_scoped_release release;
-             return new Multigrid(f.form<double>(), xp, fp, sp, pin, mp, {degree, ratio});
+             return new Multigrid(f.form<double>(), xp, fp, sp, pin, mp, std::move(smoother));
            }),
            py::arg("form"), py::arg("x"), py::arg("fixed"), py::arg("shift"), py::arg("pin"), py::arg("mode"),
-           py::arg("degree"), py::arg("ratio"))
+           py::arg("smoother"))
       .def("accelerated",
-           [](Multigrid& self, Array<double> b, const std::vector<std::pair<double, double>>& steps) {
+           [](Multigrid& self, Array<double> b, const Steps& steps) {
              Array<double> w = like(b);
              const double* bp = b.data();
              double* wp = w.mutable_data();

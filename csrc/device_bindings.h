@@ -3,6 +3,7 @@
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "device_multigrid.h"
 
@@ -52,11 +53,10 @@ void bind_device(py::module_& m) {
 
   py::class_<DeviceMultigrid>(m, "Multigrid", py::module_local())
       .def(py::init([](const FormSpec& f, py::array_t<uint8_t, py::array::c_style> fixed, bool shifted, long pin,
-                       long batch, int degree, double ratio) {
-             return new DeviceMultigrid(f.form<double>(), fixed.data(), shifted, pin, batch, {degree, ratio});
+                       long batch, Steps smoother) {
+             return new DeviceMultigrid(f.form<double>(), fixed.data(), shifted, pin, batch, std::move(smoother));
            }),
-           py::arg("form"), py::arg("fixed"), py::arg("shifted"), py::arg("pin"), py::arg("batch"), py::arg("degree"),
-           py::arg("ratio"))
+           py::arg("form"), py::arg("fixed"), py::arg("shifted"), py::arg("pin"), py::arg("batch"), py::arg("smoother"))
       .def_property_readonly("workspace_bytes", &DeviceMultigrid::workspace_bytes)
       .def_property_readonly("scratch_bytes", &DeviceMultigrid::scratch_bytes)
       .def_property_readonly("bound_offsets",

@@ -11,11 +11,6 @@
 
 namespace elastofast {
 
-struct DeviceOptions {
-  int degree = 2;    // Chebyshev degree of each smoothing
-  double ratio = 6;  // the smoother works on [lmax / ratio, lmax]
-};
-
 // A block of memory that is laid out before it exists: each piece is a byte offset.
 class Layout {
  public:
@@ -39,7 +34,7 @@ class DeviceMultigrid {
  public:
   // fixed: 2N flags; pin: a fixed dof that is kept out of the hierarchy, or -1.
   DeviceMultigrid(const GridForm<double>& form, const uint8_t* fixed, bool shifted, long pin, long batch,
-                  DeviceOptions options);
+                  Steps smoother);
 
   size_t constants_bytes() const { return constants_.bytes(); }
   size_t workspace_bytes() const { return workspace_.bytes(); }
@@ -112,7 +107,7 @@ class DeviceMultigrid {
   GridForm<float> form32_;
   bool shifted_;
   long pin_, batch_;
-  DeviceOptions options_;
+  Steps smoother_;  // for a largest eigenvalue of one
   std::vector<uint8_t> pinned_;  // fixed dofs, the pin included
   std::vector<Level> levels_;
   Banded shape_{2, 2};
@@ -125,14 +120,14 @@ class DeviceMultigrid {
 // ---------------------------------------------------------------------------------------------------- layout
 
 inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint8_t* fixed, bool shifted, long pin,
-                                        long batch, DeviceOptions options)
+                                        long batch, Steps smoother)
     : form_(form),
       form32_{form.n0, form.n1, form.reduced,
               {float(form.law.g0), float(form.law.g1), float(form.law.lambda), float(form.law.mu)}},
       shifted_(shifted),
       pin_(pin),
       batch_(batch),
-      options_(options),
+      smoother_(std::move(smoother)),
       pinned_(fixed, fixed + 2 * size_t(form.n0) * form.n1) {
   const size_t n = size_t(form.n0) * form.n1, B = size_t(batch);
   levels_.emplace_back();
@@ -352,18 +347,11 @@ void DeviceMultigrid::smooth(const Queue& queue, const DeviceMemory& m, size_t l
   const float* r = at<float>(m.workspace, L.r);
   Update out{at<float>(m.workspace, L.d), at<float>(m.workspace, L.x), L.nodes(), zero_guess, 0, 0,
              at<double>(m.workspace, L.lmax)};
-  // the interval [lmax / ratio, lmax] for lmax = 1; the bodies divide by lmax
-  const double lo = 1 / options_.ratio, theta = (1 + lo) / 2, delta = (1 - lo) / 2, sigma = theta / delta;
-  double rho = 1 / sigma;
-  out.b = float(1 / theta);
-  update(queue, m, l, r, out);
-  out.first = false;
-  for (int k = 1; k < options_.degree; ++k) {
-    subtract(queue, m, l, false);
-    const double next = 1 / (2 * sigma - rho);
-    out.a = float(next * rho), out.b = float(2 * next / delta);
+  for (size_t k = 0; k < smoother_.size(); ++k) {
+    if (k) subtract(queue, m, l, false);
+    out.first = zero_guess && k == 0;
+    out.a = float(smoother_[k].first), out.b = float(smoother_[k].second);
     update(queue, m, l, r, out);
-    rho = next;
   }
   if (keep_residual) subtract(queue, m, l, false);
 }

@@ -2,11 +2,15 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "multigrid_cell.h"
 
 namespace elastofast {
+
+// (keep, gain) of the steps d = keep d + gain M r, x += d, r -= A d of a polynomial iteration, see `semi_iteration` in Python.
+using Steps = std::vector<std::pair<double, double>>;
 
 // How one axis of a level is coarsened.
 struct Axis {

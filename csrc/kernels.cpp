@@ -719,8 +719,7 @@ void scale_add(T a, const X* x, T b, T* y, size_t n) {
     for (size_t i = 0; i < n; ++i) y[i] = a * x[i] + b * y[i];
 }
 
-template <class T>
-double lower(double scale, const T* x, float* low, size_t n) {
+double lower(double scale, const double* x, float* low, size_t n) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (size_t i = 0; i < n; ++i) {
@@ -730,24 +729,23 @@ double lower(double scale, const T* x, float* low, size_t n) {
   return sum;
 }
 
-template <class T>
-double descend(double step, const T* p, const T* q, T* x, T* r, size_t n) {
+double descend(double step, const double* p, const double* q, double* x, double* r, size_t n) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (size_t i = 0; i < n; ++i) {
-    x[i] += T(step * p[i]);
-    const T rest = r[i] - T(step * q[i]);
-    r[i] = rest;
-    sum += double(rest) * double(rest);
+    x[i] += step * p[i];
+    r[i] -= step * q[i];
+    sum += r[i] * r[i];
   }
   return sum;
 }
 
 template <class T>
-constexpr Kernels<T> kTable = {force<T>,          sensitivity<T>,    stiffness_values<T>, contraction_values<T>,
-                               subtract<T>,       stencil_subtract<T>, patch<T>,          apply_dot<T>,
-                               restrict_rows<T>,  prolong_rows<T>,   dot<T, T>,           scale_add<T, T>,
-                               lower<T>,          dot<T, float>,     scale_add<T, float>, descend<T>};
+constexpr Contractions<T> kContractions = {force<T>, sensitivity<T>, stiffness_values<T>, contraction_values<T>};
+constexpr Cycle kCycle = {subtract<float>,     stencil_subtract<float>, patch<float>,           restrict_rows<float>,
+                          prolong_rows<float>, dot<float, float>,       scale_add<float, float>};
+constexpr Outer kOuter = {apply_dot<double>,  dot<double, double>,      scale_add<double, double>, lower,
+                          dot<double, float>, scale_add<double, float>, descend};
 constexpr Setup kSetup = {cell_matrices, coarsen_row};
 
 }  // namespace
@@ -758,6 +756,7 @@ constexpr Setup kSetup = {cell_matrices, coarsen_row};
 #define EF_TEXT(a) EF_TEXT_(a)
 
 extern const KernelTable EF_JOIN(kernels_, EF_ISA);
-const KernelTable EF_JOIN(kernels_, EF_ISA) = {EF_TEXT(EF_ISA), &kTable<float>, &kTable<double>, &kSetup};
+const KernelTable EF_JOIN(kernels_, EF_ISA) = {EF_TEXT(EF_ISA), &kContractions<float>, &kContractions<double>, &kCycle,
+                                               &kOuter,          &kSetup};
 
 }  // namespace elastofast

@@ -58,8 +58,9 @@ struct Rows {
   operator Rows<U>() const { return {data, plane, n1, mask}; }
 };
 
+// The form's contractions.
 template <class T>
-struct Kernels {
+struct Contractions {
   // f = K(x) u; returns the sum of f over the rows, which is not finite if an input was not
   double (*force)(const GridForm<T>&, const T* x, const T* u, T* f, int begin, int end);
   // v^T Psi_n u for every node n; returns their sum
@@ -67,24 +68,36 @@ struct Kernels {
   // values of K(x) and D(u) in CSR order (rows of one component; columns of the stencil in order)
   void (*stiffness_values)(const GridForm<T>&, const T* x, const long long* indptr, T* values, int begin, int end);
   void (*contraction_values)(const GridForm<T>&, const T* u, const long long* indptr, T* values, int begin, int end);
+};
+
+// The V-cycle, in single precision.
+struct Cycle {
   // out = r - (K(x) + diag(shift)) d;  shift may be null, out may be r
-  void (*subtract)(const GridForm<T>&, const T* x, const T* shift, Rows<const T> d, Rows<const T> r, Rows<T> out,
-                   int begin, int end);
+  void (*subtract)(const GridForm<float>&, const float* x, const float* shift, Rows<const float> d, Rows<const float> r,
+                   Rows<float> out, int begin, int end);
   // the same with a stored stencil in place of K
-  void (*stencil_subtract)(const Stencil<T>&, Rows<const T> d, Rows<const T> r, Rows<T> out, int begin, int end);
+  void (*stencil_subtract)(const Stencil<float>&, Rows<const float> d, Rows<const float> r, Rows<float> out, int begin,
+                           int end);
   // d = a d + b B r with B the sum of inverted blocks, d not read where a = 0
-  void (*patch)(const Patch<T>&, Rows<const T> r, T a, T b, Rows<T> d, int begin, int end);
+  void (*patch)(const Patch<float>&, Rows<const float> r, float a, float b, Rows<float> d, int begin, int end);
+  void (*restrict_rows)(const Transfer<float>&, const float* fine, float* coarse, int begin, int end);  // coarse node rows
+  void (*prolong_rows)(const Transfer<float>&, const float* coarse, float* fine, int begin, int end);   // coarse cell rows
+  double (*dot)(const float* a, const float* b, size_t n);
+  void (*scale_add)(float a, const float* x, float b, float* y, size_t n);  // y = a x + b y
+};
+
+// Conjugate gradients in double precision around it.
+struct Outer {
   // q = (K(x) + diag(shift)) p, returns p.q over these rows
-  double (*apply_dot)(const GridForm<T>&, const T* x, const T* shift, const T* p, T* q, int begin, int end);
-  void (*restrict_rows)(const Transfer<T>&, const T* fine, T* coarse, int begin, int end);   // coarse node rows
-  void (*prolong_rows)(const Transfer<T>&, const T* coarse, T* fine, int begin, int end);    // coarse cell rows
-  double (*dot)(const T* a, const T* b, size_t n);
-  void (*scale_add)(T a, const T* x, T b, T* y, size_t n);  // y = a x + b y
-  // around a V-cycle in single precision: low = scale x, returns the sum of x; dot product; y = a low + b y
-  double (*lower)(double scale, const T* x, float* low, size_t n);
-  double (*dot_low)(const T* x, const float* low, size_t n);
-  void (*raise_add)(T a, const float* low, T b, T* y, size_t n);
-  double (*descend)(double step, const T* p, const T* q, T* x, T* r, size_t n);  // x += step p, r -= step q, returns r.r
+  double (*apply_dot)(const GridForm<double>&, const double* x, const double* shift, const double* p, double* q, int begin,
+                      int end);
+  double (*dot)(const double* a, const double* b, size_t n);
+  void (*scale_add)(double a, const double* x, double b, double* y, size_t n);  // y = a x + b y
+  double (*lower)(double scale, const double* x, float* low, size_t n);         // low = scale x, returns the sum of x
+  double (*dot_low)(const double* x, const float* low, size_t n);
+  void (*raise_add)(double a, const float* low, double b, double* y, size_t n);  // y = a low + b y
+  // x += step p, r -= step q, returns r.r
+  double (*descend)(double step, const double* p, const double* q, double* x, double* r, size_t n);
 };
 
 // Set-up of one level, in double precision.
@@ -98,8 +111,10 @@ struct Setup {
 
 struct KernelTable {
   const char* name;
-  const Kernels<float>* f32;
-  const Kernels<double>* f64;
+  const Contractions<float>* f32;
+  const Contractions<double>* f64;
+  const Cycle* cycle;
+  const Outer* outer;
   const Setup* setup;
 };
 

@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "banded.h"
-#include "hierarchy.h"
 #include "lanczos.h"
 #include "parallel.h"
 
@@ -152,8 +151,8 @@ struct Multigrid::Coarsest {
 Multigrid::~Multigrid() = default;
 
 Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_t* fixed, const double* shift,
-                     long pin, const double* mode, MultigridOptions options)
-    : form_(form), options_(options), n_(size_t(form.n0) * form.n1), x_(x, x + n_), pin_(pin) {
+                     long pin, const double* mode, Steps smoother)
+    : form_(form), smoother_(std::move(smoother)), n_(size_t(form.n0) * form.n1), x_(x, x + n_), pin_(pin) {
   const int n0 = form.n0, n1 = form.n1;
   const Setup& setup = *kernels().setup;
   form32_ = {n0, n1, form.reduced,
@@ -179,9 +178,8 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
       for (int j = 0; j < n0; ++j)
         for (int i = 0; i < n1; ++i) {
           const size_t at = (size_t(k) * n0 + j) * n1 + i;
-          const int cells = (j > 0 && j < n0 - 1 ? 2 : 1) * (i > 0 && i < n1 - 1 ? 2 : 1);
           shift32_[at] = float(shift[at] / modulus_);
-          share[at] = shift[at] / modulus_ / cells;
+          share[at] = shift[at] / modulus_ / cells_around(n0, n1, j, i);
         }
   }
   if (pin_ >= 0) {
@@ -297,9 +295,7 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
         [&](int j, int i, double* out) {
           const size_t at = size_t(j) * n1 + i;
           const Corners<double> c = {scaled[at], scaled[at + 1], scaled[at + n1], scaled[at + n1 + 1]};
-          auto put = [&](auto p, auto q, double v) { out[entry(decltype(p)::value, decltype(q)::value)] = v; };
-          const auto factors = stiffness_factors(moments(c));
-          form.reduced ? cell_matrix<true>(form.law, factors, put) : cell_matrix<false>(form.law, factors, put);
+          form.reduced ? packed_cell<true>(form.law, c, out) : packed_cell<false>(form.law, c, out);
           for (int p = 0; shift && p < 8; ++p) out[entry(p, p)] += share[p / 4 * n_ + at + p % 4 / 2 * n1 + p % 2];
           clear_fixed(finest.data(), long(n_), n1, long(at), out);
         });
@@ -328,7 +324,7 @@ void Multigrid::find_mode() {
 // out = r - A d at rows [begin, end)
 void Multigrid::subtract(const Level& L, Rows<const float> d, Rows<const float> r, Rows<float> out, int begin,
                          int end) const {
-  const Kernels<float>& k = *kernels().f32;
+  const Cycle& k = *kernels().cycle;
   if (L.matrix.data) {
     k.stencil_subtract(L.matrix, d, r, out, begin, end);
   } else {
@@ -345,17 +341,7 @@ void Multigrid::subtract(const Level& L, Rows<const float> d, Rows<const float> 
 // windows that fit in the processor's own cache. Threads share the rows out in bands and make the few rows
 // around theirs that they need for themselves.
 void Multigrid::smooth(Level& L, bool after) {
-  const double hi = L.lmax, lo = hi / options_.ratio, theta = (hi + lo) / 2, delta = (hi - lo) / 2;
-  const double sigma = theta / delta;
-  std::vector<std::pair<float, float>> steps;  // d = first d + second B r
-  double rho = 1 / sigma;
-  steps.push_back({0.f, float(1 / theta)});
-  for (int k = 1; k < options_.degree; ++k) {
-    const double next = 1 / (2 * sigma - rho);
-    steps.push_back({float(next * rho), float(2 * next / delta)});
-    rho = next;
-  }
-  const int stages = 2 * options_.degree, n0 = L.n0, n1 = L.n1;
+  const int stages = 2 * int(smoother_.size()), n0 = L.n0, n1 = L.n1;
   const size_t row_bytes = sizeof(float) * n1 * (L.matrix.data ? 10 + kPlanes : 12);
   int slots = 8;
   while (slots < int(std::clamp(kCache / row_bytes, size_t(4), size_t(64))) + stages + 2) slots *= 2;
@@ -364,7 +350,7 @@ void Multigrid::smooth(Level& L, bool after) {
   windows_.resize(std::max(windows_.size(), size_t(bands)));
   for (AlignedFloats& w : windows_)
     if (w.size() < 2 * room) w.allocate(2 * room);
-  const Kernels<float>& kernel = *kernels().f32;
+  const Cycle& kernel = *kernels().cycle;
   const Rows<float> x = L.rows(L.x), e = L.rows(L.d), r = L.rows(L.r), s = L.rows(L.s);
 
 #pragma omp parallel for schedule(static) num_threads(bands) if (bands > 1)
@@ -381,8 +367,8 @@ void Multigrid::smooth(Level& L, bool after) {
     follow(n0, begin, end, stages, block, [&](int stage, int from, int to) {
       const bool update = stage % 2 == int(after), first = stage <= int(!after), last = stage == stages - 1;
       if (update) {
-        const auto [keep, gain] = steps[stage / 2];
-        kernel.patch(L.patch, first ? r : t, keep, gain, d, from, to);
+        const auto [keep, gain] = smoother_[stage / 2];
+        kernel.patch(L.patch, first ? r : t, float(keep), float(gain / L.lmax), d, from, to);
         add(d, stage > 0, from, to);
       } else if (after && stage == 0) {
         subtract(L, e, s, t, from, to);
@@ -401,7 +387,7 @@ void Multigrid::cycle(size_t l) {
     return;
   }
   Level& C = *levels_[l + 1];
-  const Kernels<float>& k = *kernels().f32;
+  const Cycle& k = *kernels().cycle;
   smooth(L, false);
   for_rows(C.n0, C.n1 * 2, [&](int begin, int end) {
     k.restrict_rows(L.transfer, L.s.data, C.r.data, begin, end);
@@ -422,7 +408,7 @@ void Multigrid::estimate_eigenvalue(Level& L) {
   LanczosStart start;
   for (size_t i = 0; i < n; ++i) residual.data[i] = start.next();
   L.fixed.clear(L.rows(residual), 0, L.n0);
-  const Kernels<float>& k = *kernels().f32;
+  const Cycle& k = *kernels().cycle;
   const size_t w = 2 * size_t(L.n1);
   auto dot = [&](const float* a, const float* b) {
     return sum_rows(L.n0, 2 * L.n1,
@@ -462,8 +448,8 @@ double Multigrid::cycle_on(const double* r, double r_norm) {
   for (int c = 0; c < 2; ++c) {
     const double sum = sum_rows(n0, n1, [&](int begin, int end) {
       const size_t from = c * n_ + size_t(begin) * n1, count = size_t(end - begin) * n1;
-      const double part = kernels().f64->lower(scale, r + from, L.r.data + from, count);
-      return mode_.empty() ? part : kernels().f64->dot(mode_.data() + from, r + from, count);
+      const double part = kernels().outer->lower(scale, r + from, L.r.data + from, count);
+      return mode_.empty() ? part : kernels().outer->dot(mode_.data() + from, r + from, count);
     });
     net += mode_.empty() ? translation_[c] * sum : sum;
   }
@@ -506,15 +492,15 @@ double Multigrid::take_residual(const double* b, const double* product) {
     fixed_.clear(r_.data(), n0, n1, begin, end);
     for (int c = 0; c < 2; ++c) {
       const double* r = &r_[c * n_ + size_t(begin) * n1];
-      sum += kernels().f64->dot(r, r, size_t(end - begin) * n1);
+      sum += kernels().outer->dot(r, r, size_t(end - begin) * n1);
     }
     return sum;
   });
 }
 
-void Multigrid::accelerated(const double* b, double* w, const std::vector<std::pair<double, double>>& steps) {
+void Multigrid::accelerated(const double* b, double* w, const Steps& steps) {
   const int n0 = form_.n0, n1 = form_.n1;
-  const Kernels<double>& k = *kernels().f64;
+  const Outer& k = *kernels().outer;
   const double norm = std::sqrt(take_residual(b, nullptr));
   for (size_t step = 0; step < steps.size(); ++step) {
     const auto [keep, gain] = steps[step];
@@ -543,7 +529,7 @@ void Multigrid::accelerated(const double* b, double* w, const std::vector<std::p
 double Multigrid::apply_dot(const double* p, double* q) {
   const double* shift = shift_.empty() ? nullptr : shift_.data();
   return sum_rows(form_.n0, form_.n1, [&](int begin, int end) {
-    const double s = kernels().f64->apply_dot(form_, x_.data(), shift, p, q, begin, end);
+    const double s = kernels().outer->apply_dot(form_, x_.data(), shift, p, q, begin, end);
     fixed_.clear(q, form_.n0, form_.n1, begin, end);
     return s;
   });
@@ -557,7 +543,7 @@ void Multigrid::apply(const double* p, double* q) {
 
 SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_iterations, bool energy) {
   const int n0 = form_.n0, n1 = form_.n1;
-  const Kernels<double>& k = *kernels().f64;
+  const Outer& k = *kernels().outer;
   SolveResult result;
   fixed_.clear(x, n0, n1, 0, n0);
   const double bb = take_residual(b, nullptr);

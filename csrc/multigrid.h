@@ -7,9 +7,9 @@
 #pragma once
 #include <cstdint>
 #include <memory>
-#include <utility>
 #include <vector>
 
+#include "hierarchy.h"
 #include "kernels.h"
 
 namespace elastofast {
@@ -66,11 +66,6 @@ struct FixedDofs {
   }
 };
 
-struct MultigridOptions {
-  int degree = 2;         // Chebyshev degree of each smoothing
-  double ratio = 6;       // the smoother works on [lmax / ratio, lmax]
-};
-
 struct SolveResult {
   int iterations = 0;
   double residual = 0;  // true relative residual |b - A x| / |b|
@@ -80,14 +75,15 @@ struct SolveResult {
 class Multigrid {
  public:
   // x: modulus per node; fixed: 2N flags; shift: 2N values or null. pin: a fixed dof that is kept out of the hierarchy,
-  // or -1; mode: the rigid motion (2N values) that it alone holds, one at the pin.
+  // or -1; mode: the rigid motion (2N values) that it alone holds, one at the pin. smoother: its steps, for a largest
+  // eigenvalue of one.
   Multigrid(const GridForm<double>& form, const double* x, const uint8_t* fixed, const double* shift,
-            long pin, const double* mode, MultigridOptions options);
+            long pin, const double* mode, Steps smoother);
   ~Multigrid();
 
   // w = sum of d over the steps d = keep d + gain M r, r -= A d, with M the V-cycle: M b for one step (0, 1), a polynomial
   // close to A^-1 b for the steps of the Chebyshev semi-iteration.
-  void accelerated(const double* b, double* w, const std::vector<std::pair<double, double>>& steps);
+  void accelerated(const double* b, double* w, const Steps& steps);
   // Solves A x = b, beginning with the given x. Stops when |r| <= rtol |b|, or, with `energy`, when the
   // preconditioned residual norm (about the error in the energy norm) has fallen by rtol.
   SolveResult solve(const double* b, double* x, double rtol, int max_iterations, bool energy);
@@ -112,7 +108,7 @@ class Multigrid {
 
   GridForm<double> form_;
   GridForm<float> form32_;
-  MultigridOptions options_;
+  Steps smoother_;
   size_t n_;  // nodes
   std::vector<double> x_, shift_;
   std::vector<float> x32_, shift32_;

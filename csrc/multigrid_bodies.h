@@ -230,14 +230,11 @@ struct FinestCells {
     const double mean = modulus[b];
     Corners<double> c = corners_at(x.of(b) + at, n1);
     c.a /= mean, c.b /= mean, c.c /= mean, c.d /= mean;
-    cell_matrix<kReduced>(law, stiffness_factors(moments(c)), [&](auto p, auto q, double v) EF_LAMBDA {
-      out[entry(decltype(p)::value, decltype(q)::value)] = v;
-    });
-    if (shift.data)  // shared out to the cells around a node
+    packed_cell<kReduced>(law, c, out);
+    if (shift.data)
       for (int p = 0; p < 8; ++p) {
         const int y = j + p % 4 / 2, z = i + p % 2;
-        const int cells = (y > 0 && y < n0 - 1 ? 2 : 1) * (z > 0 && z < n1 - 1 ? 2 : 1);
-        out[entry(p, p)] += shift.of(b)[p / 4 * n + long(y) * n1 + z] / mean / cells;
+        out[entry(p, p)] += shift.of(b)[p / 4 * n + long(y) * n1 + z] / mean / cells_around(n0, n1, y, z);
       }
     clear_fixed(fixed, n, n1, at, out);
   }

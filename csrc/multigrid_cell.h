@@ -129,12 +129,23 @@ EF_HD CornerForces<T> special_solve(const T* inverse, const Corners<T>& u, const
   return {{out[0], out[1], out[2], out[3]}, {out[4], out[5], out[6], out[7]}};
 }
 
-// Packed cell matrix of the homogeneous body with modulus one.
+// Packed cell matrix for the moduli at a cell's corners.
+template <bool kReduced>
+EF_CALL void packed_cell(const CellLaw<double>& law, const Corners<double>& modulus, double* cell) {
+  cell_matrix<kReduced>(law, stiffness_factors(moments(modulus)), [&](auto a, auto b, double v) EF_LAMBDA {
+    cell[entry(decltype(a)::value, decltype(b)::value)] = v;
+  });
+}
+
+// The same for a homogeneous body with modulus one.
 EF_CALL void homogeneous_cell(const CellLaw<double>& law, bool reduced, double* cell) {
   const Corners<double> ones = {1, 1, 1, 1};
-  const auto factors = stiffness_factors(moments(ones));
-  auto put = [&](auto a, auto b, double v) EF_LAMBDA { cell[entry(decltype(a)::value, decltype(b)::value)] = v; };
-  reduced ? cell_matrix<true>(law, factors, put) : cell_matrix<false>(law, factors, put);
+  reduced ? packed_cell<true>(law, ones, cell) : packed_cell<false>(law, ones, cell);
+}
+
+// Number of cells around a node: what is added at a node is shared out to them.
+EF_HD int cells_around(int n0, int n1, int j, int i) {
+  return (j > 0 && j < n0 - 1 ? 2 : 1) * (i > 0 && i < n1 - 1 ? 2 : 1);
 }
 
 // Sets the blocks p, q, r of a patch for a homogeneous body of such cells; returns the trace of the 4-node block.

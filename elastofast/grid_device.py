@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from .arrays import to_host
-from .grid_kernels import SMOOTHER, GridSolver
+from .grid_kernels import GridSolver, smoother
 from .mesh_solver import Solution
 
 __all__ = ["DeviceBackend", "DeviceSolver"]
@@ -103,9 +103,8 @@ class _Plan:
         self.active, self.shifted, self.batch = active, shifted, batch
         fixed = ~active
         self.pin, mode = backend.host.pin(fixed)
-        degree, ratio = SMOOTHER[backend.law.name]
         self.core = home.kernels.Multigrid(
-            backend.core, fixed.view(np.uint8), shifted, self.pin, _batch(batch), degree=degree, ratio=ratio
+            backend.core, fixed.view(np.uint8), shifted, self.pin, _batch(batch), smoother=smoother(backend.law.name)
         )
         self.constants = xp.asarray(self.core.constants())
         self.mask = xp.asarray(active)

@@ -153,9 +153,8 @@ class GridSolver:
         if shift is not None:
             shift = np.ascontiguousarray(shift, np.float64).reshape(2, n)
         self._law = backend.law.name
-        degree, ratio = SMOOTHER[self._law]
         self._core = _core.Multigrid(
-            backend.core, x, fixed.view(np.uint8), shift, pin, mode, degree=degree, ratio=ratio
+            backend.core, x, fixed.view(np.uint8), shift, pin, mode, smoother=smoother(self._law)
         )
 
     def solve(self, b, x0=None, rtol=1e-8, maxiter=200, energy=False) -> Solution:
@@ -200,10 +199,12 @@ class GridSolver:
     def approximate_inverse(self, r, accuracy):
         """A^-1 r to about the given relative accuracy, as one fixed symmetric positive definite operator.
 
-        V-cycles accelerated by the Chebyshev semi-iteration (Saad, Iterative Methods, section 12.3), as many as
-        the accuracy takes.
+        V-cycles accelerated by the Chebyshev semi-iteration, as many as the accuracy takes.
         """
-        return self._accelerated(r, semi_iteration(SPECTRUM[self._law], accuracy))
+        low, high = SPECTRUM[self._law]
+        rate = (np.sqrt(high / low) - 1) / (np.sqrt(high / low) + 1)
+        count = int(np.ceil(np.log(accuracy / 2) / np.log(rate)))
+        return self._accelerated(r, semi_iteration(low, high, count))
 
     def _accelerated(self, r, steps):
         """Sum of d over the steps (keep, gain): d = keep d + gain M r, r -= A d, with M one V-cycle."""
@@ -214,13 +215,20 @@ class GridSolver:
         return self._core.apply(np.ascontiguousarray(w, np.float64).reshape(self.active.shape))
 
 
-def semi_iteration(spectrum, accuracy):
-    """Coefficients (keep, gain) of the Chebyshev semi-iteration that reaches an accuracy for a spectrum (low, high)."""
-    low, high = spectrum
-    rate = (np.sqrt(high / low) - 1) / (np.sqrt(high / low) + 1)
+def smoother(law):
+    """Steps of a law's smoother for a largest eigenvalue of one."""
+    degree, ratio = SMOOTHER[law]
+    return semi_iteration(1 / ratio, 1.0, degree)
+
+
+def semi_iteration(low, high, count):
+    """Coefficients (keep, gain) of ``count`` steps of the Chebyshev semi-iteration for a spectrum from low to high.
+
+    Saad, Iterative Methods for Sparse Linear Systems, section 12.3.
+    """
     middle, radius = (high + low) / 2, (high - low) / 2
     steps, rho = [(0.0, 1 / middle)], radius / middle
-    for _ in range(int(np.ceil(np.log(accuracy / 2) / np.log(rate))) - 1):
+    for _ in range(count - 1):
         following = 1 / (2 * middle / radius - rho)
         steps.append((following * rho, 2 * following / radius))
         rho = following

@@ -6,6 +6,7 @@ import pytest
 
 import elastofast as ef
 from elastofast import _host_executor, arrays
+from elastofast.grid_kernels import smoother
 
 LAWS = {"stress": ef.PlaneStress(0.495), "strain": ef.PlaneStrain(0.495)}
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
@@ -293,7 +294,7 @@ def test_workspace_needs_no_initial_values(monkeypatch):
     form, x, r, _ = body(shape, law)
     core = _host_executor.GridForm(*shape, *form.geometry.spacing, law.lame_lambda, law.lame_mu, True)
     fixed = ef.compression(form.geometry, pressure=1.0).fixed.astype(np.uint8)
-    plan = _host_executor.Multigrid(core, fixed, False, -1, 1, degree=4, ratio=30.0)
+    plan = _host_executor.Multigrid(core, fixed, False, -1, 1, smoother=smoother("plane_strain"))
     queue, results = _host_executor.Queue(1000), []
 
     def at(a):
