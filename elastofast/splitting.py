@@ -11,14 +11,16 @@ from .form import inner
 from .moves import Moves, plateau_range
 from .newton import LONGEST_STEP, Iterate, conjugate_gradients, data_curvature
 
-__all__ = ["Settings", "half_quadratic_splitting"]
+__all__ = ["Settings", "half_quadratic_splitting", "schedule_steps"]
 
-STEPS = 10  # of the schedule
+STEPS = 10  # of the schedule, where the data say little
+SLOWER = 0.3  # power of the data term's mean curvature, up to ten, by which there are more where they say much
 FIRST = 1.0  # weight of the first step over the mean curvature of the data term
 CG_STEPS = 12
 CG_TOLERANCE = 0.05
-AT_REST = 2e-3  # rms step in log x at the last weight that ends the run
-FURTHER = 10  # steps at the last weight at most
+WORTH = 0.5  # fall of J that a step at the last weight must bring: what one fitted number takes away from pure noise
+AT_REST = 2e-4  # rms step in log x at the last weight that ends the run in any case
+FURTHER = 25  # steps at the last weight at most
 SETTLE = 30  # steps towards the anchor at most
 FIRMLY = 300.0  # weight of these steps over that of the first of the schedule
 SETTLED = 0.005  # rms step in log x after which nothing is left of the start
@@ -45,8 +47,13 @@ class Settings(NamedTuple):
     slack: float = np.inf
 
 
+def schedule_steps(scale):
+    """Length of the schedule for a mean curvature of the data term in log x."""
+    return round(STEPS * min(max(scale, 1.0), 10.0) ** SLOWER)
+
+
 def half_quadratic_splitting(
-    fidelity, prior, weight, start, *, anchor, first, loose, slack, scale, rtol, max_iterations, limits, report
+    fidelity, prior, weight, start, *, anchor, first, loose, slack, scale, worth, rtol, max_iterations, limits, report
 ):
     """Minimise J(x) + weight / 2 |z - P(z)|^2 over z = log x, P(z) being the prior's idea of the true map.
 
@@ -78,10 +85,13 @@ def half_quadratic_splitting(
         Weight along the moves, and how far the map may leave the target's levels.
     scale : float
         Mean curvature of the data term, see `curvature_scale`.
+    worth : float
+        Fall of J that a step at the last weight has to bring. Boundaries move a little in each step, the longer the
+        more by what the noise says; so this tells when to leave them.
     rtol : float
         Tolerance of the forward and adjoint solves.
     max_iterations : int
-        Number of steps of the schedule.
+        Number of steps of the schedule; after it come as many as are worth it, `FURTHER` at most.
     limits : tuple of float or None
         Bounds on z.
     report : callable
@@ -132,11 +142,11 @@ def half_quadratic_splitting(
             return Iterate(z, now, 0.0, None), "stalled"
         moved = float(np.sqrt(np.mean((trial - z) ** 2)))
         value = 0.5 * inner(z - target, z - target)
-        z, now = trial, after
+        before, (z, now) = now.value, (trial, after)
         point = Iterate(z, now, value, None)
         if report(point, step, np.sqrt(inner(gradient, gradient)), rho):
             return point, "stopped"
-        if number >= max_iterations and moved <= AT_REST:
+        if number >= max_iterations and (moved <= AT_REST or before - now.value <= worth):
             return point, "converged"
         number = 0 if number < 0 and step == 1 and moved <= SETTLED else number + 1
     return point, "max_iterations"

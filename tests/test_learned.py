@@ -6,7 +6,7 @@ import scipy.ndimage
 import torch
 
 import elastofast as ef
-from elastofast import priors
+from elastofast import priors, reconstruction, splitting
 from elastofast.fidelity import Fidelity
 from elastofast.learning import perturbation
 from elastofast.learning.networks import build
@@ -111,13 +111,40 @@ def test_splitting_reaches_a_stationary_point(scan, factor):
     weight = factor * scale
     point, _ = half_quadratic_splitting(
         fidelity, Known(target), weight, Iterate(z, None, 0.0, None), anchor=None, first=weight, loose=3 * scale,
-        slack=np.inf, scale=scale, rtol=1e-8, max_iterations=40, limits=None, report=lambda *a: False,
+        slack=np.inf, scale=scale, worth=-np.inf, rtol=1e-8, max_iterations=40, limits=None, report=lambda *a: False,
     )  # fmt: skip
     now = fidelity.evaluate(np.exp(point.z), 1e-9)
     away, push = point.z - target, np.exp(point.z) * now.gradient
     along = Moves(target, scan.geometry.shape).part(away)
     pull = weight * (away - along) + min(weight, 3 * scale) * along
     assert np.linalg.norm(pull + push) < 0.05 * np.linalg.norm(pull)
+
+
+def test_default_prior_is_the_critic_where_it_sees_maps():
+    def measured(shape, spacing):
+        grid = ef.Grid(shape, spacing)
+        x, _ = ef.inclusion(grid, (0.015, 0.02), 0.006, 40e3, 12e3)
+        return ef.simulate(grid, ef.PlaneStress(0.495), ef.compression(grid, pressure=100.0), x, snr=35.0, seed=0)
+
+    m = measured((96, 100), (4e-4, 4e-4))
+    result = ef.reconstruct(m, max_iterations=1)
+    assert (result.prior, result.optimizer) == ("critic", "splitting")
+    assert ef.reconstruct(m, weight=100.0, max_iterations=1).prior == "tv"
+    assert ef.reconstruct(m, optimizer="l-bfgs", max_iterations=1).prior == "tv"
+    assert ef.reconstruct(measured((96, 100), (4e-4, 8e-4)), max_iterations=1).prior == "tv"
+
+
+def test_splitting_leaves_the_moves_when_they_explain_no_more(scan, monkeypatch):
+    """At the last weight it goes on while J falls by half, and no further."""
+    prior = Known(np.log(scan.reference).ravel() + 0.1)
+    history = ef.reconstruct(scan, prior=prior).history
+    falls = -np.diff([h["data"] for h in history])
+    last = [h["weight"] for h in history].index(history[-1]["weight"])  # of the schedule
+    assert (falls[last:-1] > splitting.WORTH).all() and falls[-1] <= splitting.WORTH
+    monkeypatch.setattr(splitting, "FURTHER", 1)
+    monkeypatch.setattr(reconstruction, "WORTH", -1e9)
+    monkeypatch.setattr(splitting, "AT_REST", 0.0)
+    assert ef.reconstruct(scan, prior=prior).status == "max_iterations"
 
 
 def test_reconstruct_with_a_target(scan):
