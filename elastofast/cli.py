@@ -211,10 +211,13 @@ def _reconstruct(options) -> int:
     prior = _learned(options.prior, options.weights)
     with _Bar(options.prior, hidden=options.quiet) as bar:
         result = reconstruct(m, progress=bar, **{**settings, "prior": prior})
+    if options.prior == "auto":
+        settings["prior"] = result.prior
     config = {"elastofast": _version("elastofast"), "file": str(options.file), **overrides, **settings}
     if options.weights:
         config["weights"] = str(options.weights)
     save_modulus(options.output, result, m.geometry, config=config)
+    print(f"prior    {result.prior}")
     print(f"status   {result.status}: {result.message}")
     print(f"chi2     {result.chi2:.4f}")
     print(f"weight   {'-' if result.weight is None else format(result.weight, '.4g')}")
@@ -539,8 +542,13 @@ def _parser() -> argparse.ArgumentParser:
     option = sub.add_argument
     option("file", metavar="FILE", help="measurement: HDF5, NPZ or MATLAB (docs/files.md)")
     option("-o", "--output", required=True, help="file to write: .npz, .h5, .mat or .vtu")
-    priors = ("none", "tikhonov", "tv", "critic", "pnp", "unet")
-    option("--prior", choices=priors, default="tv", help="regularisation; the last three are learned")
+    priors = ("auto", "none", "tikhonov", "tv", "critic", "pnp", "unet")
+    option(
+        "--prior",
+        choices=priors,
+        default="auto",
+        help="regularisation; the last three are learned; auto: critic where it can be used, else tv",
+    )
     option("--weights", metavar="FILE", help="of a learned prior, by `elastofast train` (default: shipped ones)")
     option("--weight", type=_weight, default="auto", help="of the prior; auto: from the data and their noise")
     option("--gradient", choices=("exact", "frozen"), default="exact", help="frozen: the paper's, biased")

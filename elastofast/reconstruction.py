@@ -13,11 +13,12 @@ from .arrays import home_of, namespace, on, to_host
 from .descent import projected_descent
 from .fidelity import GRADIENTS, Fidelity
 from .form import inner
+from .geometry import Grid
 from .measurement import Measurement
 from .newton import Iterate, curvature_scale, data_curvature, gauss_newton, quasi_newton
 from .pyramid import SMALLEST, coarsen, refine, sample
 from .solve import state
-from .splitting import FIRST, STEPS, Settings, half_quadratic_splitting
+from .splitting import FIRST, WORTH, Settings, half_quadratic_splitting, schedule_steps
 from .stopwatch import Stopwatch
 from .weight import predictive_weight
 
@@ -41,7 +42,7 @@ SPLITTING = {
 }
 MISFIT = 1.2  # chi2 of the map of a prior with a target, above which the data are trusted less
 DISTRUST = 16.0  # variance of their noise over what is stated; best on validation maps with a wrong Poisson ratio
-TRAINED = 96  # nodes: learned priors are first asked on the coarsest grid with at least as many along each axis
+TRAINED = 96  # nodes along each axis from which learned priors are asked; their coarsest grid has at least as many
 FINER = 6  # steps of splitting on a level that starts from a coarser one, with weights from a tenth of the last
 LOOSEST = 1e-4  # relative tolerance of the solves inside the optimisation; values are corrected to second order
 MAX_ITERATIONS = {"exact": 60, "frozen": 20}  # the fixed point either settles soon or wanders
@@ -104,7 +105,7 @@ class Result:
 
 def reconstruct(
     measurement,
-    prior="tv",
+    prior="auto",
     weight="auto",
     *,
     gradient="exact",
@@ -123,7 +124,10 @@ def reconstruct(
     ----------
     measurement : Measurement
         What was measured. Its reference modulus is never looked at.
-    prior : {"tv", "tikhonov", "none", "critic", "pnp", "unet"} or object
+    prior : {"auto", "tv", "tikhonov", "none", "critic", "pnp", "unet"} or object
+        "auto" is the best one on held-out maps that can be used: "critic" on plane grids of 96 nodes or more along each
+        axis with nearly square pixels, where torch is installed and neither weight nor optimizer is given, else "tv".
+        The result's ``prior`` names it; name one yourself where installations differ, or tissue is textured ("tv").
         Total variation or first-order Tikhonov of log x; "none" is the maximum-likelihood iteration stopped at the
         first map with chi2 <= 1 (discrepancy principle). Learned ones, with the weights shipped with the package: an
         adversarial critic, plug-and-play with a DnCNN, and a UNet that corrects the unregularised map. Or an object,
@@ -146,8 +150,8 @@ def reconstruct(
     bounds : (float, float), optional
         Smallest and largest modulus in pascals; default a hundredth and a hundred times the start's mean.
     max_iterations : int, optional
-        Limit on outer steps of a level; default 60 (Gauss-Newton; 20 with the frozen gradient), 10 (splitting, the
-        length of its schedule), 200 (L-BFGS), 100 (descent, between updates of Gamma).
+        Limit on outer steps of a level; default 60 (Gauss-Newton; 20 with the frozen gradient), 10 to 20 (splitting,
+        the length of its schedule), 200 (L-BFGS), 100 (descent, between updates of Gamma).
     step : float
         Step length of "descent" in units of one over the largest curvature; above 2 it diverges.
     progress : bool or callable, optional
@@ -178,8 +182,11 @@ class _Run:
     def __init__(self, measurement, prior, weight, gradient, optimizer, start, bounds, max_iterations, step, progress):
         if not isinstance(measurement, Measurement):
             raise TypeError(f"measurement must be a Measurement, got {type(measurement).__name__}")
+        if isinstance(prior, str) and prior == "auto":
+            prior = _best_prior(measurement.geometry) if weight == "auto" and optimizer is None else "tv"
         if isinstance(prior, str) and prior not in PRIORS:
-            raise ValueError(f"prior must be one of {', '.join(map(repr, PRIORS))} or an object, got {prior!r}")
+            names = ", ".join(map(repr, ("auto", *PRIORS)))
+            raise ValueError(f"prior must be one of {names} or an object, got {prior!r}")
         self.name = prior if isinstance(prior, str) else type(prior).__name__
         if prior in LEARNED:
             prior = PRIORS[prior]()
@@ -364,7 +371,6 @@ class _Run:
         if self.weight != "auto":  # given for the finest level
             weight = self.weight * level.geometry.n_nodes / self.measurement.geometry.n_nodes
         begins = level is self.levels[-1] and not self.resumed
-        steps = self.max_iterations or (STEPS if begins else FINER)
         first = min(FIRST * scale, weight) if begins else 0.1 * weight
         point = point._replace(data=None)
         # Where a plausible map cannot explain the data (a wrong Poisson ratio, noise understated), they bend it until
@@ -373,7 +379,9 @@ class _Run:
             found, status = half_quadratic_splitting(
                 fidelity, prior, distrust * weight, point, anchor=z if begins else None, first=distrust * first,
                 slack=settings.slack, loose=distrust * settings.loose * scale, scale=distrust * scale,
-                max_iterations=steps, **options,
+                worth=distrust * WORTH,
+                max_iterations=self.max_iterations or (schedule_steps(scale / distrust) if begins else FINER),
+                **options,
             )  # fmt: skip
             explained = 2 * found.data.value <= MISFIT * fidelity.n_data
             if explained or self.weight != "auto" or level is not self.measurement:
@@ -466,6 +474,21 @@ class _Run:
                 "check the sign of the force and of the displacement"
             )
         return total.value / predicted
+
+
+def _best_prior(geometry):
+    """Name of the prior with the least error on held-out maps (docs/comparison.md) that can be used on a geometry."""
+    if not isinstance(geometry, Grid) or min(geometry.shape) < TRAINED:
+        return "tv"
+    try:
+        critic = priors.Critic.load()
+    except ImportError:
+        return "tv"
+    try:
+        critic.check(geometry)
+    except ValueError:
+        return "tv"
+    return "critic"
 
 
 def homogeneous(measurement):

@@ -51,6 +51,15 @@ def test_little_noise_little_error(law):
     assert relative_l2(r.modulus, m.reference) < 0.03
 
 
+def test_default_prior_without_torch_or_on_small_grids(tv, monkeypatch):
+    def absent():
+        raise ImportError("torch")
+
+    assert tv.prior == "tv"
+    monkeypatch.setattr(ef.priors.Critic, "load", absent)
+    assert ef.reconstruct(measure(96), max_iterations=1).prior == "tv"
+
+
 def test_exact_beats_frozen(scan, tv):
     frozen = ef.reconstruct(scan, gradient="frozen")
     assert relative_l2(tv.modulus, scan.reference) < relative_l2(frozen.modulus, scan.reference)
@@ -243,7 +252,7 @@ def test_authors_file_at_35_db(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prior": "wavelets"}, "prior must be one of 'none', .*'critic', 'pnp', 'unet' or an object, got 'wavelets'"),
+        ({"prior": "wavelets"}, "prior must be one of 'auto', 'none', .*'critic', 'pnp', 'unet' or an object, got 'wavelets'"),
         ({"weight": -1.0}, "weight must be 'auto' or a finite number, zero or more, got -1.0"),
         ({"weight": "best"}, "weight must be 'auto' or a finite number"),
         ({"gradient": "true"}, "gradient must be one of 'exact', 'frozen', got 'true'"),
