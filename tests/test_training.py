@@ -73,6 +73,11 @@ def tensors(path):
     return safetensors.load_file(path)
 
 
+def rounded(tensors):
+    """As a weights file holds them."""
+    return {name: t.half() if t.dtype == torch.float32 else t for name, t in tensors.items()}
+
+
 def same(a, b):
     assert a.keys() == b.keys()
     for name in a:
@@ -198,7 +203,7 @@ def test_unet_learns_the_correction(tmp_path):
         s = standard.apply(torch.tensor(toy.noisy[held], dtype=torch.float32))
         x = standard.invert(network(s[:, None]))[:, 0].numpy()
     errors = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(x, toy.truths[held], strict=True)]
-    assert np.mean(errors) == pytest.approx(done["best"]["relative_error"], rel=1e-5)
+    assert np.mean(errors) == pytest.approx(done["best"]["relative_error"], rel=1e-3)  # rounded to half precision
 
 
 def test_denoiser_learns_to_denoise(tmp_path):
@@ -291,7 +296,7 @@ def test_the_best_weights_are_kept(tmp_path):
     own = recipe("unet", steps=6, **SMALL["unet"])
     done = train(own, Toy(), tmp_path / "w.safetensors", validate=validate, validate_every=2, progress=False)
     assert done["best"] == {"step": 4, "relative_error": 0.2}
-    same(tensors(tmp_path / "w.safetensors"), seen[1])
+    same(tensors(tmp_path / "w.safetensors"), rounded(seen[1]))
     assert not torch.equal(seen[1]["output.weight"], seen[2]["output.weight"])
 
 
@@ -407,12 +412,11 @@ def test_divergence_is_an_error_with_advice(tmp_path):
 
 
 def test_mixed_precision(tmp_path):
-    own = recipe("unet", steps=2, **SMALL["unet"])
+    own = recipe("unet", steps=20, **SMALL["unet"])
     train(own, Toy(), tmp_path / "w.safetensors", amp=True, progress=False)
     train(own, Toy(), tmp_path / "full.safetensors", progress=False)
     mixed, full = tensors(tmp_path / "w.safetensors"), tensors(tmp_path / "full.safetensors")
     assert not torch.equal(mixed["output.weight"], full["output.weight"])
-    assert {t.dtype for t in mixed.values()} == {torch.float32}
     with pytest.raises(ValueError, match="amp does not hold for paper-critic"):
         train(recipe("paper-critic", **SMALL["paper-critic"]), Toy(), tmp_path / "c.safetensors", amp=True)
 
@@ -526,13 +530,13 @@ def test_two_processes(tmp_path):
     for step in range(3):
         assert not torch.equal(a.pop(f"seen {step}"), b.pop(f"seen {step}"))  # each draws its own batches
     same(a, b)
-    same(a, tensors(tmp_path / "team.safetensors"))
+    same(rounded(a), tensors(tmp_path / "team.safetensors"))
     # the same as one process with both batches
     SEEN.clear()
     train(Spy(**STEPS, ranks=2), Toy(), tmp_path / "one.safetensors", progress=False)
     one = tensors(tmp_path / "one.safetensors")
-    for name in a:
-        torch.testing.assert_close(a[name], one[name], rtol=1e-5, atol=1e-6)
+    for name, tensor in rounded(a).items():
+        torch.testing.assert_close(tensor, one[name], rtol=1e-3, atol=1e-6)  # half precision
 
 
 # command line -------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def test_round_trip(tmp_path, network):
     again, configuration = weights.load(path, expected=network.kind)
     s = torch.randn(2, 1, 16, 24)
     with torch.no_grad():
-        assert torch.equal(again(s), network.eval()(s))
+        assert torch.equal(again(s), network.half().float().eval()(s))
     assert not again.training and not any(p.requires_grad for p in again.parameters())
     assert configuration["kind"] == network.kind and configuration["architecture"] == network.architecture
     assert {name: configuration[name] for name in CONFIGURATION} == CONFIGURATION
@@ -54,6 +54,17 @@ def test_memory_format_does_not_matter(path, tmp_path):
     network = unet().to(memory_format=torch.channels_last)
     weights.save(tmp_path / "last.safetensors", network, CONFIGURATION)
     assert (tmp_path / "last.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_header_of_any_length(tmp_path):
+    """The first byte of a file is that of its header's length, and 0x80 is also how a pickle begins."""
+    first = set()
+    for padding in range(0, 256, 8):
+        path = tmp_path / f"{padding}.safetensors"
+        weights.save(path, unet(), {**CONFIGURATION, "padding": "-" * padding})
+        weights.load(path)
+        first.add(path.read_bytes()[0])
+    assert 0x80 in first
 
 
 def test_expected_kinds(path):
