@@ -21,7 +21,7 @@ def main(nodes, count):
     for seed in range(count):
         x, _ = ef.lesion(grid, seed=seed, kind="random")
         m = ef.simulate(grid, ef.PlaneStress(0.495), load, x, snr=35.0, seed=seed)
-        results = {kind: ef.reconstruct(m, gradient=kind) for kind in ("exact", "frozen")}
+        results = {kind: ef.reconstruct(m, prior="tv", gradient=kind) for kind in ("exact", "frozen")}
         row = {"seed": seed}
         for kind, r in results.items():
             row[kind] = relative_l2(r.modulus, x)

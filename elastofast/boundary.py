@@ -167,7 +167,7 @@ def _total_force(total_force, unknown):
     except (TypeError, ValueError):
         raise ValueError(f"total_force must be (component, value, nodes), got {total_force!r}") from None
     d, *node_shape = unknown.shape
-    if component not in range(d):
+    if not isinstance(component, int | np.integer) or not 0 <= component < d:
         raise ValueError(
             f"total_force: component must be a whole number from 0 to {d - 1}, got {component!r}"
         )
@@ -216,7 +216,7 @@ def compression(geometry, pressure=None, strain=None, total_force=None, axis=Non
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If not exactly one of pressure and strain is given, a number is zero or not finite, total_force comes
         with pressure or against the strain, the axis does not exist, or a mesh has no flat top or bottom.
 
@@ -227,6 +227,8 @@ def compression(geometry, pressure=None, strain=None, total_force=None, axis=Non
     >>> float(load.force[0].sum())  # 100 Pa on 32 mm
     3.2
     """
+    if not isinstance(geometry, Grid | Mesh):
+        raise TypeError(f"geometry must be a Grid or a Mesh, got {geometry!r}")
     d, grid = geometry.dim, isinstance(geometry, Grid)
     if (pressure is None) == (strain is None):
         both = "neither" if pressure is None else "both"
@@ -242,7 +244,7 @@ def compression(geometry, pressure=None, strain=None, total_force=None, axis=Non
         raise ValueError(f"total_force must have the sign of strain, got {total_force!r} and {strain!r}")
     if axis is None:
         axis = 0 if grid else d - 1
-    if axis not in range(d):
+    if not isinstance(axis, int | np.integer) or not 0 <= axis < d:
         raise ValueError(f"axis must be a whole number from 0 to {d - 1}, got {axis!r}")
 
     points = geometry.points

@@ -211,6 +211,7 @@ def _reconstruct(options) -> int:
     prior = _learned(options.prior, options.weights)
     with _Bar(options.prior, hidden=options.quiet) as bar:
         result = reconstruct(m, progress=bar, **{**settings, "prior": prior})
+    settings["optimizer"] = result.optimizer
     if options.prior == "auto":
         settings["prior"] = result.prior
     config = {"elastofast": _version("elastofast"), "file": str(options.file), **overrides, **settings}
@@ -220,7 +221,7 @@ def _reconstruct(options) -> int:
     print(f"prior    {result.prior}")
     print(f"status   {result.status}: {result.message}")
     print(f"chi2     {result.chi2:.4f}")
-    print(f"weight   {'-' if result.weight is None else format(result.weight, '.4g')}")
+    print(f"weight   {result.weight:.4g}")
     print(f"seconds  {result.seconds:.2f}")
     if result.relative:
         print("modulus  relative: known only up to a factor, because no force is known")
@@ -379,10 +380,14 @@ def _one_line(error) -> str:
 
 
 def _check_output(path, suffixes):
-    """Refuse a bad output path before the work, not after it."""
+    """Refuse a bad output path, or one that needs what is not installed, before the work, not after it."""
     folder, name = os.path.split(path)
-    if os.path.splitext(name)[1].lower() not in suffixes:
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix not in suffixes:
         raise ValueError(f"the output must end in one of {', '.join(suffixes)}, got {path!r}")
+    for package, extra, kinds in (("matplotlib", "plot", (".png", ".pdf", ".svg")), ("h5py", "io", (".h5", ".hdf5"))):
+        if suffix in kinds and importlib.util.find_spec(package) is None:
+            raise ImportError(f'{suffix} files need {package}: pip install "elastofast[{extra}]"')
     if not os.path.isdir(folder or "."):
         raise ValueError(f"the folder of the output does not exist: {path!r}")
 
@@ -555,8 +560,7 @@ def _parser() -> argparse.ArgumentParser:
     option(
         "--optimizer",
         choices=("gauss-newton", "splitting", "l-bfgs", "descent"),
-        default="gauss-newton",
-        help="descent: the paper's projected gradient",
+        help="descent: the paper's projected gradient (default: what suits the prior)",
     )
     option(
         "--bounds", type=float, nargs=2, metavar=("LO", "HI"), help="least and greatest modulus in pascals"

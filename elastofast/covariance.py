@@ -132,6 +132,7 @@ class NoiseCovariance:
         home = self._at_home(v=v)
         with home.working():
             v, batch, flat = self.form._field(home.take(v), "v", 1)
+            self._check_finite("v", v.reshape(*v.shape[: len(batch)], *self._equations.shape))
             out = home.xp.stack([self._apply(one) for one in v.reshape(-1, *v.shape[len(batch) :])])
             out = out.reshape(*batch, self.form.geometry.dim, *self.form._tail(flat)).astype(v.dtype, copy=False)
             return home.give(out)
@@ -146,7 +147,7 @@ class NoiseCovariance:
         rtol : float
             Relative tolerance; see `CovarianceSolution` for what is measured.
         x0 : array_like, same shape as r, optional
-            Initial guess.
+            Initial guess; of use where there is force noise or an open dof.
         maxiter : int
             Limit on outer iterations.
 
@@ -173,9 +174,9 @@ class NoiseCovariance:
         d, n = self.form.geometry.dim, self.form.geometry.n_nodes
         if x0 is not None:
             x0 = self.form._field(x0, "x0", 1)[0].reshape(d, n)
+            self._check_finite("x0", x0)
+        self._check_finite("r", field.reshape(d, n))
         b = xp.where(self._equations, field.reshape(d, n), 0.0).astype(np.float64)
-        if not xp.isfinite(b).all():
-            raise ValueError("r must be finite on the equations")
         shape = (*batch, d, *self.form._tail(flat))
         norm = float(xp.linalg.norm(b))
         if norm == 0:
@@ -204,6 +205,10 @@ class NoiseCovariance:
     def precondition(self, r):
         """About Gamma^-1 r for r (d, N), one fixed symmetric operator: A^-1 S_n^-1 A^-1 by a cycle or two each."""
         return self._solver.precondition(self._weight * self._solver.precondition(r))
+
+    def _check_finite(self, name, field):
+        if not self._home.xp.isfinite(self._home.xp.where(self._equations, field, 0.0)).all():
+            raise ValueError(f"{name} must be finite on the equations")
 
     def _at_home(self, **fields):
         """The home of fields, which must be that of the modulus."""

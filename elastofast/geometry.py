@@ -37,10 +37,17 @@ class Grid:
     spacing: tuple[float, ...]
 
     def __post_init__(self):
-        shape = tuple(int(n) for n in self.shape)
-        spacing = tuple(float(h) for h in np.atleast_1d(self.spacing))
-        if any(n != m for n, m in zip(shape, self.shape, strict=True)):
-            raise ValueError(f"shape must hold whole numbers, got {self.shape}")
+        try:
+            shape = tuple(int(n) for n in self.shape)
+            whole = all(n == m for n, m in zip(shape, self.shape, strict=True))
+        except (TypeError, ValueError, OverflowError):
+            whole = False
+        if not whole:
+            raise ValueError(f"shape must hold whole numbers of nodes, one an axis, got {self.shape!r}")
+        try:
+            spacing = tuple(float(h) for h in np.atleast_1d(self.spacing))
+        except (TypeError, ValueError):
+            raise ValueError(f"spacing must hold numbers (metres), one an axis, got {self.spacing!r}") from None
         if len(shape) != len(spacing):
             raise ValueError(
                 f"spacing must have one entry per axis of shape ({len(shape)}), got {len(spacing)}: {spacing}"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .arrays import to_host
 from .geometry import Grid, Mesh
 from .laws import LAWS, PlaneStrain
 
@@ -49,7 +50,7 @@ FIELDS = {
     "reference": ("Pa", "true modulus, for evaluation only"),
     "modulus": ("Pa", "reconstructed Young's modulus"),
     "relative": ("1", "1 if the modulus is known only up to a factor"),
-    "chi2": ("1", "2 J / number of equations, 1 when the fit explains the noise"),
+    "chi2": ("1", "2 J / number of independent data, 1 when the fit explains the noise"),
     "weight": ("1", "prior weight"),
     "status": ("", "how the reconstruction ended"),
     "message": ("", "the same as advice"),
@@ -175,7 +176,7 @@ def save_modulus(path, result, geometry, config=None) -> None:
     OSError
         If the file cannot be written; nothing is left behind.
     """
-    modulus = np.asarray(getattr(result, "modulus", result), dtype=np.float64)
+    modulus = np.asarray(to_host(getattr(result, "modulus", result)), dtype=np.float64)
     if modulus.shape != geometry.node_shape:
         raise ValueError(f"modulus must have the geometry's shape {geometry.node_shape}, got {modulus.shape}")
     fields = {"format": MODULUS, "version": VERSION, **_pack_geometry(geometry), "modulus": modulus}
@@ -189,7 +190,7 @@ def save_modulus(path, result, geometry, config=None) -> None:
 
 
 _RESULT = (
-    ("displacement", np.asarray),
+    ("displacement", to_host),
     ("relative", int),
     ("chi2", float),
     ("weight", float),

@@ -24,8 +24,8 @@ class Law:
 
     Raises
     ------
-    ValueError
-        If the Poisson ratio lies outside the law's range.
+    TypeError, ValueError
+        If the Poisson ratio is no number or lies outside the law's range.
     """
 
     poisson: float
@@ -34,7 +34,10 @@ class Law:
     poisson_limit: ClassVar[float] = 0.5  # where the law's stiffness ceases to be finite
 
     def __post_init__(self):
-        nu = float(self.poisson)
+        try:
+            nu = float(self.poisson)
+        except (TypeError, ValueError):
+            raise TypeError(f"poisson must be a number, got {self.poisson!r}") from None
         if not (np.isfinite(nu) and -1 < nu < self.poisson_limit):
             raise ValueError(
                 f"poisson must lie in (-1, {self.poisson_limit:g}) for {type(self).__name__}, got {self.poisson}"

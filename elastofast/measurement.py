@@ -160,6 +160,8 @@ def check_displacement_std(value, shape, fixed) -> np.ndarray:
         raise ValueError(
             f"displacement_std must be positive (metres), {_first_bad(bad, std)}; use inf where nothing was measured"
         )
+    if fixed.all():
+        raise ValueError("load fixes every dof: there is nothing to measure")
     if np.isinf(std[~fixed]).all():
         raise ValueError("displacement_std is infinite everywhere: nothing was measured")
     return std

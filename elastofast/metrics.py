@@ -7,8 +7,11 @@ found by thresholding the map under test flatter it).
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 
+from .arrays import to_host
 from .geometry import Grid
 
 
@@ -251,14 +254,14 @@ def evaluate(modulus, truth, geometry, mask=None, guard=2, relative=False) -> di
     dict of str to float
         relative_l2, rmse (Pa), mae (Pa), symmetric_rms, psnr (dB), ssim, cnre, cnre_db, cnr, gcnr and
         contrast_ratio_error. What is not defined is NaN: ssim on a mesh, everything about lesions and ranges
-        where the truth is constant.
+        where the truth is constant, psnr and ssim where scikit-image is not installed.
 
     Raises
     ------
     ValueError
         If shapes differ or values are not finite and positive.
     """
-    x, truth = np.asarray(modulus, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    x, truth = (np.asarray(to_host(value), dtype=np.float64) for value in (modulus, truth))
     for name, value in (("modulus", x), ("truth", truth)):
         if value.shape != geometry.node_shape:
             raise ValueError(
@@ -279,9 +282,10 @@ def evaluate(modulus, truth, geometry, mask=None, guard=2, relative=False) -> di
     values |= dict.fromkeys(regions, float("nan"))
     if np.ptp(truth) == 0:
         return values
-    values["psnr"] = psnr(x, truth)
-    if on_grid and min(x.shape) >= 11:
-        values["ssim"] = ssim(x, truth)
+    with suppress(ImportError):  # scikit-image is an extra
+        values["psnr"] = psnr(x, truth)
+        if on_grid and min(x.shape) >= 11:
+            values["ssim"] = ssim(x, truth)
     t, b = region_masks(truth, geometry, mask, guard)
     values["cnre"] = cnre(x, t, b, weights)
     values["cnre_db"] = cnre(x, t, b, weights, decibel=True)

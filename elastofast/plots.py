@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .arrays import to_host
 from .geometry import Grid
 from .io import write_atomically
 from .metrics import region_masks, relative_l2
@@ -163,7 +164,7 @@ def plot_result(result, measurement, path=None):
     limits = _limits(maps, truth)
     measured = np.isfinite(measurement.displacement_std) & ~measurement.load.fixed
     with np.errstate(divide="ignore", invalid="ignore"):
-        misfit = (measurement.displacement - result.displacement) / measurement.displacement_std
+        misfit = (measurement.displacement - to_host(result.displacement)) / measurement.displacement_std
     misfit = np.where(measured, misfit, np.nan)
     axial = 0 if isinstance(geometry, Grid) else geometry.dim - 1
 
@@ -217,7 +218,7 @@ def plot_result(result, measurement, path=None):
 
 
 def _field(value, geometry, name):
-    value = np.asarray(value, dtype=np.float64)
+    value = np.asarray(to_host(value), dtype=np.float64)
     if geometry.dim != 2:
         raise ValueError(f"geometry must be two-dimensional, got {geometry.dim} dimensions")
     if value.shape != geometry.node_shape:

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import priors
 from .arrays import home_of, namespace, on, to_host
+from .boundary import check_support
 from .descent import projected_descent
 from .fidelity import GRADIENTS, Fidelity
 from .form import inner
@@ -18,7 +19,7 @@ from .measurement import Measurement
 from .newton import Iterate, curvature_scale, data_curvature, gauss_newton, quasi_newton
 from .pyramid import SMALLEST, coarsen, refine, sample
 from .solve import state
-from .splitting import FIRST, WORTH, Settings, half_quadratic_splitting, schedule_steps
+from .splitting import FIRST, FURTHER, WORTH, Settings, half_quadratic_splitting, schedule_steps
 from .stopwatch import Stopwatch
 from .weight import predictive_weight
 
@@ -34,6 +35,7 @@ PRIORS = {
     "unet": priors.PostProcessing.load,
 }
 LEARNED = ("critic", "pnp", "unet")
+LINEARIZED = ("linearize", "value", "start_dual", "step_dual")  # what Gauss-Newton asks of a prior
 OPTIMIZERS = ("gauss-newton", "splitting", "l-bfgs", "descent")
 # best on validation maps at 25 to 45 dB; other priors with a target take the defaults
 SPLITTING = {
@@ -47,6 +49,7 @@ FINER = 6  # steps of splitting on a level that starts from a coarser one, with 
 LOOSEST = 1e-4  # relative tolerance of the solves inside the optimisation; values are corrected to second order
 MAX_ITERATIONS = {"exact": 60, "frozen": 20}  # the fixed point either settles soon or wanders
 RANGE = 100.0  # default bounds about the start, against runaway where the data say nothing
+TISSUE = 12.5e3  # Pa, where nothing fixes the scale: what learned priors take for the background
 GROWTH = 0.45  # exponent of the best weight's growth with the number of data: .3 to .5 on phantoms, 65^2 to 512^2
 TOLERANCE = {False: 2e-4, True: 1e-5}  # relative fall of the objective that ends a coarse level, the finest
 
@@ -67,7 +70,7 @@ class Result:
     chi2 : float
         2 J over the number of independent data; close to and a little below one for a good map.
     weight : float
-        Prior weight that was used.
+        Prior weight that was used; NaN if the run was interrupted before it was chosen.
     history : list of dict
         One entry an accepted step: iteration, shape, weight, objective, data, prior, chi2, step, gradient_norm,
         seconds.
@@ -79,6 +82,8 @@ class Result:
         True if nothing fixes the scale of the modulus.
     prior, gradient, optimizer : str
         What was used.
+    geometry : Grid or Mesh
+        Where the nodes are.
     """
 
     modulus: np.ndarray
@@ -150,8 +155,8 @@ def reconstruct(
     bounds : (float, float), optional
         Smallest and largest modulus in pascals; default a hundredth and a hundred times the start's mean.
     max_iterations : int, optional
-        Limit on outer steps of a level; default 60 (Gauss-Newton; 20 with the frozen gradient), 10 to 20 (splitting,
-        the length of its schedule), 200 (L-BFGS), 100 (descent, between updates of Gamma).
+        Limit on outer steps of a level; default 60 (Gauss-Newton; 20 with the frozen gradient), 31 to 45 (splitting, and
+        as many to settle on its first map), 200 (L-BFGS), 100 (descent, between updates of Gamma).
     step : float
         Step length of "descent" in units of one over the largest curvature; above 2 it diverges.
     progress : bool or callable, optional
@@ -182,17 +187,25 @@ class _Run:
     def __init__(self, measurement, prior, weight, gradient, optimizer, start, bounds, max_iterations, step, progress):
         if not isinstance(measurement, Measurement):
             raise TypeError(f"measurement must be a Measurement, got {type(measurement).__name__}")
-        if isinstance(prior, str) and prior == "auto":
-            prior = _best_prior(measurement.geometry) if weight == "auto" and optimizer is None else "tv"
-        if isinstance(prior, str) and prior not in PRIORS:
+        geometry = measurement.geometry
+        check_support(geometry, measurement.load)
+        if isinstance(prior, str) and prior not in ("auto", *PRIORS):
             names = ", ".join(map(repr, ("auto", *PRIORS)))
             raise ValueError(f"prior must be one of {names} or an object, got {prior!r}")
+        if isinstance(prior, type):
+            raise TypeError(f"prior must be a name or an object, got the class {prior.__name__}: make one of it")
         self.name = prior if isinstance(prior, str) else type(prior).__name__
-        if prior in LEARNED:
+        if self.name == "auto":
+            automatic = isinstance(weight, str) and optimizer is None
+            critic = _default_critic(geometry) if automatic else None
+            self.name, prior = ("critic", critic) if critic else ("tv", "tv")
+        elif self.name in LEARNED and isinstance(prior, str):
             prior = PRIORS[prior]()
         if hasattr(prior, "check"):
-            prior.check(measurement.geometry)
-        if gradient not in GRADIENTS:
+            prior.check(geometry)
+        if hasattr(prior, "target") and not isinstance(geometry, Grid):
+            raise ValueError(f"a prior with a target needs a measurement on a Grid, got {geometry!r}")
+        if not isinstance(gradient, str) or gradient not in GRADIENTS:
             raise ValueError(f"gradient must be one of {', '.join(map(repr, GRADIENTS))}, got {gradient!r}")
         self.correct = prior if isinstance(prior, priors.PostProcessing) else None
         if self.correct is not None:
@@ -203,12 +216,13 @@ class _Run:
                 f"got {self.name}"
             )
         able = {
-            "gauss-newton": isinstance(prior, str) or hasattr(prior, "linearize"),
+            "gauss-newton": isinstance(prior, str) or all(hasattr(prior, name) for name in LINEARIZED),
             "splitting": hasattr(prior, "target"),
             "l-bfgs": isinstance(prior, str) or callable(prior),
             "descent": isinstance(prior, str) or callable(prior),
         }
-        optimizer = optimizer or next(name for name in OPTIMIZERS if able[name])
+        if optimizer is None:
+            optimizer = next(name for name in OPTIMIZERS if able[name])
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {', '.join(map(repr, OPTIMIZERS))}, got {optimizer!r}")
         if not able[optimizer]:
@@ -218,14 +232,17 @@ class _Run:
             )
         if optimizer == "l-bfgs" and gradient == "frozen":
             raise ValueError("gradient 'frozen' is not the derivative of anything, which 'l-bfgs' needs; use 'exact'")
-        if weight != "auto" and not (isinstance(weight, int | float | np.number) and 0 <= weight < np.inf):
+        automatic = isinstance(weight, str) and weight == "auto"
+        if not automatic and not (isinstance(weight, int | float | np.number) and 0 <= weight < np.inf):
             raise ValueError(f"weight must be 'auto' or a finite number, zero or more, got {weight!r}")
         if optimizer == "splitting" and weight == 0:
             raise ValueError("weight must be positive for optimizer 'splitting', got 0")
         if max_iterations is not None and not (isinstance(max_iterations, int | np.integer) and max_iterations > 0):
             raise ValueError(f"max_iterations must be a positive whole number, got {max_iterations!r}")
-        if not (np.isfinite(step) and step > 0):
+        if not (isinstance(step, int | float | np.number) and 0 < step < np.inf):
             raise ValueError(f"step must be positive and finite, got {step!r}")
+        if not (progress is None or isinstance(progress, bool) or callable(progress)):
+            raise TypeError(f"progress must be True, False or a callable, got {progress!r}")
         self.began = time.perf_counter()
         self.measurement, self.kind, self.optimizer, self.step = measurement, gradient, optimizer, float(step)
         self.prior, self.max_iterations = prior, max_iterations
@@ -272,7 +289,8 @@ class _Run:
             point = Iterate(z, self._fidelity(m).evaluate(np.exp(z), self.rtol), 0.0, None)
         x = np.exp(z)
         if self.correct is not None:
-            x = self.prior_watch.wrap(self.correct.apply)(x.reshape(m.geometry.shape)).ravel()
+            level = TISSUE / float(namespace(x).median(x)) if self.relative else 1.0  # the network knows the unit
+            x = self.prior_watch.wrap(self.correct.apply)((level * x).reshape(m.geometry.shape)).ravel() / level
             if self.limits is not None:
                 x = np.clip(x, *np.exp(self.limits))
             z = np.log(x)
@@ -291,7 +309,7 @@ class _Run:
             modulus=m.home.give(x.reshape(m.geometry.node_shape)),
             displacement=m.home.give(point.data.displacement.reshape(m.displacement.shape)),
             status=status,
-            message=_message(status, chi2, self.name),
+            message=_message(status, chi2, self.name, known=self.weight != "auto"),
             chi2=float(chi2),
             weight=weight,
             history=self.history,
@@ -317,6 +335,7 @@ class _Run:
         z = homogeneous(self.levels[-1]) if self.start is None else np.log(self.start)
         if self.limits is None:
             self.limits = float(z.mean()) - np.log(RANGE), float(z.mean()) + np.log(RANGE)
+        z = np.clip(z, *self.limits)
         for number in reversed(range(len(self.levels))):
             level = self.levels[number]
             fidelity = self._fidelity(level)
@@ -367,8 +386,8 @@ class _Run:
         x = np.exp(z)
         scale = curvature_scale(data_curvature(fidelity, x, fidelity.evaluate(x, self.rtol)), z.size, namespace(z))
         settings = SPLITTING.get(getattr(getattr(self.prior, "network", None), "kind", None), Settings())
-        weight = settings.weight * scale**settings.growth
-        if self.weight != "auto":  # given for the finest level
+        weight, automatic, finest = settings.weight * scale**settings.growth, self.weight == "auto", level is self.measurement
+        if not automatic:  # given for the finest level
             weight = self.weight * level.geometry.n_nodes / self.measurement.geometry.n_nodes
         begins = level is self.levels[-1] and not self.resumed
         first = min(FIRST * scale, weight) if begins else 0.1 * weight
@@ -376,19 +395,17 @@ class _Run:
         # Where a plausible map cannot explain the data (a wrong Poisson ratio, noise understated), they bend it until
         # it does. Then they are trusted less, as if their noise were larger. Coarse copies have an error of their own.
         for distrust in (1.0, DISTRUST):
+            steps = schedule_steps(scale / distrust) if begins else FINER
+            limit = self.max_iterations or steps + FURTHER
+            if finest:
+                self.weight = distrust * weight
             found, status = half_quadratic_splitting(
                 fidelity, prior, distrust * weight, point, anchor=z if begins else None, first=distrust * first,
                 slack=settings.slack, loose=distrust * settings.loose * scale, scale=distrust * scale,
-                worth=distrust * WORTH,
-                max_iterations=self.max_iterations or (schedule_steps(scale / distrust) if begins else FINER),
-                **options,
+                worth=distrust * WORTH, steps=min(steps, limit), max_iterations=limit, **options,
             )  # fmt: skip
-            explained = 2 * found.data.value <= MISFIT * fidelity.n_data
-            if explained or self.weight != "auto" or level is not self.measurement:
+            if 2 * found.data.value <= MISFIT * fidelity.n_data or not automatic or not finest:
                 break
-        weight *= distrust
-        if level is self.measurement:
-            self.weight = weight
         return found, status
 
     def _minimise(self, fidelity, prior, point, finest):
@@ -476,23 +493,23 @@ class _Run:
         return total.value / predicted
 
 
-def _best_prior(geometry):
-    """Name of the prior with the least error on held-out maps (docs/comparison.md) that can be used on a geometry."""
+def _default_critic(geometry):
+    """The critic, which has the least error on held-out maps (docs/comparison.md), or None where it cannot be used."""
     if not isinstance(geometry, Grid) or min(geometry.shape) < TRAINED:
-        return "tv"
+        return None
     try:
         critic = priors.Critic.load()
     except ImportError:
-        return "tv"
+        return None
     try:
         critic.check(geometry)
     except ValueError:
-        return "tv"
-    return "critic"
+        return None
+    return critic
 
 
 def homogeneous(measurement):
-    """Logarithm of the constant modulus that fits best, (N,); zero where nothing fixes the scale.
+    """Logarithm of the constant modulus that fits best, (N,); that of soft tissue where nothing fixes the scale.
 
     The displacement of a homogeneous body is a + b / x with a from the prescribed displacements and b from the forces,
     so the weighted least-squares 1 / x has a closed form.
@@ -500,7 +517,7 @@ def homogeneous(measurement):
     m, home, xp = measurement, measurement.home.own, measurement.home.xp
     d, n = m.geometry.dim, m.geometry.n_nodes
     if not m.load.force.any():
-        return xp.zeros(n)
+        return xp.full(n, np.log(TISSUE))
     if m.load.open.any():
         return xp.full(n, np.log(_open_start(m)))
     ones = xp.ones(n)
@@ -566,13 +583,13 @@ def _start_map(start, m):
     return x.reshape(-1)
 
 
-def _message(status, chi2, prior):
+def _message(status, chi2, prior, known):
+    resume = "start=result, weight=result.weight." if known else "start=result; no weight was chosen yet."
     text = {
         "converged": "The objective no longer falls noticeably.",
-        "max_iterations": "The largest number of iterations was reached: raise max_iterations or resume with "
-        "start=result, weight=result.weight.",
+        "max_iterations": f"The largest number of iterations was reached: raise max_iterations or resume with {resume}",
         "stalled": "No step lowered the objective any more; the map is as good as the solves allow.",
-        "interrupted": "Interrupted; this is the best map so far. Resume with start=result, weight=result.weight.",
+        "interrupted": f"Interrupted; this is the best map so far. Resume with {resume}",
     }[status]
     if prior == "none" and status == "converged":
         text = "Stopped at the first map that explains the data within their noise, or the last that improved."

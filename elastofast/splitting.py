@@ -20,7 +20,7 @@ CG_STEPS = 12
 CG_TOLERANCE = 0.05
 WORTH = 0.5  # fall of J that a step at the last weight must bring: what one fitted number takes away from pure noise
 AT_REST = 2e-4  # rms step in log x at the last weight that ends the run in any case
-FURTHER = 25  # steps at the last weight at most
+FURTHER = 25  # steps at the last weight, by default
 SETTLE = 30  # steps towards the anchor at most
 FIRMLY = 300.0  # weight of these steps over that of the first of the schedule
 SETTLED = 0.005  # rms step in log x after which nothing is left of the start
@@ -53,7 +53,7 @@ def schedule_steps(scale):
 
 
 def half_quadratic_splitting(
-    fidelity, prior, weight, start, *, anchor, first, loose, slack, scale, worth, rtol, max_iterations, limits, report
+    fidelity, prior, weight, start, *, anchor, first, loose, slack, scale, worth, rtol, steps, max_iterations, limits, report
 ):
     """Minimise J(x) + weight / 2 |z - P(z)|^2 over z = log x, P(z) being the prior's idea of the true map.
 
@@ -90,8 +90,8 @@ def half_quadratic_splitting(
         more by what the noise says; so this tells when to leave them.
     rtol : float
         Tolerance of the forward and adjoint solves.
-    max_iterations : int
-        Number of steps of the schedule; after it come as many as are worth it, `FURTHER` at most.
+    steps, max_iterations : int
+        Number of steps of the schedule, and of all after the settling.
     limits : tuple of float or None
         Bounds on z.
     report : callable
@@ -105,8 +105,8 @@ def half_quadratic_splitting(
     z, shape = start.z, fidelity.measurement.geometry.node_shape
     now = start.data if start.data is not None else fidelity.evaluate(np.exp(z), rtol)
     number = 0 if anchor is None else -SETTLE
-    while number < max_iterations + FURTHER:
-        share = min(1.0, max(number, 0) / max(max_iterations - 1, 1))
+    while number < max_iterations:
+        share = min(1.0, max(number, 0) / max(steps - 1, 1))
         rho = first ** (1 - share) * weight**share if number >= 0 else FIRMLY * first
         x = np.exp(z)
         target = prior.target(z, shape) if number > 0 else z if anchor is None else anchor
@@ -146,7 +146,7 @@ def half_quadratic_splitting(
         point = Iterate(z, now, value, None)
         if report(point, step, np.sqrt(inner(gradient, gradient)), rho):
             return point, "stopped"
-        if number >= max_iterations and (moved <= AT_REST or before - now.value <= worth):
+        if number >= steps and (moved <= AT_REST or before - now.value <= worth):
             return point, "converged"
         number = 0 if number < 0 and step == 1 and moved <= SETTLED else number + 1
     return point, "max_iterations"

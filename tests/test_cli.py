@@ -87,6 +87,23 @@ def test_reconstruct_saves_map_figure_and_configuration(tmp_path, capsys, scan, 
     assert plot.read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.parametrize("prior", ["auto", "pnp"])
+def test_reconstruct_with_learned_priors(tmp_path, capsys, prior):
+    pytest.importorskip("torch")
+    scan = tmp_path / "scan.npz"
+    assert run("simulate", "-o", scan, "--size", 96) == 0
+    code, out, err = run("reconstruct", scan, "-o", tmp_path / "x.npz", "--prior", prior, capsys=capsys)
+    assert code == 0, err
+    config = load_modulus(tmp_path / "x.npz")[2]["config"]
+    assert config["prior"] == {"auto": "critic", "pnp": "pnp"}[prior] and config["optimizer"] == "splitting"
+
+
+def test_missing_packages_are_named_before_the_work(tmp_path, monkeypatch, capsys, scan):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, _, err = run("reconstruct", scan, "-o", tmp_path / "x.npz", "--plot", tmp_path / "x.png", capsys=capsys)
+    assert code == 2 and "png files need matplotlib" in err and not (tmp_path / "x.npz").exists()
+
+
 def test_reconstruct_to_vtu_with_a_stated_weight_and_noise(tmp_path, scan):
     out = tmp_path / "x.vtu"
     options = "--prior tikhonov --weight 2.5 --gradient frozen --displacement-std 1e-7"

@@ -171,6 +171,12 @@ def test_bounds_are_kept(scan):
     assert r.modulus.min() >= 11e3 * (1 - 1e-12) and r.modulus.max() <= 30e3 * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("prior", ["none", "tikhonov"])
+def test_bounds_that_exclude_the_homogeneous_map(scan, prior):
+    r = ef.reconstruct(scan, prior, bounds=(30e3, 90e3))
+    assert r.modulus.min() >= 30e3 * (1 - 1e-12)
+
+
 def test_history_and_progress(scan):
     seen = []
     r = ef.reconstruct(scan, prior="tikhonov", weight=50.0, progress=seen.append)
@@ -192,6 +198,15 @@ def test_interrupt_returns_the_best_map(scan):
     again = ef.reconstruct(scan, weight=200.0, start=r)
     assert again.status == "converged"
     assert again.history[0]["objective"] < r.history[-1]["objective"]
+
+
+def test_interrupt_before_the_weight_is_chosen(scan):
+    def stop(entry):
+        raise KeyboardInterrupt
+
+    r = ef.reconstruct(scan, progress=stop)
+    assert np.isnan(r.weight) and "no weight was chosen yet" in r.message
+    assert ef.reconstruct(scan, start=r, max_iterations=1).weight > 0
 
 
 def test_interrupt_on_a_coarse_level_still_gives_a_full_map():
@@ -261,6 +276,10 @@ def test_authors_file_at_35_db(tmp_path):
         ({"bounds": 3.0}, "bounds must be two numbers"),
         ({"max_iterations": 0}, "max_iterations must be a positive whole number, got 0"),
         ({"step": -1.0}, "step must be positive and finite"),
+        ({"step": "a"}, "step must be positive and finite, got 'a'"),
+        ({"optimizer": ""}, "optimizer must be one of"),
+        ({"weight": np.ones(3)}, "weight must be 'auto' or a finite number"),
+        ({"prior": ef.priors.TotalVariation(ef.Grid((65, 64), (1.0, 1.0)))}, "the prior was made for .*64"),
         ({"start": -np.ones((65, 65))}, "start must be positive"),
         ({"start": np.ones((3, 3))}, "start must have shape"),
         ({"prior": lambda x: (0.0, 0 * x)}, "the prior has no slope at the start, so weight 'auto' has no meaning"),
@@ -277,6 +296,14 @@ def test_errors_about_the_measurement(scan):
         ef.reconstruct("scan.h5")
     with pytest.raises(TypeError, match="prior must be a name, a callable"):
         ef.reconstruct(scan, prior=3)
+    with pytest.raises(TypeError, match="got the class TotalVariation: make one of it"):
+        ef.reconstruct(scan, prior=ef.priors.TotalVariation)
+    with pytest.raises(TypeError, match="progress must be True, False or a callable, got 'yes'"):
+        ef.reconstruct(scan, progress="yes")
+    loose = ef.Boundary(fixed=scan.load.fixed & (np.arange(2) == 0)[:, None, None], force=scan.load.force)
+    sliding = ef.Measurement(scan.geometry, scan.law, loose, scan.displacement, scan.displacement_std)
+    with pytest.raises(ValueError, match="free to move without deforming: translation along axis 1"):
+        ef.reconstruct(sliding)
     backwards = ef.Measurement(scan.geometry, scan.law, scan.load, -scan.displacement, scan.displacement_std)
     with pytest.raises(ValueError, match="goes against the load"):
         ef.reconstruct(backwards)

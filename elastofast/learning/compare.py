@@ -129,7 +129,8 @@ def compare(
     functions = _methods(methods, weights)
     jobs = _whole("jobs", jobs)
     _check_worlds(world, snr)
-    command = _command(out, data, size, maps, seed, snr, world, [*functions], weights, jobs)
+    named = [name for name, f in functions.items() if f.function is None]
+    command = _command(out, data, size, maps, seed, snr, world, named, weights, jobs)
     path = _test_maps(out, data, size, maps, seed, jobs, progress)
     with Dataset.open(path) as opened:
         indices = _check_maps(opened, maps)
@@ -467,7 +468,7 @@ def _test_maps(out, data, size, maps, seed, jobs, progress) -> Path:
     size = 128 if size is None else _whole("size", size, 11)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "test-maps.h5"
-    count = {"count": 1, "validation": 0, "test": 30 if maps is None else _whole("maps", maps)}
+    count = {"count": 1, "validation": 0, "errors": 0, "test": 30 if maps is None else _whole("maps", maps)}
     try:
         build_dataset(path, shape=(size, size), seed=seed, jobs=jobs, unregularised=False, progress=progress, **count)
     except FileExistsError as error:

@@ -43,7 +43,7 @@ class Comparison:
     missing : int
         Number of runs still to be made, after Ctrl-C.
     command : str
-        The command line that makes it.
+        The command line that makes it, without methods of one's own.
     """
 
     out: Path

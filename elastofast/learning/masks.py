@@ -331,7 +331,6 @@ _LAYOUTS: dict[str, Callable[[list[Path], Path], list[Scan]]] = {
     "udiat": _udiat,
     "plain": _plain,
 }
-LAYOUTS = tuple(_LAYOUTS)
 
 
 # pixels and duplicates ----------------------------------------------------------------------------

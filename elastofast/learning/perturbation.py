@@ -12,7 +12,7 @@ __all__ = ["posterior_errors"]
 
 PENALTY = (0.3, 150.0)  # range of rho over the mean curvature of the data term, drawn log-uniformly
 NOISE = (-7.0, 7.0)  # decibels that the noise level departs from the measurement's, drawn uniformly
-STEPS = (8, 24)  # conjugate gradient iterations, as few and as many as a reconstruction makes
+STEPS = (8, 24)  # conjugate gradient iterations, from as few as a reconstruction makes to below the second number
 
 
 def posterior_errors(measurement, count, rng):

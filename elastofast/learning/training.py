@@ -20,6 +20,7 @@ import torch
 from torch import distributed
 
 from .. import __version__
+from ..io import write_atomically
 from . import weights
 from .recipes import Maps, Recipe
 
@@ -368,12 +369,19 @@ class _Log:
 
     def __enter__(self):
         kept = []
-        if self.run.step:  # lines past the checkpoint will come again
+        if self.run.step:
             with contextlib.suppress(FileNotFoundError):
-                kept = [t for t in self.path.read_text().splitlines() if json.loads(t)["step"] <= self.run.step]
-        self.file = open(self.path, "w", encoding="utf-8")
-        self.file.writelines(f"{line}\n" for line in kept)
+                kept = [line for line in self.path.read_text("utf-8").splitlines() if self._stays(line)]
+        write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
+        self.file = open(self.path, "a", encoding="utf-8")
         return self
+
+    def _stays(self, line):
+        """Whether a line is whole and not past the checkpoint: those will come again."""
+        try:
+            return json.loads(line)["step"] <= self.run.step
+        except json.JSONDecodeError:
+            return False
 
     def __exit__(self, *error):
         self.bar.close()

@@ -199,6 +199,8 @@ class PlugAndPlay(_Network):
 
     def __init__(self, network, configuration):
         super().__init__(network.fused() if hasattr(network, "fused") else network, configuration)
+        if not self.standard.logarithmic:
+            raise ValueError("plug-and-play denoises log x; the configuration of the denoiser says it was trained on x")
 
     def target(self, z, shape):
         """The denoised map, as log x of shape (N,)."""

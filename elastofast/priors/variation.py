@@ -51,6 +51,12 @@ class _LogGradient:
         weights = volumes / body**d * (body / size) ** self.power
         self._tables = {HOST: _Tables(operator, transpose, csr_array(transpose.power(2)), weights)}
 
+    def check(self, geometry):
+        """Raise ValueError unless a geometry is the one that the prior was made for."""
+        own = self.geometry
+        if geometry.node_shape != own.node_shape or not np.allclose(geometry.points, own.points, atol=0):
+            raise ValueError(f"the prior was made for {own!r}, the measurement is on {geometry!r}")
+
     def _table(self, z):
         """The tables where z lives; copied there once."""
         home = home_of(z=z).own
@@ -176,10 +182,9 @@ class TotalVariation(_LogGradient):
 
     def linearize(self, z, dual) -> Linearization:
         """Value, gradient and primal-dual curvature at z = log x (N,)."""
+        value, gradient = self._value_gradient(z)
         g, table = self._changes(z), self._table(z)
         q = self._length(g)
-        value = float((table.weights * (q - self.smoothing)).sum())
-        gradient = table.transpose @ (table.weights / q * g).ravel()
         a, w = table.weights / q, g / q
         dual = np.zeros_like(g) if dual is None else dual
 
