@@ -93,6 +93,14 @@ def cuda_extension():
         return None
     if nvcc is None:
         raise SystemExit("ELASTOFAST_CUDA=1 needs nvcc on PATH, and there is none")
+    asked = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
+    release = re.search(r"release (\d+)\.(\d+)", asked.stdout)
+    if release is None or (int(release[1]), int(release[2])) < (11, 8):  # sm_90, __grid_constant__
+        problem = f"{nvcc} must be of CUDA 11.8 or later, it says {release[0] if release else asked.stderr.strip()!r}"
+        if wish == "1":
+            raise SystemExit(problem)
+        print(f"no CUDA kernels are built: {problem}", file=sys.stderr)
+        return None
     # nvcc may be a shim elsewhere, so it is asked where its toolkit is
     dryrun = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False)
     top = re.search(r"TOP=(.*)", dryrun.stdout + dryrun.stderr)

@@ -53,6 +53,7 @@ __global__ void __launch_bounds__(256) run(long n, const __grid_constant__ Body 
 
 template <class Body>
 void CudaQueue::each(long batch, long n, const Body& body) const {
+  if (batch == 0 || n == 0) return;
   const unsigned threads = n < 256 ? unsigned((n + 31) / 32 * 32) : 256;
   const dim3 grid(unsigned((n + threads - 1) / threads), unsigned(batch));
   run<<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(n, body);

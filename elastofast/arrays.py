@@ -131,11 +131,17 @@ class CudaHome(Home):
 
     def matrix(self, host):
         """Copy of a sparse matrix (CSR) from the host."""
-        return self.csr(*map(self.xp.asarray, (host.data, host.indices, host.indptr)), host.shape)
+        return self.csr(*map(self.upload, (host.data, host.indices, host.indptr)), host.shape)
+
+    def upload(self, host):
+        """Copy of a host array that streams other than the current one may read at once."""
+        return self.xp.asarray(host, blocking=True)
 
     @property
     def linalg(self):
         """The library's iterative solvers."""
+        if int(self.xp.__version__.partition(".")[0]) < 14:  # its cg has no rtol
+            raise RuntimeError(f"elastofast needs CuPy 14 or later, this is {self.xp.__version__}")
         import cupyx.scipy.sparse.linalg
 
         return cupyx.scipy.sparse.linalg
@@ -201,7 +207,7 @@ def on(home, owner, name):
     copies = _COPIES.setdefault(owner, {})
     key = _place(home), name
     if key not in copies:
-        copies[key] = home.xp.asarray(getattr(owner, name))
+        copies[key] = home.upload(getattr(owner, name))
     return copies[key]
 
 

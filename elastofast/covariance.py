@@ -203,7 +203,10 @@ class NoiseCovariance:
         return CovarianceSolution(home.give(z.reshape(shape)), iterations, residual, stage)
 
     def precondition(self, r):
-        """About Gamma^-1 r for r (d, N), one fixed symmetric operator: A^-1 S_n^-1 A^-1 by a cycle or two each."""
+        """About Gamma^-1 r for r (d, N), one fixed symmetric operator: A^-1 S_n^-1 A^-1 by a cycle or two each.
+
+        For use inside a computation: r is an array of the modulus' own library, on its current stream.
+        """
         return self._solver.precondition(self._weight * self._solver.precondition(r))
 
     def _check_finite(self, name, field):

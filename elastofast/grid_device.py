@@ -80,7 +80,7 @@ class DeviceBackend:
 
     def _upload(self, pattern):
         starts, (indptr, indices) = pattern
-        return tuple(self.home.xp.asarray(a) for a in (starts, indptr, indices))
+        return tuple(map(self.home.upload, (starts, indptr, indices)))
 
     def solver(self, x, active, shift=None):
         """`DeviceSolver` for K(x) + diag(shift) on the active dofs, for one modulus or a batch."""
@@ -99,18 +99,18 @@ class _Plan:
     """What solvers for different moduli share: the hierarchy's layout and constants, and where the pin is."""
 
     def __init__(self, backend, active, shifted, batch):
-        home, xp = backend.home, backend.home.xp
+        home = backend.home
         self.active, self.shifted, self.batch = active, shifted, batch
         fixed = ~active
         self.pin, mode = backend.host.pin(fixed)
         self.core = home.kernels.Multigrid(
             backend.core, fixed.view(np.uint8), shifted, self.pin, _batch(batch), smoother=smoother(backend.law.name)
         )
-        self.constants = xp.asarray(self.core.constants())
-        self.mask = xp.asarray(active)
+        self.constants = home.upload(self.core.constants())
+        self.mask = home.upload(active)
         constant = self.pin >= 0 and bool((mode == mode[:, :1]).all())
         self.translation = (float(mode[0, 0]), float(mode[1, 0])) if constant else (0.0, 0.0)
-        self.mode = xp.asarray(mode) if self.pin >= 0 and not constant else None
+        self.mode = home.upload(mode) if self.pin >= 0 and not constant else None
 
     def fits(self, active, shifted, batch):
         same = self.active is active or np.array_equal(self.active, active)

@@ -155,8 +155,8 @@ def reconstruct(
     bounds : (float, float), optional
         Smallest and largest modulus in pascals; default a hundredth and a hundred times the start's mean.
     max_iterations : int, optional
-        Limit on outer steps of a level; default 60 (Gauss-Newton; 20 with the frozen gradient), 31 to 45 (splitting, and
-        as many to settle on its first map), 200 (L-BFGS), 100 (descent, between updates of Gamma).
+        Limit on outer steps of a level; default 60 (Gauss-Newton; 20 with the frozen gradient), 31 to 45 (splitting,
+        after up to 30 to settle on its first map), 200 (L-BFGS), 100 (descent, between updates of Gamma).
     step : float
         Step length of "descent" in units of one over the largest curvature; above 2 it diverges.
     progress : bool or callable, optional
@@ -386,7 +386,8 @@ class _Run:
         x = np.exp(z)
         scale = curvature_scale(data_curvature(fidelity, x, fidelity.evaluate(x, self.rtol)), z.size, namespace(z))
         settings = SPLITTING.get(getattr(getattr(self.prior, "network", None), "kind", None), Settings())
-        weight, automatic, finest = settings.weight * scale**settings.growth, self.weight == "auto", level is self.measurement
+        weight, automatic = settings.weight * scale**settings.growth, self.weight == "auto"
+        finest = level is self.measurement
         if not automatic:  # given for the finest level
             weight = self.weight * level.geometry.n_nodes / self.measurement.geometry.n_nodes
         begins = level is self.levels[-1] and not self.resumed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .arrays import to_host
 from .geometry import Grid
 
 NOISES = ("white", "relative")
@@ -104,7 +105,7 @@ def add_noise(displacement, snr=35.0, noise="white", *, seed=0, axial=0, fixed=N
         raise ValueError(f"noise must be one of {', '.join(NOISES)}, got {noise!r}")
     if not np.isfinite(snr):
         raise ValueError(f"snr must be finite (decibels), got {snr}")
-    u = np.asarray(displacement, dtype=np.float64)
+    u = np.asarray(to_host(displacement), dtype=np.float64)
     free = np.ones(u.shape, dtype=bool) if fixed is None else ~np.asarray(fixed)
     std = np.ones(u.shape)
     if noise == "relative":

@@ -92,7 +92,7 @@ def test_reconstruct_with_learned_priors(tmp_path, capsys, prior):
     pytest.importorskip("torch")
     scan = tmp_path / "scan.npz"
     assert run("simulate", "-o", scan, "--size", 96) == 0
-    code, out, err = run("reconstruct", scan, "-o", tmp_path / "x.npz", "--prior", prior, capsys=capsys)
+    code, _, err = run("reconstruct", scan, "-o", tmp_path / "x.npz", "--prior", prior, capsys=capsys)
     assert code == 0, err
     config = load_modulus(tmp_path / "x.npz")[2]["config"]
     assert config["prior"] == {"auto": "critic", "pnp": "pnp"}[prior] and config["optimizer"] == "splitting"

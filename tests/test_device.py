@@ -235,7 +235,7 @@ def test_critic(memory):
     (host, truth), (there, _) = measured(LAWS["stress"]), measured(LAWS["stress"], put)
     critic = ef.priors.Critic.load()
     (value, slope), (found, other) = critic(truth), critic(put(truth))
-    assert found == pytest.approx(value, rel=1e-5)
+    assert float(found) == pytest.approx(value, rel=1e-5)
     assert type(other) is type(put(truth)) and relative(get(other), slope) < 1e-3
     for options in (dict(max_iterations=6), dict(max_iterations=2, optimizer="descent", weight=10.0)):
         expected, found = (ef.reconstruct(m, prior=critic, **options) for m in (host, there))

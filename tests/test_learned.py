@@ -111,7 +111,8 @@ def test_splitting_reaches_a_stationary_point(scan, factor):
     weight = factor * scale
     point, _ = half_quadratic_splitting(
         fidelity, Known(target), weight, Iterate(z, None, 0.0, None), anchor=None, first=weight, loose=3 * scale,
-        slack=np.inf, scale=scale, worth=-np.inf, rtol=1e-8, steps=40, max_iterations=65, limits=None, report=lambda *a: False,
+        slack=np.inf, scale=scale, worth=-np.inf, rtol=1e-8, steps=40, max_iterations=65, limits=None,
+        report=lambda *a: False,
     )  # fmt: skip
     now = fidelity.evaluate(np.exp(point.z), 1e-9)
     away, push = point.z - target, np.exp(point.z) * now.gradient

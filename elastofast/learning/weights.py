@@ -24,7 +24,7 @@ HEADER_LIMIT = 1 << 20  # bytes; a network of hundreds of layers needs a tenth
 
 
 def save(path, network, configuration) -> None:
-    """Write a network to a weights file, in half precision: rounding to three digits changes maps by far less than noise.
+    """Write a network to a weights file, in half precision: three digits change maps by far less than noise.
 
     Parameters
     ----------

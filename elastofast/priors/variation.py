@@ -62,7 +62,7 @@ class _LogGradient:
         home = home_of(z=z).own
         if home not in self._tables:
             *matrices, weights = self._tables[HOST]
-            self._tables[home] = _Tables(*map(home.matrix, matrices), home.xp.asarray(weights))
+            self._tables[home] = _Tables(*map(home.matrix, matrices), home.upload(weights))
         return self._tables[home]
 
     def _changes(self, z):
