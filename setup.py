@@ -20,7 +20,7 @@ from setuptools import setup
 from setuptools.command.build_ext import build_ext
 from setuptools.modified import newer_group
 
-HEADERS = "host_device cell multigrid_cell hierarchy banded lanczos kernels parallel multigrid".split()
+HEADERS = "host_device cell multigrid_cell hierarchy banded lanczos kernels memory parallel multigrid".split()
 HEADERS = [f"csrc/{name}.h" for name in HEADERS]
 DEVICE_HEADERS = "launch sums grid_bodies multigrid_bodies device_multigrid device_bindings".split()
 DEVICE_HEADERS = [*HEADERS, *(f"csrc/{name}.h" for name in DEVICE_HEADERS)]

@@ -14,24 +14,24 @@ namespace {
 
 // A level vector: two planes of nodes with room around them, because stencil rows read past the edges.
 struct Field {
-  AlignedFloats memory;
+  Floats memory;
   float* data = nullptr;
   void allocate(int n0, int n1) {
     const size_t pad = padded(n1);
-    memory.allocate(2 * size_t(n0) * n1 + 2 * pad);
+    memory.assign(2 * size_t(n0) * n1 + 2 * pad, 0.f);
     data = memory.data() + pad;
   }
 };
 
-// Cell matrices of a whole level, row after row; not initialised, for the rows are written once and whole.
+// Cell matrices of a whole level, row after row.
 struct CellMatrices {
   int cells0 = 0, cells1 = 0, ld = 0;
-  std::unique_ptr<double[]> data;
+  Doubles data;
   void allocate(int c0, int c1) {
     cells0 = c0, cells1 = c1, ld = padded(c1);
-    data.reset(new double[size_t(c0) * kEntries * ld]);
+    data.resize(size_t(c0) * kEntries * ld);
   }
-  double* row(int j) { return data.get() + size_t(j) * kEntries * ld; }
+  double* row(int j) { return data.data() + size_t(j) * kEntries * ld; }
 };
 
 constexpr size_t kCache = 1 << 19;  // bytes of a processor's own cache that a block of rows may take
@@ -58,12 +58,12 @@ void follow(int n0, int begin, int end, int stages, int block, Stage stage) {
 struct Multigrid::Level {
   int n0 = 0, n1 = 0;
   Axis a0, a1;  // towards the next coarser level
-  std::vector<float> regular, irregular;
+  Floats regular, irregular;
   Transfer<float> transfer{};
-  AlignedFloats matrix_memory;  // empty on the finest level
+  Floats matrix_memory;  // empty on the finest level
   Stencil<float> matrix{};
   SpecialCells special;
-  std::vector<float> patch_scale, patch_special;
+  Floats patch_scale, patch_special;
   Patch<float> patch{};
   FixedDofs fixed;
   Field x, d, r, s;  // solution, correction, right-hand side, what is left of it
@@ -78,7 +78,7 @@ struct Multigrid::Level {
   // Stored stencil of the assembled cell matrices.
   void assemble(CellMatrices& cells) {
     matrix = {n0, n1, nullptr};
-    matrix_memory.allocate(matrix.row_size() * n0);
+    matrix_memory.resize(matrix.row_size() * n0);
     matrix.data = matrix_memory.data();
     const int ld = padded(n1), m0 = n0 - 1, m1 = n1 - 1;
     for_rows(n0, n1 * 8, [&](int begin, int end) {
@@ -163,7 +163,7 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
     return s;
   }) / double(n_);
   x32_.resize(n_);
-  std::vector<double> scaled(n_), share;
+  Doubles scaled(n_), share;
   for_rows(n0, n1, [&](int begin, int end) {
     for (size_t k = size_t(begin) * n1; k < size_t(end) * n1; ++k) {
       scaled[k] = x[k] / modulus_;
@@ -348,8 +348,8 @@ void Multigrid::smooth(Level& L, bool after) {
   const int block = slots - stages - 2, bands = band_count(n0, n1);
   const size_t room = 2 * size_t(padded(n1)) + 2 * size_t(slots) * n1;
   windows_.resize(std::max(windows_.size(), size_t(bands)));
-  for (AlignedFloats& w : windows_)
-    if (w.size() < 2 * room) w.allocate(2 * room);
+  for (Floats& w : windows_)
+    if (w.size() < 2 * room) w.assign(2 * room, 0.f);
   const Cycle& kernel = *kernels().cycle;
   const Rows<float> x = L.rows(L.x), e = L.rows(L.d), r = L.rows(L.r), s = L.rows(L.s);
 
@@ -434,7 +434,7 @@ void Multigrid::estimate_eigenvalue(Level& L) {
     scale_add(lanczos.alpha, product.data, 1, residual.data);
   }
   L.lmax = lanczos.largest();
-  L.d.memory.clear();
+  std::fill(L.d.memory.begin(), L.d.memory.end(), 0.f);
 }
 
 // One V-cycle for a residual that is zero at every fixed dof. The result is the finest level's solution times the factor
@@ -610,7 +610,7 @@ std::vector<double> Multigrid::eigenvalue_bounds() const {
 size_t Multigrid::bytes() const {
   size_t total = sizeof(double) * (x_.size() + shift_.size() + mode_.size() + r_.size() + p_.size() + q_.size()) +
                  sizeof(float) * (x32_.size() + shift32_.size());
-  for (const AlignedFloats& w : windows_) total += sizeof(float) * w.size();
+  for (const Floats& w : windows_) total += sizeof(float) * w.size();
   for (const auto& L : levels_)
     total += sizeof(float) * (L->regular.size() + L->irregular.size() + L->matrix_memory.size() + L->patch_scale.size() +
                               L->patch_special.size() + L->x.memory.size() + L->d.memory.size() + L->r.memory.size() +

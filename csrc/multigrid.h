@@ -11,25 +11,9 @@
 
 #include "hierarchy.h"
 #include "kernels.h"
+#include "memory.h"
 
 namespace elastofast {
-
-// Zeroed memory that begins on a cache line, so that vector loads do not straddle two.
-class AlignedFloats {
- public:
-  void allocate(size_t n) {
-    memory_.assign(n + 16, 0.f);
-    const auto address = reinterpret_cast<uintptr_t>(memory_.data());
-    offset_ = (64 - address % 64) % 64 / sizeof(float);
-  }
-  float* data() { return memory_.data() + offset_; }
-  size_t size() const { return memory_.size(); }
-  void clear() { std::fill(memory_.begin(), memory_.end(), 0.f); }
-
- private:
-  std::vector<float> memory_;
-  size_t offset_ = 0;
-};
 
 // Fixed dofs of a level, by row.
 struct FixedDofs {
@@ -110,18 +94,18 @@ class Multigrid {
   GridForm<float> form32_;
   Steps smoother_;
   size_t n_;  // nodes
-  std::vector<double> x_, shift_;
-  std::vector<float> x32_, shift32_;
+  Doubles x_, shift_;
+  Floats x32_, shift32_;
   double modulus_ = 1;  // mean of x; the hierarchy works on x / modulus
   long pin_;
-  std::vector<double> mode_;      // empty if the mode is a translation
+  Doubles mode_;      // empty if the mode is a translation
   double translation_[2] = {0, 0};
   FixedDofs fixed_;  // the pin included; the levels' own lists leave it out
   std::vector<std::unique_ptr<Level>> levels_;
   std::unique_ptr<Coarsest> coarsest_;
-  std::vector<AlignedFloats> windows_;  // of each thread, for smoothing
+  std::vector<Floats> windows_;  // of each thread, for smoothing
   // vectors of the conjugate gradients
-  std::vector<double> r_, p_, q_;
+  Doubles r_, p_, q_;
 };
 
 }  // namespace elastofast
