@@ -307,7 +307,7 @@ def _face_area(geometry, nodes, axis):
     return np.bincount(faces.ravel(), np.repeat(area / d, d), minlength=geometry.n_nodes)
 
 
-def rigid_modes(geometry) -> np.ndarray:
+def rigid_modes(geometry, nodes=slice(None)) -> np.ndarray:
     """Displacements that strain nothing: translations along each axis, then rotations in each plane of two
     axes.
 
@@ -317,6 +317,8 @@ def rigid_modes(geometry) -> np.ndarray:
     Parameters
     ----------
     geometry : Grid or Mesh
+    nodes : slice or array of int, optional
+        At which N nodes; all by default.
 
     Returns
     -------
@@ -324,10 +326,10 @@ def rigid_modes(geometry) -> np.ndarray:
         In 3-D the rotations are in the planes (0, 1), (0, 2), (1, 2), that is, about the axes 2, 1, 0.
     """
     d, points = geometry.dim, geometry.points
-    centred = points - points.mean(axis=0)
-    centred /= np.abs(centred).max()
+    centre = points.mean(axis=0)
+    centred = (points[nodes] - centre) / np.abs([points.min(axis=0) - centre, points.max(axis=0) - centre]).max()
     planes = list(combinations(range(d), 2))
-    modes = np.zeros((d + len(planes), d, len(points)))
+    modes = np.zeros((d + len(planes), d, len(centred)))
     for i in range(d):
         modes[i, i] = 1
     for mode, (i, j) in zip(modes[d:], planes, strict=True):
@@ -362,13 +364,13 @@ def check_support(geometry, load: Boundary) -> None:
     else:
         axes = [f"coordinate {i} ({name})" for i, name in enumerate("xyz"[:d])]
     held = ~load.loaded.reshape(d, -1)
-    modes = rigid_modes(geometry)
+    nodes = np.flatnonzero(held.any(axis=0))
+    held, modes = held[:, nodes], rigid_modes(geometry, nodes)
     pieces = _pieces(geometry)
     for piece in range(pieces.max() + 1):
-        nodes = pieces == piece
-        free = _free_motions(modes[:, held & nodes], axes)
+        free = _free_motions(modes[:, held & (pieces[nodes] == piece)], axes)
         if free:
-            where = f" (the piece of the mesh with node {np.flatnonzero(nodes)[0]})" if pieces.any() else ""
+            where = f" (the piece of the mesh with node {np.argmax(pieces == piece)})" if pieces.any() else ""
             raise ValueError(
                 f"load leaves the body{where} free to move without deforming: {', '.join(free)}. "
                 "Fix more displacement components, at different nodes against rotation, "
