@@ -282,7 +282,7 @@ def compression(geometry, pressure=None, strain=None, total_force=None, axis=Non
     if total_force is not None:
         nodes = np.zeros(geometry.n_nodes, bool)
         nodes[top] = True
-        total_force = TotalForce(axis, push * total_force, nodes.reshape(geometry.node_shape))
+        total_force = TotalForce(int(axis), push * total_force, nodes.reshape(geometry.node_shape))
     shape = (d, *geometry.node_shape)
     return Boundary(
         fixed=fixed.reshape(shape),
