@@ -209,6 +209,8 @@ class ElasticForm:
     def solver(self, x, active, shift=None):
         """Solver for K(x) + diag(shift) restricted to the active dofs.
 
+        For use inside a computation: on a device it takes and gives CuPy's arrays and works on CuPy's current stream.
+
         Parameters
         ----------
         x : array of float64, N values
@@ -336,6 +338,8 @@ def _refuse_not_finite(**arguments):
 def check_modulus(x, form, name="x") -> tuple[np.ndarray, tuple[int, ...]]:
     """Positive finite float64 modulus as (*batch, N), with the batch shape."""
     array, batch, _ = form._field(x, name, 0)
+    if not array.size:
+        raise ValueError(f"{name} must hold at least one modulus, its shape is {array.shape}")
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = ~np.isfinite(array)

@@ -329,3 +329,10 @@ def test_every_piece_of_a_mesh_needs_support():
 def test_support_of_another_shape():
     with pytest.raises(ValueError, match="load has shape"):
         check_support(plate(), Boundary(fixed=nothing()))
+
+
+def test_arguments_of_the_wrong_kind():
+    with pytest.raises(TypeError, match=r"geometry must be a Grid or a Mesh, got \(9, 9\)"):
+        compression((9, 9), pressure=1.0)
+    with pytest.raises(ValueError, match=r"axis must be a whole number from 0 to 1, got 1\.0"):
+        compression(Grid((9, 9), (1e-3, 1e-3)), pressure=1.0, axis=1.0)

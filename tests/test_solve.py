@@ -184,6 +184,8 @@ def test_bad_arguments(problem):
     form, x, load = problem
     with pytest.raises(ValueError, match=r"x must have shape .* got \(24, 17\)"):
         solve_forward(form, x.T, load)
+    with pytest.raises(ValueError, match=r"x must hold at least one modulus, its shape is \(0, "):
+        solve_forward(form, x[None][:0], load)
     with pytest.raises(TypeError, match=r"x must hold real numbers .* complex128"):
         solve_forward(form, x + 0j, load)
     with pytest.raises(TypeError, match="form must be an ElasticForm, got Grid"):
