@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -46,20 +45,10 @@ def small(tmp_path_factory):
 def inline(monkeypatch):
     """Samples are made in this process, with one thread as in the others: most tests are not about processes."""
 
-    class Executor:
-        def __init__(self, *_): ...
+    def one_by_one(make, tasks, jobs):
+        yield from map(make, tasks)
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_): ...
-
-        def submit(self, work, *arguments):
-            future = Future()
-            future.set_result(work(*arguments))
-            return future
-
-    monkeypatch.setattr(dataset, "ProcessPoolExecutor", Executor)
+    monkeypatch.setattr(dataset, "in_processes", one_by_one)
     before = _core.build_info()["threads"]
     _core.set_num_threads(1)
     yield

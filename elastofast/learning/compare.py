@@ -18,14 +18,11 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from importlib.resources import files
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +32,8 @@ from ..io import write_atomically
 from ..metrics import evaluate
 from ..reconstruction import reconstruct
 from .comparison import COLUMNS, METRICS, Comparison
-from .dataset import Dataset, _interrupts_blocked, _start_worker, build_dataset
+from .dataset import Dataset, build_dataset, whole_number
+from .workers import in_processes, progress_bar
 from .worlds import WORLDS, Condition, measure
 
 __all__ = ["METHODS", "Comparison", "compare"]
@@ -127,7 +125,7 @@ def compare(
     out = Path(out)
     weights = {name: Path(path) for name, path in (weights or {}).items() if path is not None}
     functions = _methods(methods, weights)
-    jobs = _whole("jobs", jobs)
+    jobs = whole_number("jobs", jobs)
     _check_worlds(world, snr)
     named = [name for name, f in functions.items() if f.function is None]
     command = _command(out, data, size, maps, seed, snr, world, named, weights, jobs)
@@ -141,7 +139,7 @@ def compare(
             "elastofast": __version__,
             "data": opened.config,
             "maps": [int(opened.seeds[i]) for i in indices],  # known by their seeds
-            "seed": _whole("seed", seed, 0),
+            "seed": whole_number("seed", seed, 0),
             "conditions": [c.name for c in conditions],
             "methods": [*functions],
             "weights": {name: f.digest for name, f in functions.items() if f.digest},
@@ -152,10 +150,12 @@ def compare(
     ]
     missing = [run for run in runs if run.key not in folder.rows]
     interrupted = False
+    bench = _Bench(path, functions, seed, jobs)
+    results = (bench(run) for run in missing) if jobs == 1 else in_processes(bench, missing, jobs)
     try:
         with (
-            closing(_results(_Bench(path, functions, seed, jobs), missing, jobs)) as results,
-            _bar(progress, len(runs), len(runs) - len(missing)) as bar,
+            closing(results),
+            progress_bar("comparing", "run", progress, len(runs), len(runs) - len(missing)) as bar,
         ):
             for run, row, modulus, truth in results:
                 folder.add(run, row, modulus, truth)
@@ -302,59 +302,6 @@ def _measured(path, index, condition, seed):
         return measure(data, index, condition, seed)
 
 
-# all runs -----------------------------------------------------------------------------------------
-
-
-def _bar(progress, total, done):
-    from tqdm import tqdm
-
-    hidden = None if progress else True  # None: where stderr is not a terminal
-    return tqdm(desc="comparing", total=total, initial=done, unit="run", leave=False, disable=hidden)
-
-
-def _results(bench, runs, jobs):
-    """What the bench returns for each run, in this process or from several others."""
-    if jobs == 1:
-        yield from map(bench, runs)
-        return
-    todo = iter(runs)
-    pending: set[Future] = set()
-    context = get_context("spawn")
-    reader, writer = context.Pipe(duplex=False)
-    with reader, writer, ProcessPoolExecutor(min(jobs, len(runs) or 1), context, _start, (reader, bench)) as pool:
-        try:
-            while True:
-                with _interrupts_blocked():
-                    pending |= {pool.submit(_work, run) for run in itertools.islice(todo, 2 * jobs - len(pending))}
-                if not pending:
-                    return
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a process that made reconstructions died: out of memory, or the calling script lacks "
-                "'if __name__ == \"__main__\":'; the same again goes on from the finished ones"
-            ) from error
-        except BaseException:
-            writer.close()  # ends the processes
-            raise
-
-
-_bench: _Bench | None = None  # of a spawned process
-
-
-def _start(reader, bench):
-    global _bench
-    os.environ["OMP_NUM_THREADS"] = "1"  # read by torch, which is not loaded yet
-    _start_worker(reader)
-    _bench = bench
-
-
-def _work(run):
-    assert _bench is not None
-    return _bench(run)
-
-
 # the folder ---------------------------------------------------------------------------------------
 
 
@@ -442,12 +389,6 @@ def _short(value) -> str:
 # arguments ----------------------------------------------------------------------------------------
 
 
-def _whole(name, value, least=1) -> int:
-    if isinstance(value, bool) or value != int(value) or value < least:
-        raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
-    return int(value)
-
-
 def _check_worlds(world, snr):
     if isinstance(world, str) or not world or len(set(world)) < len(world) or not set(world) <= set(WORLDS):
         raise ValueError(f"world must list some of {', '.join(WORLDS)}, each once, got {world!r}")
@@ -465,10 +406,10 @@ def _test_maps(out, data, size, maps, seed, jobs, progress) -> Path:
         if size is not None:
             raise ValueError("size is that of built-in maps; a data set has its own")
         return Path(data)
-    size = 128 if size is None else _whole("size", size, 11)
+    size = 128 if size is None else whole_number("size", size, 11)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "test-maps.h5"
-    count = {"count": 1, "validation": 0, "errors": 0, "test": 30 if maps is None else _whole("maps", maps)}
+    count = {"count": 1, "validation": 0, "errors": 0, "test": 30 if maps is None else whole_number("maps", maps)}
     try:
         build_dataset(path, shape=(size, size), seed=seed, jobs=jobs, unregularised=False, progress=progress, **count)
     except FileExistsError as error:
@@ -483,7 +424,7 @@ def _check_maps(data, maps) -> np.ndarray:
     if not len(indices):
         raise ValueError(f"{data.path}: the data set has no test maps; build one with --test")
     if maps is not None:
-        if _whole("maps", maps) > len(indices):
+        if whole_number("maps", maps) > len(indices):
             raise ValueError(f"maps must be at most the {len(indices)} test maps of {data.path}, got {maps}")
         indices = indices[:maps]
     for i in indices:

@@ -8,22 +8,16 @@ are packed into the output, which appears under its name only then. Layout: docs
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import os
 import shutil
-import signal
-import threading
 import warnings
 import zipfile
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from math import prod
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +32,7 @@ from ..measurement import Measurement
 from ..simulation import NOISES, simulate
 from .masks import Scan, collect, describe, on_grid, read_mask
 from .perturbation import posterior_errors
+from .workers import in_processes, progress_bar
 
 FORMAT = "elastofast data set"
 VERSION = 1  # of the layout
@@ -366,12 +361,12 @@ def build_dataset(
         "texture": float(texture),
         "variation": float(variation),
         "unregularised": bool(unregularised),
-        "errors": _whole("errors", errors, 0),
-        "seed": _whole("seed", seed, 0),
+        "errors": whole_number("errors", errors, 0),
+        "seed": whole_number("seed", seed, 0),
     }
     if masks is None:
         config |= {"kind": kind, "size": _numbers("size", size, 2), "pairs": float(pairs)}
-    jobs = processors() if jobs is None else _whole("jobs", jobs, 1)
+    jobs = processors() if jobs is None else whole_number("jobs", jobs, 1)
     if not path.parent.is_dir():
         raise FileNotFoundError(2, "the folder of the output does not exist", str(path))
     grid = _check(config)
@@ -417,7 +412,7 @@ class _Task:
 
 
 def _plan_shapes(config, count, validation, test):
-    count = 541 if count is None else _whole("count", count, 1)
+    count = 541 if count is None else whole_number("count", count, 1)
     held = [_held(name, value, 30, count) for name, value in (("validation", validation), ("test", test))]
     # numbered within its split, so that the test maps are the same whatever the number of training maps
     places = [(split, k) for split, n in enumerate((count, *held)) for k in range(n)]
@@ -448,7 +443,7 @@ def _plan_masks(config, collection, folder, count, validation, test):
     chosen[0] = free
     members = {split: [i for g in chosen[split] for i in np.flatnonzero(groups == g)] for split in sorted(chosen)}
     if count is not None:
-        members[0] = members[0][: _whole("count", count, 1)]
+        members[0] = members[0][: whole_number("count", count, 1)]
     places = [(split, i) for split, scans_of in members.items() for i in sorted(scans_of)]
     return [
         _Task(k, split, _seed(config, int(i)), int(groups[i]), scans[i].name, scans[i])
@@ -491,7 +486,8 @@ def _numbers(name, values, n, kind=float):
     return numbers
 
 
-def _whole(name, value, least):
+def whole_number(name, value, least=1) -> int:
+    """A checked argument."""
     if isinstance(value, bool) or value != int(value) or value < least:
         raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
     return int(value)
@@ -600,73 +596,20 @@ def _part(parts, task):
     return parts / f"{task.index:06d}.npz"
 
 
-def _bar(text, progress, total, done=0):
-    from tqdm import tqdm
-
-    hidden = None if progress else True  # None: where stderr is not a terminal
-    return tqdm(desc=text, total=total, initial=done, unit="map", leave=False, disable=hidden)
-
-
 def _make(config, tasks, parts, jobs, progress):
     """Make the samples that are not there yet. Only this process writes, so workers that outlive it do no harm."""
     missing = [task for task in tasks if not _part(parts, task).exists()]
     if not missing:
         return
-    todo = iter(missing)
-    jobs = min(jobs, len(missing))
-    pending: set[Future] = set()
-    context = get_context("spawn")
-    reader, writer = context.Pipe(duplex=False)
     with (
-        _bar("making maps", progress, len(tasks), len(tasks) - len(missing)) as bar,
-        reader,
-        writer,
-        ProcessPoolExecutor(jobs, context, _start_worker, (reader,)) as pool,
+        progress_bar("making maps", "map", progress, len(tasks), len(tasks) - len(missing)) as bar,
+        closing(in_processes(partial(_work, config), missing, jobs)) as samples,
     ):
-        try:
-            while True:
-                with _interrupts_blocked():
-                    pending |= {pool.submit(_work, config, t) for t in itertools.islice(todo, 2 * jobs - len(pending))}
-                if not pending:
-                    return
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    task, arrays = future.result()
-                    buffer = io.BytesIO()
-                    np.savez(buffer, **arrays)
-                    write_atomically(_part(parts, task), buffer.getvalue())
-                    bar.update()
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a process that made samples died: out of memory, or the calling script lacks "
-                "'if __name__ == \"__main__\":'; the same again goes on from the finished samples"
-            ) from error
-        except BaseException:
-            writer.close()
-            raise
-
-
-@contextmanager
-def _interrupts_blocked():
-    """Processes started in here never see Ctrl-C, which goes to the whole group; it is for the parent to answer."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker(reader):
-    from .. import _core
-
-    _core.set_num_threads(1)  # the rounding of sums depends on the number of threads
-
-    def leave():
-        reader.poll(None)
-        os._exit(1)
-
-    # The pipe ends when the parent stops, even by a kill, after which a worker would wait for tasks for ever.
-    threading.Thread(target=leave, daemon=True).start()
+        for task, arrays in samples:
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays)
+            write_atomically(_part(parts, task), buffer.getvalue())
+            bar.update()
 
 
 def _work(config, task):
@@ -693,7 +636,7 @@ def _write(target, config, tasks, parts, progress):
     import h5py
 
     grid, _, _ = _body(config)
-    with h5py.File(target, "w") as file, _bar("writing", progress, len(tasks)) as bar:
+    with h5py.File(target, "w") as file, progress_bar("writing", "map", progress, len(tasks)) as bar:
         file.attrs.update(
             format=FORMAT,
             version=VERSION,
