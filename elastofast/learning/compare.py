@@ -31,22 +31,13 @@ from .. import __version__
 from ..io import write_atomically
 from ..metrics import evaluate
 from ..reconstruction import reconstruct
-from .comparison import COLUMNS, METRICS, Comparison
+from .comparison import COLUMNS, METHODS, METRICS, Comparison
 from .dataset import Dataset, build_dataset, whole_number
 from .workers import in_processes, progress_bar
 from .worlds import WORLDS, Condition, measure
 
 __all__ = ["METHODS", "Comparison", "compare"]
 
-# in the order of tables and figures; the last one that takes part is tested against all others
-METHODS = {
-    "none": "unregularised",
-    "tv": "total variation",
-    "unet": "UNet post-processing",
-    "pnp": "plug-and-play DnCNN",
-    "critic-paper": "adversarial, paper's optimizer",
-    "critic": "adversarial",
-}
 NETWORKS = {"unet": "unet", "pnp": "dncnn", "critic-paper": "critic", "critic": "critic"}  # method: whose weights
 PRIORS = {"critic": "Critic", "unet": "PostProcessing", "dncnn": "PlugAndPlay"}  # in elastofast.priors
 

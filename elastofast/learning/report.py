@@ -18,8 +18,7 @@ from .. import __version__, plots
 from ..io import write_atomically
 from ..machine import processors
 from ..metrics import relative_l2
-from .compare import METHODS
-from .comparison import COLUMNS, METRICS, SECONDS, number, spread
+from .comparison import COLUMNS, METHODS, METRICS, SECONDS, number, spread
 from .worlds import WORLDS
 
 CASES = 3  # maps in the figures of the first condition; one in those of the others
