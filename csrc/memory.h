@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdlib>
 #include <new>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)

@@ -132,8 +132,8 @@ class NoiseCovariance:
         home = self._at_home(v=v)
         with home.working():
             v, batch, flat = self.form._field(home.take(v), "v", 1)
-            self._check_finite("v", v.reshape(*v.shape[: len(batch)], *self._equations.shape))
-            out = home.xp.stack([self._apply(one) for one in v.reshape(-1, *v.shape[len(batch) :])])
+            own = self._on_equations("v", v).reshape(-1, *self._equations.shape)
+            out = home.xp.stack([self._apply(one) for one in own])
             out = out.reshape(*batch, self.form.geometry.dim, *self.form._tail(flat)).astype(v.dtype, copy=False)
             return home.give(out)
 
@@ -173,10 +173,8 @@ class NoiseCovariance:
         self.form._single(batch, "r", self.form.dof_shape)
         d, n = self.form.geometry.dim, self.form.geometry.n_nodes
         if x0 is not None:
-            x0 = self.form._field(x0, "x0", 1)[0].reshape(d, n)
-            self._check_finite("x0", x0)
-        self._check_finite("r", field.reshape(d, n))
-        b = xp.where(self._equations, field.reshape(d, n), 0.0).astype(np.float64)
+            x0 = self._on_equations("x0", self.form._field(x0, "x0", 1)[0].reshape(d, n))
+        b = self._on_equations("r", field.reshape(d, n))
         shape = (*batch, d, *self.form._tail(flat))
         norm = float(xp.linalg.norm(b))
         if norm == 0:
@@ -209,9 +207,13 @@ class NoiseCovariance:
         """
         return self._solver.precondition(self._weight * self._solver.precondition(r))
 
-    def _check_finite(self, name, field):
-        if not self._home.xp.isfinite(self._home.xp.where(self._equations, field, 0.0)).all():
+    def _on_equations(self, name, field):
+        """A new float64 field (..., d, N), zero off the equations and finite on them."""
+        xp = self._home.xp
+        own = xp.where(self._equations, field, 0.0).astype(np.float64, copy=False)
+        if not xp.isfinite(own).all():
             raise ValueError(f"{name} must be finite on the equations")
+        return own
 
     def _at_home(self, **fields):
         """The home of fields, which must be that of the modulus."""
@@ -237,7 +239,7 @@ class NoiseCovariance:
         (little force noise), on the preconditioner's norm.
         """
         xp = self._home.xp
-        z = xp.zeros_like(b) if x0 is None else xp.where(self._equations, x0, 0.0)
+        z = xp.zeros_like(b) if x0 is None else x0
         r = b - self._apply(z) if x0 is not None else b.copy()
         s = self._matching(r)
         rho = inner(r, s)

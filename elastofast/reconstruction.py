@@ -194,10 +194,10 @@ class _Run:
             raise ValueError(f"prior must be one of {names} or an object, got {prior!r}")
         if isinstance(prior, type):
             raise TypeError(f"prior must be a name or an object, got the class {prior.__name__}: make one of it")
+        automatic = isinstance(weight, str) and weight == "auto"
         self.name = prior if isinstance(prior, str) else type(prior).__name__
         if self.name == "auto":
-            automatic = isinstance(weight, str) and optimizer is None
-            critic = _default_critic(geometry) if automatic else None
+            critic = _default_critic(geometry) if automatic and optimizer is None else None
             self.name, prior = ("critic", critic) if critic else ("tv", "tv")
         elif self.name in LEARNED and isinstance(prior, str):
             prior = PRIORS[prior]()
@@ -232,7 +232,6 @@ class _Run:
             )
         if optimizer == "l-bfgs" and gradient == "frozen":
             raise ValueError("gradient 'frozen' is not the derivative of anything, which 'l-bfgs' needs; use 'exact'")
-        automatic = isinstance(weight, str) and weight == "auto"
         if not automatic and not (isinstance(weight, int | float | np.number) and 0 <= weight < np.inf):
             raise ValueError(f"weight must be 'auto' or a finite number, zero or more, got {weight!r}")
         if optimizer == "splitting" and weight == 0:

@@ -267,7 +267,10 @@ def test_authors_file_at_35_db(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prior": "wavelets"}, "prior must be one of 'auto', 'none', .*'unet' or an object, got 'wavelets'"),
+        (
+            {"prior": "wavelets"},
+            "prior must be one of 'auto', 'none', .*'critic', 'pnp', 'unet' or an object, got 'wavelets'",
+        ),
         ({"weight": -1.0}, "weight must be 'auto' or a finite number, zero or more, got -1.0"),
         ({"weight": "best"}, "weight must be 'auto' or a finite number"),
         ({"gradient": "true"}, "gradient must be one of 'exact', 'frozen', got 'true'"),

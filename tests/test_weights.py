@@ -67,6 +67,15 @@ def test_header_of_any_length(tmp_path):
     assert 0x80 in first
 
 
+def test_default_type_does_not_matter(path):
+    torch.set_default_dtype(torch.float64)
+    try:
+        network, _ = weights.load(path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
 def test_expected_kinds(path):
     weights.load(path, expected=("dncnn", "unet"))
     with pytest.raises(ValueError, match="expected weights of dncnn or paper-critic, the file holds 'unet'"):

@@ -81,7 +81,7 @@ def load(path, expected=None, device="cpu"):
         raise ValueError(f"{path}: expected weights of {' or '.join(wanted)}, the file holds {kind!r}")
     try:
         with torch.device("meta"):  # shapes alone: no memory for what a damaged file may ask for
-            network = build(kind, **architecture)
+            network = build(kind, **architecture).float()  # whatever torch's default type is
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: its architecture is not one of {kind}: {error}") from error
     own = network.state_dict()
