@@ -8,7 +8,7 @@ import numpy as np
 
 from .arrays import home_of, namespace, on
 from .boundary import check_support
-from .form import ElasticForm, as_float, check_modulus, inner
+from .form import ElasticForm, as_float, check_modulus, dots, numbers
 from .measurement import check_displacement_std, check_force_std
 from .solve import check_rtol
 
@@ -92,14 +92,14 @@ class NoiseCovariance:
             self._assemble(x.reshape(n), home.xp.asarray(std), home.xp.asarray(force_std))
 
     @classmethod
-    def _of(cls, form, x, load, std, force_std, solver=None):
-        """The same from checked (d, N) arrays, with the inner solver of an earlier one if it still fits."""
+    def _of(cls, form, x, load, std, force_std):
+        """The same from checked arrays (..., N) and (..., d, N)."""
         self = cls.__new__(cls)
         self.form, self.load = form, load
-        self._assemble(x, std, force_std, solver)
+        self._assemble(x, std, force_std)
         return self
 
-    def _assemble(self, x, std, force_std, solver=None):
+    def _assemble(self, x, std, force_std):
         d, n = self.form.geometry.dim, self.form.geometry.n_nodes
         self._x, self._home = x, home_of(x=x)
         xp = self._home.xp
@@ -109,12 +109,15 @@ class NoiseCovariance:
         self._sn2 = xp.where(noisy, std**2, 0.0)
         self._sw2 = xp.where(self._equations, force_std**2, 0.0)
         forces = bool(self._sw2.any())
-        self._product = not forces and not self.load.open.any()
+        self._two_solves = not forces and not self.load.open.any()
         shift = xp.sqrt(self._sw2) / std if forces else None
         self._weight = xp.where(self._equations, 1 / std**2, 0.0)
-        spread = std[self._equations]
-        self._accuracy = min(0.01, 0.1 * float(spread.min() / spread.max()))
-        self._solver = solver if solver is not None else self.form.solver(x, self.load.loaded.reshape(d, n), shift)
+        least, most = (
+            choose(xp.where(self._equations, std, other), axis=(-2, -1))
+            for choose, other in ((np.min, np.inf), (np.max, 0.0))
+        )
+        self._accuracy = min(0.01, 0.1 * float((least / most).min()))
+        self._solver = self.form.solver(x, self.load.loaded.reshape(d, n), shift)
 
     def apply(self, v):
         """Gamma v.
@@ -132,8 +135,7 @@ class NoiseCovariance:
         home = self._at_home(v=v)
         with home.working():
             v, batch, flat = self.form._field(home.take(v), "v", 1)
-            own = self._on_equations("v", v).reshape(-1, *self._equations.shape)
-            out = home.xp.stack([self._apply(one) for one in own])
+            out = self.product(self._on_equations("v", v))
             out = out.reshape(*batch, self.form.geometry.dim, *self.form._tail(flat)).astype(v.dtype, copy=False)
             return home.give(out)
 
@@ -168,37 +170,51 @@ class NoiseCovariance:
             return self._solve(home, home.take(r), rtol, home.take(x0), maxiter)
 
     def _solve(self, home, r, rtol, x0, maxiter):
-        xp = home.xp
         field, batch, flat = self.form._field(as_float(r, "r"), "r", 1)
         self.form._single(batch, "r", self.form.dof_shape)
         d, n = self.form.geometry.dim, self.form.geometry.n_nodes
         if x0 is not None:
             x0 = self._on_equations("x0", self.form._field(x0, "x0", 1)[0].reshape(d, n))
-        b = self._on_equations("r", field.reshape(d, n))
-        shape = (*batch, d, *self.form._tail(flat))
-        norm = float(xp.linalg.norm(b))
-        if norm == 0:
-            return CovarianceSolution(home.give(xp.zeros(shape)), 0, 0.0, 0.0)
-        if self._product:
+        z, iterations, *residuals = self._find(self._on_equations("r", field.reshape(d, n)), rtol, x0, maxiter)
+        residual, stage = (float(numbers(value)[0]) for value in residuals)
+        return CovarianceSolution(
+            home.give(z.reshape(*batch, d, *self.form._tail(flat))), iterations, residual, stage
+        )
+
+    def find(self, r, rtol, x0=None):
+        """Gamma^-1 r for checked fields (..., d, N), one for each modulus."""
+        return self._find(self._home.xp.where(self._equations, r, 0.0), rtol, x0)[0]
+
+    def _find(self, b, rtol, x0, maxiter=300):
+        """Solution, iterations, true and stage residual."""
+        xp = self._home.xp
+        size = xp.sqrt(dots(b, b, 2))
+        size = xp.where(size > 0, size, 1.0)
+
+        def true_residual(z):
+            rest = b - self.product(z)
+            return xp.sqrt(dots(rest, rest, 2)) / size
+
+        if self._two_solves:
             first = self._solver.solve(b, rtol=rtol)
             second = self._solver.solve(self._weight * first.value, rtol=rtol)
-            z, iterations, stage = second.value, 0, max(first.residual, second.residual)
-            residual = float(xp.linalg.norm(b - self._apply(z))) / norm
-            return CovarianceSolution(home.give(z.reshape(shape)), iterations, residual, stage)
+            stage = xp.zeros_like(size) + max(first.residual, second.residual)
+            return second.value, 0, true_residual(second.value), stage
         z, iterations = x0, 0
         for _ in range(3):  # the residual that the iteration carries along drifts from the true one: go on from there
             z, more, stage = self._iterate(b, rtol, z, maxiter - iterations)
             iterations += more
-            residual = float(xp.linalg.norm(b - self._apply(z))) / norm
-            if residual <= rtol or stage <= PAST * rtol or iterations >= maxiter:
+            residual = true_residual(z)
+            if bool(((residual <= rtol) | (stage <= PAST * rtol)).all()) or iterations >= maxiter:
                 break
-        if residual > rtol and stage > rtol:
+        if bool(((residual > rtol) & (stage > rtol)).any()):
             raise RuntimeError(
-                f"gamma.solve stopped after {iterations} iterations at a relative residual of {residual:.1e} "
-                f"({stage:.1e} in the preconditioner's norm), {rtol:.1e} was asked for. Try a larger rtol or "
-                "maxiter; standard deviations that jump by orders of magnitude between neighbours are hard"
+                f"gamma.solve stopped after {iterations} iterations at a relative residual of "
+                f"{float(residual.max()):.1e} ({float(stage.max()):.1e} in the preconditioner's norm), {rtol:.1e} was "
+                "asked for. Try a larger rtol or maxiter; standard deviations that jump by orders of magnitude between "
+                "neighbours are hard"
             )
-        return CovarianceSolution(home.give(z.reshape(shape)), iterations, residual, stage)
+        return z, iterations, residual, stage
 
     def precondition(self, r):
         """About Gamma^-1 r for r (d, N), one fixed symmetric operator: A^-1 S_n^-1 A^-1 by a cycle or two each.
@@ -220,7 +236,8 @@ class NoiseCovariance:
         home_of(modulus=self._x, **fields)
         return home_of(**fields) if self._home.on_device else self._home
 
-    def _apply(self, v):
+    def product(self, v):
+        """Gamma v for checked fields (..., d, N)."""
         xp = self._home.xp
         v = xp.where(self._equations, v, 0.0).astype(np.float64, copy=False)
         t = self.form.force(self._x, v)
@@ -239,27 +256,32 @@ class NoiseCovariance:
         (little force noise), on the preconditioner's norm.
         """
         xp = self._home.xp
-        z = xp.zeros_like(b) if x0 is None else x0
-        r = b - self._apply(z) if x0 is not None else b.copy()
+        z = xp.zeros_like(b) if x0 is None else x0.copy()
+        r = b - self.product(z) if x0 is not None else b.copy()
         s = self._matching(r)
-        rho = inner(r, s)
-        reference = rho if x0 is None else inner(b, self._matching(b))
-        goal, p, iterations = rtol**2 * inner(b, b), s.copy(), 0
-        while inner(r, r) > goal and rho > (PAST * rtol) ** 2 * reference and iterations < maxiter:
-            q = self._apply(p)
-            alpha = rho / inner(p, q)
+        rho = dots(r, s, 2)
+        reference = rho if x0 is None else dots(b, self._matching(b), 2)
+        goal, least = rtol**2 * dots(b, b, 2), (PAST * rtol) ** 2 * reference
+        p, iterations = s.copy(), 0
+        while iterations < maxiter:
+            going = (dots(r, r, 2) > goal) & (rho > least)
+            if not bool(going.any()):
+                break
+            q = self.product(p)
+            alpha = xp.where(going, rho / xp.where(going, dots(p, q, 2), 1.0), 0.0)
             z += alpha * p
             r -= alpha * q
             s = self._matching(r)
-            rho, before = inner(r, s), rho
-            p *= rho / before
+            rho, before = dots(r, s, 2), rho
+            p *= xp.where(going, rho / xp.where(going, before, 1.0), 0.0)
             p += s
             iterations += 1
-        return z, iterations, float(np.sqrt(rho / reference))
+        return z, iterations, xp.sqrt(rho / xp.where(reference > 0, reference, 1.0))
 
 
 def finite_std(std, noisy):
     """Standard deviations with a large finite value for what was not measured, 1 where there is no noise."""
     xp = namespace(std)
     finite = noisy & xp.isfinite(std)
-    return xp.where(noisy, xp.where(finite, std, UNMEASURED * std[finite].max()), 1.0)
+    largest = xp.where(finite, std, 0.0).max(axis=(-2, -1), keepdims=True)
+    return xp.where(noisy, xp.where(finite, std, UNMEASURED * largest), 1.0)

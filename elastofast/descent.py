@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import namespace
+from .form import dots, numbers
 from .newton import data_curvature
 
 __all__ = ["projected_descent"]
@@ -30,22 +31,23 @@ def projected_descent(fidelity, prior, weight, start, *, length, steps, rtol, li
     steps : int
         Steps between updates of Gamma.
     rtol, limits, report
-        As in `gauss_newton`.
+        As in `gauss_newton`; for a batch of one.
 
     Returns
     -------
     Iterate
-    status : {"converged", "max_iterations", "stopped"}
+    status : list of str
+        "converged", "max_iterations" or "stopped".
     """
     x = np.exp(start.z)
-    shape = fidelity.measurement.geometry.node_shape
+    shape, (weight,) = fidelity.measurement.geometry.node_shape, numbers(weight)
 
     def of_prior(x):
-        return np.ravel(prior(x.reshape(shape))[1])
+        return np.ravel(prior(x.reshape(shape))[1]).reshape(x.shape)
 
     prior_gradient = of_prior if prior is not None and weight else None
     floor = FLOOR * float(x.mean())
-    low, high = (floor, np.inf) if limits is None else np.exp(limits)
+    low, high = (floor, np.inf) if limits is None else map(np.exp, limits)
     for _ in range(UPDATES):
         now = fidelity.evaluate(x, rtol)
         begin = x
@@ -61,18 +63,18 @@ def projected_descent(fidelity, prior, weight, start, *, length, steps, rtol, li
             x = np.clip(x - eps * gradient, low, high)
         after = fidelity.evaluate(x, rtol)
         value = 0.0 if prior is None else float(prior(x.reshape(shape))[0])
-        point = start._replace(z=np.log(x), data=after, prior=value)
-        if report(point, eps, float(np.linalg.norm(gradient))):
-            return point, "stopped"
+        point = start._replace(z=np.log(x), data=after, prior=numbers(value))
+        if report(point, np.array([eps]), np.sqrt(numbers(dots(gradient, gradient))), np.ones(1, bool)).any():
+            return point, ["stopped"]
         if np.linalg.norm(x - begin) <= 1e-3 * np.linalg.norm(begin):
-            return point, "converged"
-    return point, "max_iterations"
+            return point, ["converged"]
+    return point, ["max_iterations"]
 
 
 def _largest_curvature(fidelity, prior_gradient, weight, x, now):
     """Largest eigenvalue of the Hessian in x, by power iteration; the prior's part from gradient differences."""
     data = data_curvature(fidelity, np.ones_like(x), now)
-    v = namespace(x).asarray(np.random.default_rng(0).standard_normal(x.size))
+    v = namespace(x).asarray(np.random.default_rng(0).standard_normal(x.shape))
     value = 1.0
     base = None if prior_gradient is None else prior_gradient(x)
     for _ in range(15):

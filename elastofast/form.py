@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from .arrays import home_of, namespace
+from .arrays import home_of, namespace, to_host
 from .geometry import Grid, Mesh
 from .laws import Law
 
@@ -281,9 +281,25 @@ def check_body(geometry, law):
         raise ValueError(f"law {type(law).__name__} is {law.dim}-D, but the geometry is {geometry.dim}-D")
 
 
-def inner(a, b) -> float:
-    """Sum of products without BLAS, whose threads would go on spinning beside those of the kernels."""
-    return float(np.einsum("i,i->", a.ravel(), b.ravel()))
+def dots(a, b, axes=1):
+    """Sums of products over the last axes of fields, kept as axes of length one: one number for each of a batch.
+
+    Without BLAS, whose threads would go on spinning beside those of the kernels.
+    """
+    if not isinstance(a, np.ndarray):
+        return (a * b).sum(axis=tuple(range(-axes, 0)), keepdims=True)
+    lead = a.shape[: a.ndim - axes]
+    return np.einsum("...i,...i->...", a.reshape(*lead, -1), b.reshape(*lead, -1)).reshape(*lead, *[1] * axes)
+
+
+def numbers(values) -> np.ndarray:
+    """What `dots` gives, or anything of one number for each of a batch, as a host array (B,)."""
+    return np.asarray(to_host(values)).reshape(-1)
+
+
+def column(values, field):
+    """Numbers (B,) of the host so that they broadcast against fields (B, ...) like the given one, and live there."""
+    return namespace(field).asarray(values).reshape(-1, *[1] * (field.ndim - 1))
 
 
 def as_float(value, name) -> np.ndarray:

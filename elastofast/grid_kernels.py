@@ -162,9 +162,9 @@ class GridSolver:
 
         Parameters
         ----------
-        b : array of float64, shape (2, N)
+        b : array of float64, shape (2, N) or (1, 2, N)
             Right-hand side; entries on inactive dofs are ignored.
-        x0 : array of float64, shape (2, N), optional
+        x0 : array of float64, same shape, optional
             Initial guess.
         rtol : float
             Bound for ||b - A w|| / ||b||, or, with ``energy``, for the error in the energy norm relative to
@@ -177,12 +177,13 @@ class GridSolver:
         RuntimeError
             If the residual is not reached; the message says what was.
         """
+        shape = np.shape(b)
         b = np.ascontiguousarray(b, np.float64).reshape(self.active.shape)
         w = np.zeros(self.active.shape) if x0 is None else np.array(x0, np.float64).reshape(self.active.shape)
         iterations, residual, converged = self._core.solve(b, w, rtol, maxiter, energy)
         if not converged:
             self._refuse(residual, iterations, rtol)
-        return Solution(w, iterations, residual)
+        return Solution(w.reshape(shape), iterations, residual)
 
     @staticmethod
     def _refuse(residual, iterations, rtol):
@@ -208,11 +209,12 @@ class GridSolver:
 
     def _accelerated(self, r, steps):
         """Sum of d over the steps (keep, gain): d = keep d + gain M r, r -= A d, with M one V-cycle."""
-        return self._core.accelerated(np.ascontiguousarray(r, np.float64).reshape(self.active.shape), steps)
+        own = np.ascontiguousarray(r, np.float64).reshape(self.active.shape)
+        return self._core.accelerated(own, steps).reshape(np.shape(r))
 
     def apply(self, w):
         """A w for w (2, N); zero on inactive dofs."""
-        return self._core.apply(np.ascontiguousarray(w, np.float64).reshape(self.active.shape))
+        return self._core.apply(np.ascontiguousarray(w, np.float64).reshape(self.active.shape)).reshape(np.shape(w))
 
 
 def smoother(law):

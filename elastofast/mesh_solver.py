@@ -66,7 +66,7 @@ class MeshSolver:
         self.active = np.asarray(active, dtype=bool).reshape(mesh.dim, mesh.n_nodes)
         if not self.active.any():
             raise ValueError("active marks no dof: there is nothing to solve for")
-        matrix = backend.stiffness(np.asarray(x, dtype=np.float64))
+        matrix = backend.stiffness(np.asarray(x, dtype=np.float64).reshape(mesh.n_nodes))
         if shift is not None:
             matrix = matrix + diags_array(np.asarray(shift, dtype=np.float64).ravel())
         pyamg = _pyamg() if self.active.sum() > DIRECT_LIMIT[mesh.dim] else None
@@ -87,9 +87,9 @@ class MeshSolver:
 
         Parameters
         ----------
-        b : array of float64, shape (d, N)
+        b : array of float64, shape (d, N) or (1, d, N)
             Right-hand side; entries on inactive dofs are ignored.
-        x0 : array of float64, shape (d, N), optional
+        x0 : array of float64, same shape, optional
             Initial guess.
         rtol : float
             Bound for ||b - A w|| / ||b||.
@@ -108,7 +108,7 @@ class MeshSolver:
             raise ValueError("b must be finite on the active dofs")
         norm = np.linalg.norm(rhs)
         if norm == 0:
-            return Solution(np.zeros(self.active.shape), 0, 0.0)
+            return Solution(np.zeros(np.shape(b)), 0, 0.0)
         iterations, residual = 0, np.inf
 
         def count(_):
@@ -125,7 +125,7 @@ class MeshSolver:
             )
             residual = float(np.linalg.norm(rhs - self._matrix @ w) / norm)
             if residual <= rtol:
-                return Solution(self._put(w), iterations, residual)
+                return Solution(self._put(w).reshape(np.shape(b)), iterations, residual)
             if iterations >= maxiter:
                 break
         raise RuntimeError(
@@ -136,7 +136,7 @@ class MeshSolver:
 
     def precondition(self, r):
         """A^-1 r for r (d, N): exact if factorised, else one V-cycle, symmetric positive definite."""
-        return self._put(self._inverse(self._take(r)))
+        return self._put(self._inverse(self._take(r))).reshape(np.shape(r))
 
     def approximate_inverse(self, r, accuracy):
         """A^-1 r, one fixed operator where factorised, else a solve to a hundredth of the given accuracy."""

@@ -27,40 +27,54 @@ class Moves:
 
     Parameters
     ----------
-    z : array, shape (N,)
-        A plausible map of log x on a grid. The fields are found on the processor wherever it lives.
+    z : array, shape (..., N)
+        Plausible maps of log x on a grid. The fields are found on the processor wherever they live.
     shape : (int, int)
         Of the grid.
+    which : array of bool, shape (B,), optional
+        Members of a batch that have such moves; the others are left alone.
     """
 
-    def __init__(self, z, shape):
-        home, field = home_of(z=z), to_host(z).reshape(shape)
-        boundaries = _windowed(np.hypot(*np.gradient(field)), BOUNDARY)
-        contrasts = _windowed(field - np.median(field), REGION)
-        fields = sp.hstack([boundaries, contrasts], format="csr")
-        self.none = not fields.shape[1]
-        if self.none:
-            return
-        across = fields.T.tocsr()
-        gram = (across @ fields).toarray()
-        gram[np.diag_indices_from(gram)] *= 1 + RIDGE
-        inverse = np.linalg.inv(gram)
-        self._inverse = home.xp.asarray(inverse)
-        self._contrast_rows = home.xp.asarray(inverse[boundaries.shape[1] :])
-        self._across, self._fields = home.matrix(across), home.matrix(fields)
-        self._contrasts = home.matrix(contrasts.tocsr())
+    def __init__(self, z, shape, which=None):
+        home, maps = home_of(z=z), to_host(z).reshape(-1, *shape)
+        which = np.ones(len(maps), bool) if which is None else which
+        found = [_matrices(field if moves else np.zeros_like(field)) for field, moves in zip(maps, which, strict=True)]
+        self.none = not any(matrices[0].shape[0] for matrices in found)
+        if not self.none:
+            self._across, self._inverse, self._fields, self._contrast_rows, self._contrasts = (
+                home.matrix(parts[0] if len(parts) == 1 else sp.block_diag(parts, format="csr"))
+                for parts in zip(*found, strict=True)
+            )
 
     def part(self, v):
-        """The part of v (N,) in the span of all fields."""
-        return v * 0.0 if self.none else self._fields @ (self._inverse @ (self._across @ v))
+        """The part of v (..., N) in the span of all fields."""
+        return v * 0.0 if self.none else self._spanned(self._fields, self._inverse, v)
 
     def contrast(self, v):
         """What of that part changes the contrast."""
-        return v * 0.0 if self.none else self._contrasts @ (self._contrast_rows @ (self._across @ v))
+        return v * 0.0 if self.none else self._spanned(self._contrasts, self._contrast_rows, v)
+
+    def _spanned(self, fields, inverse, v):
+        return (fields @ (inverse @ (self._across @ v.reshape(-1)))).reshape(v.shape)
+
+
+def _matrices(field):
+    """For one map (n0, n1): products with all fields, inverse of the fields' own products, and the fields; the rows of
+    that inverse for the fields that change the contrast, and these fields.
+    """
+    boundaries = _windowed(np.hypot(*np.gradient(field)), BOUNDARY)
+    contrasts = _windowed(field - np.median(field), REGION)
+    fields = sp.hstack([boundaries, contrasts], format="csr")
+    across = fields.T.tocsr()
+    gram = (across @ fields).toarray()
+    gram[np.diag_indices_from(gram)] *= 1 + RIDGE
+    inverse = np.linalg.inv(gram)
+    rows = inverse[boundaries.shape[1] :]
+    return across, sp.csr_array(inverse), fields, sp.csr_array(rows), contrasts.tocsr()
 
 
 def plateau_range(field):
-    """Between which values a plausible field (n0, n1) lies at each node, in any array library.
+    """Between which values plausible fields (..., n0, n1) lie at each node, in any array library.
 
     The least and the greatest of the 3 x 3 medians within three nodes: the levels on both sides where a boundary is
     near. A speck of a node or two does not count.
@@ -69,19 +83,19 @@ def plateau_range(field):
     median = xp.median(xp.stack(_views(field, 1)), axis=0)
     # a window in two dimensions is one along each axis
     low, high = (
-        reduce(choose, _views(reduce(choose, _views(median, 3, 1)), 3, 0))
+        reduce(choose, _views(reduce(choose, _views(median, 3, -1)), 3, -2))
         for choose in (np.minimum, np.maximum)
     )
     return low, high
 
 
 def _views(field, reach, axis=None):
-    """A field shifted by up to ``reach`` nodes along one axis or both, its edges repeated."""
-    xp, (rows, columns) = namespace(field), field.shape
-    down, across = (reach if axis in (None, k) else 0 for k in range(2))
-    padded = xp.pad(field, ((down, down), (across, across)), mode="edge")
+    """Fields (..., n0, n1) shifted by up to ``reach`` nodes along one axis or both, their edges repeated."""
+    xp, (rows, columns) = namespace(field), field.shape[-2:]
+    down, across = (reach if axis in (None, k) else 0 for k in (-2, -1))
+    padded = xp.pad(field, (*[(0, 0)] * (field.ndim - 2), (down, down), (across, across)), mode="edge")
     return [
-        padded[i : i + rows, j : j + columns] for i in range(2 * down + 1) for j in range(2 * across + 1)
+        padded[..., i : i + rows, j : j + columns] for i in range(2 * down + 1) for j in range(2 * across + 1)
     ]
 
 

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from .arrays import namespace, to_host
-from .form import inner
+from .form import column, dots, numbers
 
-__all__ = ["Iterate", "conjugate_gradients", "curvature_scale", "data_curvature", "gauss_newton", "quasi_newton"]
+__all__ = [
+    "Iterate", "conjugate_gradients", "curvature_scale", "data_curvature", "first_step", "gauss_newton", "quasi_newton",
+]  # fmt: skip
 
 CG_STEPS = 12
 CG_TOLERANCE = 0.1
@@ -20,26 +22,29 @@ LONGEST_STEP = 1.0  # in log x: a factor of e
 
 
 class Iterate(NamedTuple):
-    """One accepted point: z = log x (N,), the data term there, the prior's value, and its dual variable."""
+    """One accepted point of each member of a batch.
+
+    z = log x (B, N), the data term there, the prior's values (B,) on the host, and its dual variable.
+    """
 
     z: np.ndarray
     data: object
-    prior: float
+    prior: np.ndarray
     dual: object
 
 
-def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterations, limits, report):
-    """Minimise J(x) + weight R(x) over z = log x.
+def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterations, limits, report, going=True):
+    """Minimise J(x) + weight R(x) over z = log x, for each member of a batch by itself.
 
     Each step solves (H + weight B) d = -(gradient) by a few conjugate gradient iterations: H = D^T Gamma^-1 D with
     a fixed multigrid cycle or two in place of each solve, B the prior's curvature. With the frozen gradient the
-    same step minimises the frozen problem, and Gamma is updated after it.
+    same step minimises the frozen problem, and Gamma is updated after it. Members that have ended stay where they are.
 
     Parameters
     ----------
     fidelity : Fidelity
     prior : object with ``linearize``, ``start_dual``, ``step_dual``; or None
-    weight : float
+    weight : float or array, shape (B,)
     start : Iterate
         Only z and dual are used, and data if present.
     rtol : float
@@ -47,52 +52,64 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
     tolerance : float
         Ends when two steps in turn each lower the objective by less than this fraction of it (exact gradient).
     max_iterations : int
-    limits : tuple of float or None
+    limits : tuple of (float or array of shape (B, 1)), or None
         Bounds on z.
     report : callable
-        Called with each accepted Iterate, step length and gradient norm; returns True to stop.
+        Called with an Iterate, step lengths and gradient norms (B,), and which members took the step; returns which of
+        them are to stop.
+    going : array of bool, shape (B,), optional
+        Which members are to move at all.
 
     Returns
     -------
     Iterate
-    status : {"converged", "max_iterations", "stalled", "stopped"}
+    status : array of str, shape (B,)
+        "converged", "max_iterations", "stalled" or "stopped".
     """
     exact = fidelity.kind == "exact"
-    z, dual = start.z, start.dual
+    z, dual, xp = start.z, start.dual, fidelity.home.xp
+    members = len(z)
+    weight = np.broadcast_to(np.asarray(weight, dtype=float), members)
+    of_prior = column(weight, z)
+    going = np.broadcast_to(going, members).copy()
+    status = np.full(members, "max_iterations", dtype=object)
     now = start.data if start.data is not None else fidelity.evaluate(np.exp(z), rtol)
     spread = None  # mean diagonal of H
-    small = 0
+    small = np.zeros(members, int)
+    last = np.zeros(members) if prior is None else prior.value(z)
     for number in range(max_iterations):
         x = np.exp(z)
         gradient = x * now.gradient
         value = now.value
         of_data = data_curvature(fidelity, x, now)
         if prior is None:
-            model, curvature, diagonal = None, of_data, np.zeros_like(z)
+            curvature, diagonal = of_data, 0.0
         else:
             model = prior.linearize(z, dual)
-            gradient = gradient + weight * model.gradient
-            value += weight * model.value
-            diagonal = weight * model.diagonal
+            gradient = gradient + of_prior * model.gradient
+            value = value + weight * model.value
+            diagonal = of_prior * model.diagonal
 
             def curvature(v, of_data=of_data, model=model):
-                return of_data(v) + weight * model.curvature(v)
+                return of_data(v) + of_prior * model.curvature(v)
 
         free = _free(z, gradient, limits)
         if spread is None:
-            spread = curvature_scale(of_data, z.size, namespace(z))
+            spread = curvature_scale(of_data, z)
         d = conjugate_gradients(
             lambda v, free=free, curvature=curvature: curvature(v) * free,
             -gradient * free,
             diagonal + spread,
             steps=CG_STEPS + 4 * max(0, number - CG_STEPS),  # a run this long has a long valley to go down
         )
-        slope = inner(gradient, d)
-        if not slope < 0:
-            return Iterate(z, now, model.value if model else 0.0, dual), "stalled"
-        step = min(1.0, LONGEST_STEP / float(np.abs(d).max()))
+        slope = numbers(dots(gradient, d))
+        status[going & ~(slope < 0)] = "stalled"
+        going &= slope < 0
+        if not going.any():
+            break
+        step = first_step(d)
         for _ in range(8):
-            trial = _clip(z + step * d, limits)
+            trial = xp.where(column(going, z), _clip(z + column(step, z) * d, limits), z)
             try:
                 after = fidelity.evaluate(np.exp(trial), rtol)
                 data_value = after.value if exact else now.frozen(np.exp(trial))
@@ -100,28 +117,48 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
                 data_value = np.inf
             prior_value = 0.0 if prior is None else prior.value(trial)
             lowered = value - (data_value + weight * prior_value)
-            if lowered >= -1e-4 * step * slope:
+            moved = going & (lowered >= -1e-4 * step * slope)
+            if (moved == going).all():
                 break
-            step /= 2
-        else:
+            step = np.where(moved, step, step / 2)
+        if (moved != going).any():
+            trial = xp.where(column(moved, z), trial, z)
             if rtol <= TIGHTEST:
-                return Iterate(z, now, model.value if model else 0.0, dual), "stalled"
+                status[going & ~moved] = "stalled"
+                going &= moved
             rtol = max(1e-2 * rtol, TIGHTEST)  # perhaps the solves, not the map, are what stands in the way
-            now = fidelity.evaluate(x, rtol)
+            after = fidelity.evaluate(np.exp(trial), rtol)
+        if not moved.any():
+            now = after
+            if not going.any():
+                break
             continue
-        moved = trial - z
+        change = trial - z
         if prior is not None:
-            dual = prior.step_dual(dual, z, moved)
+            stepped = prior.step_dual(dual, z, change)
+            if stepped is not None and not moved.all():
+                stepped = xp.where(column(moved, stepped), stepped, 0.0 if dual is None else dual)
+            dual = stepped
+            last = np.where(moved, prior_value, last)
         z, now = trial, after
-        point = Iterate(z, now, prior_value, dual)
-        if report(point, step, np.sqrt(inner(gradient * free, gradient * free))):
-            return point, "stopped"
+        point = Iterate(z, now, last, dual)
+        norm = np.sqrt(numbers(dots(gradient * free, gradient)))
+        stop = moved & report(point, step, norm, moved)
         # the frozen problem changes with every step, so there the map has to come to rest
-        at_rest = lowered <= tolerance * abs(value) if exact else np.sqrt(np.mean(moved**2)) <= AT_REST
-        small = small + 1 if at_rest else 0
-        if small == SMALL_STEPS:
-            return point, "converged"
-    return Iterate(z, now, 0.0 if prior is None else prior.value(z), dual), "max_iterations"
+        size = np.sqrt(numbers(dots(change, change)) / z.shape[-1])
+        at_rest = lowered <= tolerance * np.abs(value) if exact else size <= AT_REST
+        small = np.where(moved, np.where(at_rest, small + 1, 0), small)
+        status[going & (small >= SMALL_STEPS)] = "converged"
+        status[stop] = "stopped"
+        going &= ~stop & (small < SMALL_STEPS)
+        if not going.any():
+            break
+    return Iterate(z, now, last, dual), status
+
+
+def first_step(d):
+    """Step lengths (B,) with which no value of directions d (B, N) moves too far."""
+    return np.minimum(1.0, LONGEST_STEP / np.maximum(numbers(np.abs(d).max(axis=-1)), 1e-300))
 
 
 def _free(z, gradient, limits):
@@ -152,55 +189,70 @@ def data_curvature(fidelity, x, now):
     return fidelity.watch.wrap(apply)
 
 
-def curvature_scale(curvature, n, xp=np):
-    """Mean diagonal of a curvature v -> H v of vectors (n,), by one random probe (Hutchinson's estimate)."""
-    probe = xp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], n))
-    return inner(probe, curvature(probe)) / n
+def curvature_scale(curvature, z):
+    """Mean diagonal (..., 1) of a curvature v -> H v of fields like z (..., N), by one random probe (Hutchinson's
+    estimate).
+    """
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], z.shape[-1])
+    probe = np.zeros_like(z) + namespace(z).asarray(signs)
+    return dots(probe, curvature(probe)) / z.shape[-1]
 
 
 def conjugate_gradients(apply, b, diagonal, steps=CG_STEPS, tolerance=CG_TOLERANCE):
-    """A few diagonally preconditioned steps from zero, each of which is a descent direction for -b."""
+    """A few diagonally preconditioned steps from zero, each of which is a descent direction for -b (..., N)."""
+    xp = namespace(b)
     d = np.zeros_like(b)
     r = b.copy()
     s = r / diagonal
-    p, rho = s.copy(), inner(r, s)
-    first = rho
+    p, rho = s.copy(), dots(r, s)
+    goal = tolerance**2 * rho
+    going = rho > goal
     for _ in range(steps):
-        if not rho > tolerance**2 * first:
+        if not bool(going.any()):
             break
         q = apply(p)
-        curvature = inner(p, q)
-        if not curvature > 0:
-            break
-        alpha = rho / curvature
+        curvature = dots(p, q)
+        going = going & (curvature > 0)
+        alpha = xp.where(going, rho / xp.where(going, curvature, 1.0), 0.0)
         d += alpha * p
         r -= alpha * q
         s = r / diagonal
-        rho, before = inner(r, s), rho
-        p *= rho / before
+        rho, before = dots(r, s), rho
+        p *= xp.where(going, rho / xp.where(going, before, 1.0), 0.0)
         p += s
+        going = going & (rho > goal)
     return d
 
 
 def quasi_newton(fidelity, prior, weight, start, *, rtol, max_iterations, limits, report):
     """Minimise J(x) + weight R(x) over z = log x by L-BFGS-B, for any prior with value and gradient.
 
-    Parameters and results as in `gauss_newton`.
+    Parameters and results as in `gauss_newton`, for a batch of one.
     """
     from scipy.optimize import minimize
 
     shape, xp = fidelity.measurement.geometry.node_shape, fidelity.home.xp
+    (weight,), bounds = numbers(weight), None
+    if limits is not None:
+        bounds = [tuple(float(numbers(limit)[0]) for limit in limits)] * start.z.size
     latest = {}
 
     def objective(z):
-        own = xp.array(z)
+        own = xp.array(z).reshape(start.z.shape)
         x = np.exp(own)
-        data = fidelity.evaluate(x, rtol)
+        try:
+            data = fidelity.evaluate(x, rtol)
+        except RuntimeError:  # too wild a modulus for the solver: a bowl, so that the line search comes back
+            if not latest:
+                raise
+            away, height = z - latest["host"], 1 + abs(latest["value"])
+            return latest["value"] + height, 2 * height / (away @ away) * away
         value, slope = (0.0, x * 0.0) if prior is None else prior(x.reshape(shape))
-        gradient = x * (data.gradient + weight * slope.ravel())
-        latest["host"], latest["point"] = z.copy(), Iterate(own, data, float(value), None)
-        latest["norm"] = float(np.linalg.norm(gradient))
-        return data.value + weight * float(value), to_host(gradient)
+        gradient = x * (data.gradient + weight * slope.reshape(x.shape))
+        latest["host"], latest["point"] = z.copy(), Iterate(own, data, numbers(float(value)), None)
+        latest["norm"] = np.sqrt(numbers(dots(gradient, gradient)))
+        latest["value"] = float(data.value[0]) + weight * float(value)
+        return latest["value"], to_host(gradient).ravel()
 
     class Stop(Exception):
         pass
@@ -211,16 +263,15 @@ def quasi_newton(fidelity, prior, weight, start, *, rtol, max_iterations, limits
             objective(z)
             point = latest["point"]
         latest["best"] = point
-        if report(point, 1.0, latest["norm"]):
+        if report(point, np.ones(1), latest["norm"], np.ones(1, bool)).any():
             raise Stop
 
     try:
         found = minimize(
-            objective, to_host(start.z), jac=True, method="L-BFGS-B", callback=accepted,
-            bounds=None if limits is None else [limits] * start.z.size,
+            objective, to_host(start.z).ravel(), jac=True, method="L-BFGS-B", callback=accepted, bounds=bounds,
             options={"maxiter": max_iterations, "maxcor": 30, "ftol": 1e-6},
         )
     except Stop:
-        return latest["best"], "stopped"
+        return latest["best"], ["stopped"]
     status = {0: "converged", 1: "max_iterations"}.get(found.status, "stalled")
-    return latest.get("best") or latest["point"], status
+    return latest.get("best") or latest["point"], [status]

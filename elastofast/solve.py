@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arrays import home_of, on
+from .arrays import home_of, namespace, on
 from .boundary import check_support
 from .form import ElasticForm, as_float, check_modulus
 
@@ -65,27 +65,23 @@ def solve_forward(form, x, load, rtol=1e-8):
             )
         n, d = form.geometry.n_nodes, form.geometry.dim
         moduli = moduli.reshape(-1, n)
+        known = [on(home.own, load, name).reshape(d, n) for name in ("displacement", "force")]
         if home.on_device:
-            u = state(form, moduli, load, form.solver(moduli, load.loaded), rtol=rtol)
+            u = state(form, moduli, *known, form.solver(moduli, load.loaded), rtol=rtol)
         else:
             u = np.empty((len(moduli), d, n))
             for one, out in zip(moduli, u, strict=True):
-                out[...] = state(form, one, load, form.solver(one, load.loaded), rtol=rtol)
+                out[...] = state(form, one, *known, form.solver(one, load.loaded), rtol=rtol)
         flat = np.shape(own)[-1:] == (n,) and len(form.node_shape) > 1 and np.shape(own)[-2:] != form.node_shape
         u = u.reshape(*batch, d, *((n,) if flat else form.node_shape))
         return home.give(u.astype(as_float(own, "x").dtype, copy=False))
 
 
-def state(form, x, load, solver, guess=None, rtol=1e-8):
-    """Displacement (d, N) of one modulus (N,) with a solver that exists already; on a device also of a batch."""
-    d, n = form.geometry.dim, form.geometry.n_nodes
-    home = home_of(x=x)
-    u, rhs = (on(home, load, name).reshape(d, n) for name in ("displacement", "force"))
-    if load.displacement.any():
-        rhs = rhs - form.force(x, u)
-    if x.ndim > 1:
-        rhs = home.xp.broadcast_to(rhs, (len(x), d, n))
-    return u + solver.solve(rhs, x0=guess, rtol=rtol).value
+def state(form, x, prescribed, force, solver, guess=None, rtol=1e-8):
+    """Displacement (..., d, N) of moduli (..., N) with a solver that exists already; guess is its part that is free."""
+    rhs = force - form.force(x, prescribed) if prescribed.any() else force
+    rhs = namespace(x).broadcast_to(rhs, (*x.shape[:-1], *force.shape[-2:]))
+    return prescribed + solver.solve(rhs, x0=guess, rtol=rtol).value
 
 
 def check_rtol(rtol):

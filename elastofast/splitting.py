@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .arrays import namespace
-from .form import inner
+from .form import column, dots, numbers
 from .moves import Moves, plateau_range
-from .newton import LONGEST_STEP, Iterate, conjugate_gradients, data_curvature
+from .newton import Iterate, conjugate_gradients, data_curvature, first_step
 
 __all__ = ["Settings", "half_quadratic_splitting", "schedule_steps"]
 
@@ -54,9 +53,10 @@ def schedule_steps(scale):
 
 def half_quadratic_splitting(
     fidelity, prior, weight, start, *, anchor, first, loose, slack, scale, worth, rtol, steps, max_iterations, limits,
-    report,
+    report, going=True,
 ):
-    """Minimise J(x) + weight / 2 |z - P(z)|^2 over z = log x, P(z) being the prior's idea of the true map.
+    """Minimise J(x) + weight / 2 |z - P(z)|^2 over z = log x, P(z) being the prior's idea of the true map, for each
+    member of a batch by itself.
 
     Each step is a damped Gauss-Newton one towards target = P(z): (H + rho) d = -(gradient of J) - rho (z - target)
     (Geman and Yang, IEEE Trans. Image Process. 4, 1995; with a denoiser as P this is plug-and-play: Venkatakrishnan,
@@ -72,82 +72,96 @@ def half_quadratic_splitting(
     ----------
     fidelity : Fidelity
     prior : object with ``target``
-        ``target(z, shape)`` gives P(z) for z of shape (N,) and the grid's shape.
+        ``target(z, shape)`` gives P(z) for z of shape (..., N) and the grid's shape.
     weight : float
-        Of the last steps.
+        Of the last steps. This and all other numbers may be arrays (B,) as well.
     start : Iterate
         Only z is used, and data if present.
-    anchor : array, shape (N,), or None
+    anchor : array, shape (B, N), or None
         Map to which the run is pulled firmly, until it rests, and then by the schedule's first step, so that the result
         does not depend on the start. None: the start is trusted.
     first : float
         Weight of the first step.
-    loose, slack : float
-        Weight along the moves, and how far the map may leave the target's levels.
+    loose : float
+        Weight along the moves.
+    slack : float
+        How far the map may leave the target's levels; one for all members.
     scale : float
         Mean curvature of the data term, see `curvature_scale`.
     worth : float
         Fall of J that a step at the last weight has to bring. Boundaries move a little in each step, the longer the
         more by what the noise says; so this tells when to leave them.
     rtol : float
-        Tolerance of the forward and adjoint solves.
+        Tolerance of the forward and adjoint solves; one for all members.
     steps, max_iterations : int
         Number of steps of the schedule, and of all after the settling.
-    limits : tuple of float or None
-        Bounds on z.
+    limits, going
+        As in `gauss_newton`.
     report : callable
-        Called with each Iterate, step length, norm of the gradient, and weight; returns True to stop.
+        As in `gauss_newton`; it also gets the weights (B,).
 
     Returns
     -------
     Iterate
-    status : {"converged", "max_iterations", "stalled", "stopped"}
+    status : array of str, shape (B,)
+        "converged", "max_iterations", "stalled" or "stopped".
     """
-    z, shape = start.z, fidelity.measurement.geometry.node_shape
+    z, shape, xp = start.z, fidelity.measurement.geometry.node_shape, fidelity.home.xp
+    members = len(z)
+    weight, first, loose, scale, worth, steps, max_iterations = (
+        np.broadcast_to(a, members) for a in (weight, first, loose, scale, worth, steps, max_iterations)
+    )
+    going = np.broadcast_to(going, members).copy()
+    status = np.full(members, "max_iterations", dtype=object)
     now = start.data if start.data is not None else fidelity.evaluate(np.exp(z), rtol)
-    number = 0 if anchor is None else -SETTLE
-    while number < max_iterations:
-        share = min(1.0, max(number, 0) / max(steps - 1, 1))
-        rho = first ** (1 - share) * weight**share if number >= 0 else FIRMLY * first
+    number = np.full(members, 0 if anchor is None else -SETTLE)  # of the step, below zero while settling
+    value = np.zeros(members)
+    while going.any():
+        share = np.clip(number / np.maximum(steps - 1, 1), 0.0, 1.0)
+        rho = np.where(number >= 0, first ** (1 - share) * weight**share, FIRMLY * first)
         x = np.exp(z)
-        target = prior.target(z, shape) if number > 0 else z if anchor is None else anchor
+        resting = z if anchor is None else anchor
+        target = resting if (number <= 0).all() else xp.where(column(number > 0, z), prior.target(z, shape), resting)
         curvature = data_curvature(fidelity, x, now)
-        moves = Moves(target, shape) if number >= FREE else None
-        less = max(rho - loose, 0.0)
+        moves = Moves(target, shape, number >= FREE) if (number >= FREE).any() else None
+        strength, less = column(rho, z), column(np.where(number >= FREE, np.maximum(rho - loose, 0.0), 0.0), z)
 
-        def pull(v, rho=rho, less=less, moves=moves):
-            return rho * v - less * moves.part(v) if moves else rho * v
+        def pull(v, strength=strength, less=less, moves=moves):
+            return strength * v - less * moves.part(v) if moves else strength * v
 
         gradient = x * now.gradient + pull(z - target)
         d = conjugate_gradients(
             lambda v, pull=pull, curvature=curvature: curvature(v) + pull(v),
             -gradient,
-            namespace(z).full(z.size, rho + scale),
+            column(rho + scale, z),
             steps=CG_STEPS,
             tolerance=CG_TOLERANCE,
         )
-        step = min(1.0, LONGEST_STEP / float(np.abs(d).max()))
+        step = first_step(d)
         for _ in range(8):
-            trial = z + step * d
+            trial = z + column(step, z) * d
             if moves and slack < np.inf:
-                low, high = plateau_range((target + moves.contrast(trial - target)).reshape(shape))
-                trial = np.clip(trial, low.ravel() - slack, high.ravel() + slack)
+                changed = target + moves.contrast(trial - target)
+                low, high = (a.reshape(z.shape) for a in plateau_range(changed.reshape(-1, *shape)))
+                trial = xp.where(column(number >= FREE, z), np.clip(trial, low - slack, high + slack), trial)
             if limits is not None:
                 trial = np.clip(trial, *limits)
+            trial = xp.where(column(going, z), trial, z)
             try:
                 after = fidelity.evaluate(np.exp(trial), rtol)
                 break
             except RuntimeError:  # too wild a modulus for the solver: a shorter step
-                step /= 2
+                step = step / 2
         else:
-            return Iterate(z, now, 0.0, None), "stalled"
-        moved = float(np.sqrt(np.mean((trial - z) ** 2)))
-        value = 0.5 * inner(z - target, z - target)
+            status[going] = "stalled"
+            break
+        moved = np.sqrt(numbers(dots(trial - z, trial - z)) / z.shape[-1])
+        value = np.where(going, 0.5 * numbers(dots(z - target, z - target)), value)
         before, (z, now) = now.value, (trial, after)
         point = Iterate(z, now, value, None)
-        if report(point, step, np.sqrt(inner(gradient, gradient)), rho):
-            return point, "stopped"
-        if number >= steps and (moved <= AT_REST or before - now.value <= worth):
-            return point, "converged"
-        number = 0 if number < 0 and step == 1 and moved <= SETTLED else number + 1
-    return point, "max_iterations"
+        stop = going & report(point, step, np.sqrt(numbers(dots(gradient, gradient))), going, rho)
+        done = going & (number >= steps) & ((moved <= AT_REST) | (before - now.value <= worth))
+        status[done], status[stop] = "converged", "stopped"
+        number = np.where((number < 0) & (step == 1) & (moved <= SETTLED), 0, number + 1)
+        going &= ~(stop | done) & (number < max_iterations)
+    return Iterate(z, now, value, None), status

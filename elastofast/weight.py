@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .form import inner
-from .newton import conjugate_gradients, data_curvature, gauss_newton
+from .form import column, dots, numbers
+from .newton import Iterate, conjugate_gradients, data_curvature, gauss_newton
 
 __all__ = ["predictive_weight"]
 
@@ -25,44 +25,67 @@ PARAMETERS = 0.08  # largest effective number of parameters, over the number of 
 TOLERANCE = 1e-4
 
 
-def predictive_weight(fidelity, prior, point, *, rtol, limits, report):
-    """Weight for a prior, and the map that it gives.
+def predictive_weight(fidelity, prior, start, *, rtol, limits, report):
+    """Weights for a prior, and the maps that they give, for each member of a batch by itself.
 
     Parameters
     ----------
     fidelity : Fidelity
-        Of the (coarse) measurement to try weights on.
+        Of the (coarse) measurements to try weights on.
     prior : object with ``linearize``
-    point : Iterate
+    start : Iterate
         Where to start.
     rtol, limits, report
-        As in `gauss_newton`.
+        As in `gauss_newton`; ``report`` also gets the weights (B,).
 
     Returns
     -------
-    weight : float
+    weight : array, shape (B,)
     point : Iterate
+        With z and dual alone.
     """
-    tried = {}  # exponent -> (risk, point, degrees of freedom)
+    members = range(len(start.z))
+    searches = [_search(PARAMETERS * n) for n in np.broadcast_to(fidelity.n_data, len(members))]
+    asked = [next(search) for search in searches]  # exponents to try and to start from, None at the end
+    maps = [{None: (start.z[k], None if start.dual is None else start.dual[k])} for k in members]
+    weight, best = np.ones(len(members)), [None] * len(members)
 
-    def attempt(exponent, start):
-        weight = FIRST * RATIO**exponent
-        found, _ = gauss_newton(
-            fidelity, prior, weight, start, rtol=rtol, tolerance=TOLERANCE, max_iterations=30, limits=limits,
-            report=lambda p, step, norm: report(p, step, norm, weight),
-        )
-        dof = degrees_of_freedom(fidelity, prior, weight, found, rtol)
-        tried[exponent] = 2 * found.data.value + 2 * dof, found, dof
+    def assembled():
+        """The maps to start from: of the last exponents, or in the end of the best ones."""
+        chosen = [maps[k][asked[k][1] if asked[k] else best[k]] for k in members]
+        z, dual = zip(*chosen, strict=True)
+        xp = fidelity.home.xp
+        return Iterate(xp.stack(z), None, np.zeros(len(z)), None if dual[0] is None else xp.stack(dual))
 
-    attempt(0, point)
-    attempt(-1, tried[0][1])
+    while any(asked):
+        going = np.array([ask is not None for ask in asked])
+        trial = np.array([FIRST * RATIO ** ask[0] if ask else found for ask, found in zip(asked, weight, strict=True)])
+        point, _ = gauss_newton(
+            fidelity, prior, trial, assembled(), rtol=rtol, tolerance=TOLERANCE, max_iterations=30, limits=limits,
+            report=lambda point, step, norm, moved, trial=trial: report(point, step, norm, moved, trial), going=going,
+        )  # fmt: skip
+        dof = degrees_of_freedom(fidelity, prior, trial, point, rtol)
+        risk = 2 * point.data.value + 2 * dof
+        for k in np.flatnonzero(going):
+            maps[k][asked[k][0]] = point.z[k], None if point.dual is None else point.dual[k]
+            try:
+                asked[k] = searches[k].send((risk[k], dof[k]))
+            except StopIteration as end:
+                asked[k], (weight[k], best[k]) = None, end.value
+    return weight, assembled()
+
+
+def _search(parameters):
+    """The search of one member: yields an exponent to try and the one whose map to start from, gets risk and dof."""
+    tried = {0: (yield 0, None)}
+    tried[-1] = yield -1, 0
     direction = -1 if tried[-1][0] < tried[0][0] else 1
     edge = -1 if direction < 0 else 0
     while len(tried) < MOST:
         edge += direction
         # beyond a flat bottom the estimate, which is noisy itself, may dip once more: ask for two steps of ascent
-        attempt(edge, tried[edge - direction][1])
-        if tried[edge][2] > PARAMETERS * fidelity.n_data:
+        tried[edge] = yield edge, edge - direction
+        if tried[edge][1] > parameters:
             del tried[edge]
             break
         best = min(tried, key=lambda e: tried[e][0])
@@ -73,20 +96,19 @@ def predictive_weight(fidelity, prior, point, *, rtol, limits, report):
     # differences of the risk are about as large as the root of the number of parameters.
     exponents = np.array(sorted(tried))
     excess = np.array([tried[e][0] for e in exponents]) - tried[best][0]
-    share = np.exp(-0.5 * excess / np.sqrt(tried[best][2]))
+    share = np.exp(-0.5 * excess / np.sqrt(tried[best][1]))
     vertex = float((share * exponents).sum() / share.sum())
-    return SHARPEN * FIRST * RATIO**vertex, tried[best][1]
+    return SHARPEN * FIRST * RATIO**vertex, best
 
 
 def degrees_of_freedom(fidelity, prior, weight, point, rtol):
-    """Monte-Carlo estimate of tr H (H + weight B)^-1 at a map."""
+    """Monte-Carlo estimates of tr H (H + weight B)^-1 at maps, (B,)."""
     x = np.exp(point.z)
-    noise = fidelity.noise_gradient(x, point.data, np.random.default_rng(0), rtol)
-    b = x * noise
+    b = x * fidelity.noise_gradient(x, point.data, np.random.default_rng(0), rtol)
     model = prior.linearize(point.z, point.dual)
     data = data_curvature(fidelity, x, point.data)
-    spread = inner(b, b) / b.size
+    spread, weight = dots(b, b) / b.shape[-1], column(weight, b)
     d = conjugate_gradients(
         lambda v: data(v) + weight * model.curvature(v), b, weight * model.diagonal + spread, steps=30, tolerance=0.03
     )
-    return inner(b, d)
+    return numbers(dots(b, d))

@@ -31,7 +31,7 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
         if name.startswith("__array"):  # the other ways into NumPy
             raise AttributeError(name)
         value = getattr(self.values, name)
-        return (lambda *a, **k: on_device(value, *a, **k)) if callable(value) else value
+        return (lambda *a, **k: on_device(value, *a, **k)) if callable(value) else wrap(value)
 
     def __getitem__(self, key):
         return on_device(self.values.__getitem__, key)

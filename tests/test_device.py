@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import elastofast as ef
-from elastofast import _host_executor, arrays
+from elastofast import _host_executor, arrays, grid_device
 from elastofast.grid_kernels import smoother
 
 LAWS = {"stress": ef.PlaneStress(0.495), "strain": ef.PlaneStrain(0.495)}
@@ -171,10 +171,13 @@ def test_covariance(memory, law, force_std, opened):
     assert relative(get(found.value), expected.value) < 1e-5
 
 
-def measured(law, put=None, force_std=0.0):
+BODIES = [(1, 100.0), (2, 150.0), (3, 80.0)]  # seed, pressure
+
+
+def measured(law, put=None, force_std=0.0, seed=1, pressure=100.0):
     grid = ef.Grid((40, 53), (6e-4, 6e-4))
-    load = ef.compression(grid, pressure=100.0)
-    truth, _ = ef.lesion(grid, seed=1)
+    load = ef.compression(grid, pressure=pressure)
+    truth, _ = ef.lesion(grid, seed=seed)
     m = ef.simulate(grid, law, load, truth, snr=35.0)
     u = m.displacement if put is None else put(m.displacement)
     return ef.Measurement(grid, law, load, u, m.displacement_std, force_std), truth
@@ -211,6 +214,67 @@ def test_reconstruction(memory, options):
     assert np.linalg.norm(get(found.modulus) - expected.modulus) < 0.01 * np.linalg.norm(expected.modulus)
     np.testing.assert_allclose(found.chi2, expected.chi2, rtol=0.01)
     assert get(found.displacement).shape == expected.displacement.shape
+
+
+@pytest.mark.parametrize(
+    ("options", "force_std"),
+    [
+        (dict(prior="tv", weight=[400.0, 300.0, 200.0]), 0.0),
+        (dict(prior="tv", weight=300.0, max_iterations=3), 1e-4),
+        (dict(prior="tikhonov", weight=300.0, gradient="frozen"), 0.0),
+        (dict(prior="none", max_iterations=2), 0.0),
+        (dict(prior="critic", max_iterations=3), 0.0),
+        (dict(prior="tv", weight=300.0, optimizer="l-bfgs", max_iterations=3), 0.0),
+    ],
+    ids=lambda o: "-".join(map(str, o.values())) if isinstance(o, dict) else str(o),
+)
+def test_batch_of_reconstructions(memory, options, force_std):
+    """Measurements of other bodies under other loads, in one go, come out as each does by itself on the CPU."""
+    if options["prior"] == "critic":
+        pytest.importorskip("torch")
+    put, get = memory
+    hosts = [measured(LAWS["stress"], None, force_std, seed, pressure)[0] for seed, pressure in BODIES]
+    there = [measured(LAWS["stress"], put, force_std, seed, pressure)[0] for seed, pressure in BODIES]
+    found = ef.reconstruct(there, **options)
+    weights = options.get("weight")
+    for k, (host, result) in enumerate(zip(hosts, found, strict=True)):
+        if isinstance(weights, list):
+            options = options | dict(weight=weights[k])
+        expected = ef.reconstruct(host, **options)
+        assert result.status == expected.status
+        assert result.weight == pytest.approx(expected.weight, rel=1e-3)
+        assert np.linalg.norm(get(result.modulus) - expected.modulus) < 0.02 * np.linalg.norm(expected.modulus)
+        np.testing.assert_allclose(result.chi2, expected.chi2, rtol=0.01)
+        assert [entry["iteration"] for entry in result.history] == [*range(1, len(result.history) + 1)]
+
+
+def test_steps_of_a_batch_are_taken_together(monkeypatch):
+    """On a device there are as many set-ups for three measurements as for the one that takes the most steps."""
+    put, _ = device.install(monkeypatch)
+    members = [measured(LAWS["stress"], put, 0.0, seed, pressure)[0] for seed, pressure in BODIES]
+    made = []
+    original = grid_device.DeviceSolver.__init__
+    monkeypatch.setattr(
+        grid_device.DeviceSolver, "__init__", lambda self, b, x, *a: made.append(x.shape) or original(self, b, x, *a)
+    )
+    results = ef.reconstruct(members, "tv", weight=300.0, max_iterations=6)
+    together = sum(shape == (3, 40 * 53) for shape in made)
+    steps = [len(result.history) for result in results]
+    assert max(steps) < together < 1.5 * max(steps) < sum(steps)
+
+
+def test_measurements_on_other_grids_are_worked_on_by_themselves(monkeypatch):
+    put, get = device.install(monkeypatch)
+    grids = [ef.Grid(shape, (6e-4, 6e-4)) for shape in ((20, 22), (24, 21), (20, 22))]
+    members = []
+    for seed, grid in enumerate(grids):
+        x, _ = ef.lesion(grid, seed=seed)
+        m = ef.simulate(grid, LAWS["stress"], ef.compression(grid, pressure=100.0), x, snr=35.0, seed=seed)
+        members.append(ef.Measurement(grid, m.law, m.load, put(m.displacement), m.displacement_std))
+    for m, result in zip(members, ef.reconstruct(members, "tv", weight=100.0), strict=True):
+        assert result.geometry is m.geometry
+        expected = get(ef.reconstruct(m, "tv", weight=100.0).modulus)
+        assert np.linalg.norm(get(result.modulus) - expected) < 0.01 * np.linalg.norm(expected)
 
 
 def test_automatic_weight(memory):

@@ -224,7 +224,7 @@ def test_loose_tolerance_costs_its_square(kind, force_std, law):
     scale = 0.5 * np.sum((m.displacement / m.displacement_std) ** 2)
     for rtol in (1e-2, 1e-3, 1e-4):
         error = abs(Fidelity(m).evaluate(x.ravel(), rtol=rtol).value - exact)
-        assert error <= (0.5 if kind == "strain" else 0.003) * rtol**2 * scale
+        assert error <= 0.003 * rtol**2 * scale
 
 
 @pytest.mark.parametrize(

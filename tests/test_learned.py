@@ -6,14 +6,14 @@ import scipy.ndimage
 import torch
 
 import elastofast as ef
-from elastofast import priors, reconstruction, splitting
+from elastofast import priors, run, splitting
 from elastofast.fidelity import Fidelity
 from elastofast.learning import perturbation
 from elastofast.learning.networks import build
 from elastofast.moves import Moves, plateau_range
 from elastofast.newton import Iterate, curvature_scale, data_curvature
-from elastofast.reconstruction import homogeneous
 from elastofast.splitting import half_quadratic_splitting
+from elastofast.start import homogeneous
 
 
 def network(kind, seed=0, **architecture):
@@ -106,16 +106,17 @@ class Known:
 def test_splitting_reaches_a_stationary_point(scan, factor):
     fidelity = Fidelity(scan, rtol=1e-8)
     z = homogeneous(scan)
-    scale = curvature_scale(data_curvature(fidelity, np.exp(z), fidelity.evaluate(np.exp(z))), z.size)
+    scale = float(curvature_scale(data_curvature(fidelity, np.exp(z), fidelity.evaluate(np.exp(z))), z)[0])
     target = np.log(scan.reference).ravel() + 0.1
     weight = factor * scale
     point, _ = half_quadratic_splitting(
-        fidelity, Known(target), weight, Iterate(z, None, 0.0, None), anchor=None, first=weight, loose=3 * scale,
+        fidelity, Known(target), weight, Iterate(z[None], None, None, None), anchor=None, first=weight, loose=3 * scale,
         slack=np.inf, scale=scale, worth=-np.inf, rtol=1e-8, steps=40, max_iterations=65, limits=None,
-        report=lambda *a: False,
+        report=lambda *a: np.zeros(1, bool),
     )  # fmt: skip
-    now = fidelity.evaluate(np.exp(point.z), 1e-9)
-    away, push = point.z - target, np.exp(point.z) * now.gradient
+    z = point.z[0]
+    now = fidelity.evaluate(np.exp(z), 1e-9)
+    away, push = z - target, np.exp(z) * now.gradient
     along = Moves(target, scan.geometry.shape).part(away)
     pull = weight * (away - along) + min(weight, 3 * scale) * along
     assert np.linalg.norm(pull + push) < 0.05 * np.linalg.norm(pull)
@@ -154,8 +155,8 @@ def test_splitting_leaves_the_moves_when_they_explain_no_more(scan, monkeypatch)
     falls = -np.diff([h["data"] for h in history])
     last = [h["weight"] for h in history].index(history[-1]["weight"])  # of the schedule
     assert (falls[last:-1] > splitting.WORTH).all() and falls[-1] <= splitting.WORTH
-    monkeypatch.setattr(reconstruction, "FURTHER", 1)
-    monkeypatch.setattr(reconstruction, "WORTH", -1e9)
+    monkeypatch.setattr(run, "FURTHER", 1)
+    monkeypatch.setattr(run, "WORTH", -1e9)
     monkeypatch.setattr(splitting, "AT_REST", 0.0)
     assert ef.reconstruct(scan, prior=prior).status == "max_iterations"
 
@@ -267,7 +268,7 @@ def test_drawn_errors_have_the_posterior_covariance(monkeypatch, rng):
     fidelity = Fidelity(m, rtol=1e-8)
     curvature = data_curvature(fidelity, x.ravel(), fidelity.evaluate(x.ravel()))
     hessian = np.stack([curvature(e) for e in np.eye(x.size)])
-    rho = curvature_scale(curvature, x.size)
+    rho = float(curvature_scale(curvature, x.ravel())[0])
     energy = np.einsum("ki,ij,kj->k", draws, hessian + rho * np.eye(x.size), draws) / x.size
     # standard deviation of the mean is sqrt(2 / (90 * 150)) = .012; one V-cycle for each solve adds a few per cent
     assert energy.mean() == pytest.approx(1, abs=0.1)

@@ -11,8 +11,8 @@ import pytest
 import elastofast as ef
 from elastofast.metrics import relative_l2, symmetric_rms
 from elastofast.pyramid import coarsen, refine, sample
-from elastofast.reconstruction import homogeneous
 from elastofast.simulation import add_noise
+from elastofast.start import homogeneous
 
 LAW = ef.PlaneStress(0.495)
 
@@ -295,7 +295,7 @@ def test_errors_name_the_argument(scan, arguments, message):
 
 
 def test_errors_about_the_measurement(scan):
-    with pytest.raises(TypeError, match="measurement must be a Measurement, got str"):
+    with pytest.raises(TypeError, match="measurement must be a Measurement or a list of them, got str"):
         ef.reconstruct("scan.h5")
     with pytest.raises(TypeError, match="prior must be a name, a callable"):
         ef.reconstruct(scan, prior=3)
@@ -316,3 +316,50 @@ def test_errors_about_the_measurement(scan):
         ef.reconstruct(noisy)
     with pytest.raises(ValueError, match="bounds are in pascals, but no force is known"):
         ef.reconstruct(m, bounds=(1e3, 1e5))
+
+
+def test_a_list_in_host_memory_is_worked_on_one_after_another(scan):
+    members = [scan, measure(33)]
+    results = ef.reconstruct(members, "tikhonov", weight=[30.0, 100.0], max_iterations=3)
+    for m, weight, result in zip(members, (30.0, 100.0), results, strict=True):
+        expected = ef.reconstruct(m, "tikhonov", weight=weight, max_iterations=3)
+        np.testing.assert_array_equal(result.modulus, expected.modulus)
+        assert result.weight == weight
+    again = ef.reconstruct(members, "tikhonov", weight=[r.weight for r in results], start=results, max_iterations=1)
+    assert all(after.chi2 < before.chi2 for after, before in zip(again, results, strict=True))
+    assert ef.reconstruct([]) == []
+
+
+def test_an_interrupted_list_keeps_what_there_is(scan):
+    def interrupt(entry):
+        if entry["weight"] == 20.0:
+            raise KeyboardInterrupt
+
+    first, second, third = ef.reconstruct(
+        [scan] * 3, "tikhonov", weight=[10.0, 20.0, 30.0], max_iterations=2, progress=interrupt
+    )
+    assert (first.status, second.status, third) == ("max_iterations", "interrupted", None)
+
+
+def test_errors_about_lists(scan):
+    with pytest.raises(TypeError, match="measurement must be a list of Measurements, its entry 1 is str"):
+        ef.reconstruct([scan, "scan.h5"])
+    with pytest.raises(ValueError, match="weight must be one for all or one for each of 2 measurements, got 3"):
+        ef.reconstruct([scan, scan], weight=[1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="weight must be 'auto' or a finite number, zero or more, got -1"):
+        ef.reconstruct([scan, scan], weight=[1.0, -1.0])
+    with pytest.raises(ValueError, match="start must be one for all or one for each of 2 measurements, got 1"):
+        ef.reconstruct([scan, scan], start=[np.ones((65, 65))])
+    with pytest.raises(ValueError, match="weight may be 'auto' for all measurements only, its entry 1 is 'auto'"):
+        ef.reconstruct([scan, scan], weight=[1.0, "auto"])
+
+
+def test_a_gradient_that_leads_to_wild_moduli_does_not_end_a_run():
+    """The first line search of L-BFGS asks for moduli at which the covariance cannot be solved with."""
+    grid = ef.Grid((40, 53), (6e-4, 6e-4))
+    x, _ = ef.lesion(grid, seed=1)
+    load = ef.compression(grid, pressure=100.0)
+    m = ef.simulate(grid, ef.PlaneStress(0.495), load, x, snr=35.0)
+    m = ef.Measurement(grid, m.law, load, m.displacement, m.displacement_std, force_std=1e-4)
+    chi2 = [ef.reconstruct(m, "tv", weight=300.0, optimizer="l-bfgs", max_iterations=n).chi2 for n in (1, 4)]
+    assert chi2[1] < chi2[0]

@@ -44,7 +44,7 @@ def posterior_errors(measurement, count, rng):
     x = np.asarray(m.reference, dtype=np.float64).ravel()
     now = fidelity.evaluate(x)
     curvature = data_curvature(fidelity, x, now)
-    scale = curvature_scale(curvature, x.size)
+    scale = float(curvature_scale(curvature, x)[0])
     errors = np.empty((count, *m.geometry.node_shape), dtype=np.float32)
     for error in errors:
         rho = scale * float(np.exp(rng.uniform(*np.log(PENALTY))))

@@ -180,7 +180,7 @@ class Critic(_Network):
         import torch
 
         with torch.inference_mode():
-            error = self.network.error(self._tensor(z.reshape(shape), logarithm=True))
+            error = self.network.error(self._tensor(z.reshape(-1, *shape), logarithm=True))
         return z - self.standard.scale * _given_back(error, z, z.shape)
 
 
@@ -207,7 +207,7 @@ class PlugAndPlay(_Network):
         import torch
 
         with torch.inference_mode():
-            s = self._tensor(z.reshape(shape), logarithm=True)
+            s = self._tensor(z.reshape(-1, *shape), logarithm=True)
             error = s - self.network(s)
         return z - self.standard.scale * _given_back(error, z, z.shape)
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array, diags_array, eye_array, kron, vstack
 
-from ..arrays import HOST, home_of
+from ..arrays import HOST, home_of, namespace, to_host
 from ..geometry import Grid
 
 __all__ = ["Linearization", "Tikhonov", "TotalVariation"]
 
 
 class Linearization(NamedTuple):
-    """A prior about one z = log x, shape (N,): value, gradient, and a positive semidefinite curvature."""
+    """A prior about z = log x, shape (..., N): value, gradient, and a positive semidefinite curvature."""
 
-    value: float
+    value: np.ndarray  # on the host, one number for each map
     gradient: np.ndarray
-    curvature: object  # callable (N,) -> (N,)
+    curvature: object  # callable (..., N) -> (..., N)
     diagonal: np.ndarray  # of the curvature, without the coupling of axes: for preconditioning
 
 
@@ -66,8 +67,12 @@ class _LogGradient:
         return self._tables[home]
 
     def _changes(self, z):
-        """Change of log x over each cell along each axis, (d, cells)."""
-        return (self._table(z).operator @ z).reshape(self.geometry.dim, -1)
+        """Change of log x over each cell along each axis, (..., d, cells)."""
+        return _product(self._table(z).operator, z).reshape(*z.shape[:-1], self.geometry.dim, -1)
+
+    def _back(self, g):
+        """The transpose of `_changes`, of shape (..., N)."""
+        return _product(self._table(g).transpose, g.reshape(*g.shape[:-2], -1))
 
     def __call__(self, x):
         """Value and gradient per pascal.
@@ -94,10 +99,8 @@ class _LogGradient:
             if not (xp.isfinite(x).all() and (x > 0).all()):
                 raise ValueError("x must be positive and finite (pascals)")
             batch = x.shape[: x.ndim - len(tail)]
-            found = [self._value_gradient(xp.log(one)) for one in x.reshape(-1, n)]
-            gradient = home.give(xp.stack([g for _, g in found]).reshape(x.shape) / x)
-            value = home.give(xp.asarray([v for v, _ in found]).reshape(batch)) if batch else found[0][0]
-            return value, gradient
+            value, gradient = self._value_gradient(xp.log(x.reshape(*batch, n)))
+            return (home.give(value) if batch else float(value)), home.give(gradient.reshape(x.shape) / x)
 
 
 class Tikhonov(_LogGradient):
@@ -115,23 +118,23 @@ class Tikhonov(_LogGradient):
     power = 2
 
     def _value_gradient(self, z):
-        g, table = self._changes(z), self._table(z)
-        return 0.5 * float((table.weights * g**2).sum()), table.transpose @ (table.weights * g).ravel()
+        g, weights = self._changes(z), self._table(z).weights
+        return 0.5 * (weights * g**2).sum(axis=(-2, -1)), self._back(weights * g)
 
     def linearize(self, z, dual=None) -> Linearization:
-        """Value, gradient and curvature at z = log x (N,); the curvature does not depend on z."""
+        """Value, gradient and curvature at z = log x (..., N); the curvature does not depend on z."""
         value, gradient = self._value_gradient(z)
         table = self._table(z)
 
         def curvature(v):
-            return table.transpose @ (table.weights * self._changes(v)).ravel()
+            return self._back(table.weights * self._changes(v))
 
         weights = np.tile(table.weights, self.geometry.dim)
-        return Linearization(value, gradient, curvature, table.squares @ weights)
+        return Linearization(to_host(value), gradient, curvature, table.squares @ weights)
 
     def value(self, z):
-        """R at z = log x (N,)."""
-        return 0.5 * float((self._table(z).weights * self._changes(z) ** 2).sum())
+        """R at z = log x (..., N), on the host."""
+        return to_host(0.5 * (self._table(z).weights * self._changes(z) ** 2).sum(axis=(-2, -1)))
 
     def start_dual(self):
         """Nothing: a quadratic needs no dual variable."""
@@ -165,24 +168,26 @@ class TotalVariation(_LogGradient):
         self.smoothing = float(smoothing)
 
     def _length(self, g):
-        return np.sqrt((g**2).sum(axis=0) + self.smoothing**2)
+        return np.sqrt((g**2).sum(axis=-2, keepdims=True) + self.smoothing**2)
+
+    def _value(self, z, q):
+        return (self._table(z).weights * (q - self.smoothing)).sum(axis=(-2, -1))
 
     def _value_gradient(self, z):
-        g, table = self._changes(z), self._table(z)
+        g = self._changes(z)
         q = self._length(g)
-        return float((table.weights * (q - self.smoothing)).sum()), table.transpose @ (table.weights / q * g).ravel()
+        return self._value(z, q), self._back(self._table(z).weights / q * g)
 
     def value(self, z):
-        """R at z = log x (N,)."""
-        return float((self._table(z).weights * (self._length(self._changes(z)) - self.smoothing)).sum())
+        """R at z = log x (..., N), on the host."""
+        return to_host(self._value(z, self._length(self._changes(z))))
 
     def start_dual(self):
-        """The dual variable of a constant map: none stands for zeros (d, cells)."""
+        """The dual variable of a constant map: none stands for zeros (..., d, cells)."""
         return None
 
     def linearize(self, z, dual) -> Linearization:
-        """Value, gradient and primal-dual curvature at z = log x (N,)."""
-        value, gradient = self._value_gradient(z)
+        """Value, gradient and primal-dual curvature at z = log x (..., N)."""
         g, table = self._changes(z), self._table(z)
         q = self._length(g)
         a, w = table.weights / q, g / q
@@ -191,11 +196,12 @@ class TotalVariation(_LogGradient):
         def curvature(v):
             e = self._changes(v)
             # a (I - (dual w^T + w dual^T) / 2) e
-            e -= 0.5 * (dual * (w * e).sum(axis=0) + w * (dual * e).sum(axis=0))
+            e -= 0.5 * (dual * _along(w, e) + w * _along(dual, e))
             e *= a
-            return table.transpose @ e.ravel()
+            return self._back(e)
 
-        return Linearization(value, gradient, curvature, table.squares @ (a * (1 - dual * w)).ravel())
+        diagonal = _product(table.squares, (a * (1 - dual * w)).reshape(*g.shape[:-2], -1))
+        return Linearization(to_host(self._value(z, q)), self._back(a * g), curvature, diagonal)
 
     def step_dual(self, dual, z, dz):
         """Dual variable after a step dz from z: its own Newton step, shortened to keep every length below one."""
@@ -203,12 +209,24 @@ class TotalVariation(_LogGradient):
         q = self._length(g)
         w = g / q
         dual = np.zeros_like(g) if dual is None else dual
-        step = w - dual + (e - dual * (w * e).sum(axis=0)) / q
-        square = (step**2).sum(axis=0) + 1e-300
-        inner = (dual * step).sum(axis=0)
-        room = 1 - (dual**2).sum(axis=0)
+        step = w - dual + (e - dual * _along(w, e)) / q
+        square, inner = _along(step, step) + 1e-300, _along(dual, step)
+        room = 1 - _along(dual, dual)
         reach = (np.sqrt(np.maximum(inner**2 + square * room, 0)) - inner) / square
-        return dual + min(1.0, 0.95 * float(reach.min())) * step
+        return dual + np.minimum(1.0, 0.95 * reach.min(axis=-1, keepdims=True)) * step
+
+
+def _along(a, b):
+    """Products of the vectors of each cell, (..., 1, cells)."""
+    return (a * b).sum(axis=-2, keepdims=True)
+
+
+def _product(matrix, fields):
+    """Sparse matrix times each of some fields (..., n)."""
+    lead = fields.shape[:-1]
+    if prod(lead) == 1:
+        return (matrix @ fields.reshape(-1)).reshape(*lead, -1)
+    return namespace(fields).ascontiguousarray((matrix @ fields.reshape(-1, fields.shape[-1]).T).T).reshape(*lead, -1)
 
 
 def _gradient(geometry):

@@ -1,0 +1,67 @@
+"""Where a reconstruction starts: from the best homogeneous body, or from a map that is given."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .arrays import home_of, on
+from .form import check_modulus
+from .result import Result
+from .solve import state
+
+__all__ = ["TISSUE", "given", "homogeneous"]
+
+TISSUE = 12.5e3  # Pa, where nothing fixes the scale: what learned priors take for the background
+
+
+def homogeneous(measurement):
+    """Logarithm of the constant modulus that fits best, (N,); that of soft tissue where nothing fixes the scale.
+
+    The displacement of a homogeneous body is a + b / x with a from the prescribed displacements and b from the forces,
+    so the weighted least-squares 1 / x has a closed form.
+    """
+    m, home, xp = measurement, measurement.home.own, measurement.home.xp
+    d, n = m.geometry.dim, m.geometry.n_nodes
+    if not m.load.force.any():
+        return xp.full(n, np.log(TISSUE))
+    if m.load.open.any():
+        return xp.full(n, np.log(_open_start(m)))
+    ones = xp.ones(n)
+    solver = m.form.solver(ones, m.load.loaded.reshape(d, n))
+    fixed, force = (on(home, m.load, name).reshape(d, n) for name in ("displacement", "force"))
+    both = state(m.form, ones, fixed, force, solver, rtol=1e-6)
+    a = xp.zeros((d, n))
+    if m.load.displacement.any():
+        a = fixed + solver.solve(-m.form.force(ones, fixed), rtol=1e-6).value
+    b = both - a
+    std = on(home, m, "displacement_std").reshape(d, n)
+    seen = on(home, m.load, "loaded").reshape(d, n) & xp.isfinite(std)
+    precision = xp.where(seen, 1 / xp.where(std > 0, std, 1) ** 2, 0.0)
+    along = float((precision * b * (on(home, m, "displacement").reshape(d, n) - a)).sum())
+    if not along > 0:
+        raise ValueError(
+            "the measured displacement goes against the load: no positive modulus explains it. Check the sign and "
+            "units (metres) of displacement and the sign of the force"
+        )
+    return xp.full(n, np.log(float((precision * b * b).sum()) / along))
+
+
+def _open_start(m):
+    """Constant modulus from the force balance along the measured displacement."""
+    equations = m.load.loaded
+    work = float((m.load.force * m.displacement)[equations].sum())
+    energy = float((m.form.force(np.ones(m.geometry.node_shape), m.displacement) * m.displacement)[equations].sum())
+    return work / energy if work > 0 and energy > 0 else 1e4
+
+
+def given(start, m):
+    """Checked map (N,) of a caller, an array or a `Result`; None for None."""
+    if start is None:
+        return None
+    x = start.modulus if isinstance(start, Result) else start
+    home = home_of(start=x)
+    if home.own != m.home.own:
+        raise TypeError(f"start is on {home}, but the measurement on {m.home}: they must live in one place")
+    x, batch = check_modulus(home.take(x), m.form, "start")
+    m.form._single(batch, "start", m.geometry.node_shape)
+    return x.reshape(-1)
