@@ -310,6 +310,44 @@ def test_critic(memory):
     assert relative(get(correct(put(truth))), correct(truth)) < 1e-5
 
 
+def test_denoiser(memory):
+    pytest.importorskip("torch")
+    put, get = memory
+    z = np.log(body((40, 53), LAWS["stress"], batch=(2,))[1]).reshape(2, -1) + np.log(12e3)
+    prior = ef.priors.PlugAndPlay.load()
+    together = prior.target(z, (40, 53))
+    assert relative(get(prior.target(put(z), (40, 53))), together) < 1e-4
+    for one, expected in zip(z, together, strict=True):
+        assert relative(get(prior.target(put(one), (40, 53))), expected) < 1e-4
+
+
+def test_covariance_as_a_preconditioner(memory, law):
+    put, get = memory
+    form, x, r, _ = body((33, 40), law)
+    load = ef.compression(form.geometry, pressure=100.0)
+    host, there = (ef.NoiseCovariance(form, field, load, 1e-6, 1e-4) for field in (1e4 * x, put(1e4 * x)))
+    r = r.reshape(2, -1)
+    assert relative(get(there.precondition(put(r))), host.precondition(r)) < 1e-4
+
+
+def test_single_precision_moduli_give_single_precision_displacements(memory, law):
+    put, get = memory
+    form, x, _, _ = body((40, 53), law, np.float32)
+    load = ef.compression(form.geometry, strain=0.01)
+    found = get(ef.solve_forward(form, put(1e4 * x), load))
+    assert relative(found, ef.solve_forward(form, 1e4 * x, load)) < 1e-5
+
+
+def test_results_can_be_kept(memory, tmp_path):
+    put, get = memory
+    m, truth = measured(LAWS["stress"], put)
+    result = ef.reconstruct(m, "tikhonov", weight=300.0, max_iterations=2)
+    result.save(tmp_path / "map.npz")
+    np.testing.assert_array_equal(ef.load_modulus(tmp_path / "map.npz")[0], get(result.modulus))
+    on_host, there = (ef.metrics.evaluate(a, truth, m.geometry) for a in (get(result.modulus), result.modulus))
+    assert there == on_host
+
+
 def test_arrays_of_different_places_are_refused(memory):
     put, _ = memory
     form, x, u, v = body((7, 9), LAWS["stress"])
