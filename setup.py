@@ -140,17 +140,9 @@ core = extension(
     extra_compile_args=[*FLAGS, *OPENMP],
     extra_link_args=OPENMP,
 )
-host_executor = extension(
-    "_host_executor",
-    ["csrc/host_executor.cpp"],
-    DEVICE_HEADERS,
-    define_macros=[("EF_SMALL", "1")],
-    extra_compile_args=["-O1", "-fvisibility=hidden"],
-    extra_link_args=["-s"],
-)
 
 if sys.platform == "win32":
     raise SystemExit("elastofast needs GCC or Clang with OpenMP; on Windows install it inside WSL")
 
-modules = [core, host_executor, cuda_extension()]
+modules = [core, cuda_extension()]
 setup(ext_modules=[m for m in modules if m], cmdclass={"build_ext": BuildExt})

@@ -1,4 +1,5 @@
-// elastofast._host_executor: the device bodies and all their index computations as plain loops, for tests without a GPU.
+// _host_executor: the device bodies and all their index computations as plain loops, for tests without a GPU.
+#define EF_SMALL  // compiles quickly
 #include "device_bindings.h"
 
 using namespace elastofast;

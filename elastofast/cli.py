@@ -190,7 +190,8 @@ def _dataset(options) -> int:
 
 
 def _reconstruct(options) -> int:
-    from .io import load_measurement, save_modulus
+    from .io import save_modulus
+    from .measurement import load_measurement
     from .metrics import evaluate
     from .reconstruction import reconstruct
 

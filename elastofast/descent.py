@@ -11,11 +11,10 @@ from .newton import data_curvature
 __all__ = ["projected_descent"]
 
 UPDATES = 5  # of Gamma
-FLOOR = 1e-3  # smallest modulus relative to the start's mean: keeps x > 0
 
 
 def projected_descent(fidelity, prior, weight, start, *, length, steps, rtol, limits, report):
-    """Equations 6 and 7 of the paper: x <- max(x - eps grad, floor), Gamma updated after every ``steps`` steps.
+    """Equations 6 and 7 of the paper: x <- x - eps grad within the bounds, Gamma updated after every ``steps`` steps.
 
     The paper's step 0.7 is in its own units; here ``length`` is in units of one over the largest eigenvalue of the
     frozen problem's Hessian, so that it means the same on every mesh. With the frozen gradient the steps minimise
@@ -46,8 +45,7 @@ def projected_descent(fidelity, prior, weight, start, *, length, steps, rtol, li
         return np.ravel(prior(x.reshape(shape))[1]).reshape(x.shape)
 
     prior_gradient = of_prior if prior is not None and weight else None
-    floor = FLOOR * float(x.mean())
-    low, high = (floor, np.inf) if limits is None else map(np.exp, limits)
+    low, high = map(np.exp, limits)
     for _ in range(UPDATES):
         now = fidelity.evaluate(x, rtol)
         begin = x

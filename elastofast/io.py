@@ -60,44 +60,9 @@ AUTHORS = ("vertices", "triangles", "E", "uxy", "fxy")
 SUFFIXES = {".h5": "hdf5", ".hdf5": "hdf5", ".npz": "npz", ".mat": "mat", ".vtu": "vtu"}
 
 
-def load_measurement(path, **overrides):
-    """Read a `Measurement` from an HDF5, NPZ or MATLAB (v5 or v7.3) file.
-
-    Two layouts are understood: elastofast's own (docs/files.md) and that of the published comp-elast data:
-    ``vertices`` (N, 2) in metres, lateral then axial; ``triangles``, zero-based; ``uxy`` and, optionally,
-    ``fxy`` interleaved x, y per node, in metres and newtons per metre; optionally ``E`` (Pa), which becomes
-    the reference. That layout names no law and no support: the law is plane strain at Poisson ratio 0.495
-    unless given, and the support is the published one, the bottom edge (smallest axial coordinate) fixed
-    axially and its node nearest to the middle fixed laterally; ``fxy`` there holds reactions and is dropped.
-    It states no noise level either, so ``displacement_std`` has to be given.
-
-    Parameters
-    ----------
-    path : path-like
-        The file. Its content decides how it is read.
-    **overrides
-        Any argument of `Measurement`, used in place of what the file says: ``geometry``, ``law``, ``load``,
-        ``displacement``, ``displacement_std`` (metres), ``force_std`` (newtons), ``reference`` (pascals).
-
-    Returns
-    -------
-    Measurement
-
-    Raises
-    ------
-    OSError
-        If the file is missing or cannot be opened.
-    ValueError
-        If it is empty, damaged, of another kind, or lacks something a measurement needs.
-    TypeError
-        If an override is not an argument of `Measurement`.
-
-    Examples
-    --------
-    >>> m = load_measurement("Data3.mat", displacement_std=1e-8)  # doctest: +SKIP
-    """
-    from .measurement import Measurement
-
+@contextmanager
+def measurement_arguments(path, overrides):
+    """Arguments of a `Measurement` from a file, see `load_measurement`; errors inside about them name the file."""
     arguments = ("geometry", "law", "load", "displacement", "displacement_std", "force_std", "reference")
     for name in overrides:
         if name not in arguments:
@@ -122,7 +87,7 @@ def load_measurement(path, **overrides):
                 "the file states no noise level; give the standard deviation of the displacement in metres, "
                 f'for example load_measurement("{path.name}", displacement_std=1e-8)'
             )
-        return Measurement(**values)
+        yield values
 
 
 def save_measurement(path, measurement) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from .arrays import home_of, to_host
 from .form import check_body
-from .io import load_measurement, save_measurement
+from .io import measurement_arguments, save_measurement
 
 __all__ = ["Measurement", "load_measurement"]
 
@@ -140,6 +140,46 @@ class Measurement:
             If the file cannot be written (no such folder, full disk); nothing is left behind.
         """
         save_measurement(path, self)
+
+
+def load_measurement(path, **overrides):
+    """Read a `Measurement` from an HDF5, NPZ or MATLAB (v5 or v7.3) file.
+
+    Two layouts are understood: elastofast's own (docs/files.md) and that of the published comp-elast data:
+    ``vertices`` (N, 2) in metres, lateral then axial; ``triangles``, zero-based; ``uxy`` and, optionally,
+    ``fxy`` interleaved x, y per node, in metres and newtons per metre; optionally ``E`` (Pa), which becomes
+    the reference. That layout names no law and no support: the law is plane strain at Poisson ratio 0.495
+    unless given, and the support is the published one, the bottom edge (smallest axial coordinate) fixed
+    axially and its node nearest to the middle fixed laterally; ``fxy`` there holds reactions and is dropped.
+    It states no noise level either, so ``displacement_std`` has to be given.
+
+    Parameters
+    ----------
+    path : path-like
+        The file. Its content decides how it is read.
+    **overrides
+        Any argument of `Measurement`, used in place of what the file says: ``geometry``, ``law``, ``load``,
+        ``displacement``, ``displacement_std`` (metres), ``force_std`` (newtons), ``reference`` (pascals).
+
+    Returns
+    -------
+    Measurement
+
+    Raises
+    ------
+    OSError
+        If the file is missing or cannot be opened.
+    ValueError
+        If it is empty, damaged, of another kind, or lacks something a measurement needs.
+    TypeError
+        If an override is not an argument of `Measurement`.
+
+    Examples
+    --------
+    >>> m = load_measurement("Data3.mat", displacement_std=1e-8)  # doctest: +SKIP
+    """
+    with measurement_arguments(path, overrides) as values:
+        return Measurement(**values)
 
 
 def check_displacement_std(value, shape, fixed) -> np.ndarray:

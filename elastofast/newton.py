@@ -52,7 +52,7 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
     tolerance : float
         Ends when two steps in turn each lower the objective by less than this fraction of it (exact gradient).
     max_iterations : int
-    limits : tuple of (float or array of shape (B, 1)), or None
+    limits : (float, float) or arrays of shape (B, 1)
         Bounds on z.
     report : callable
         Called with an Iterate, step lengths and gradient norms (B,), and which members took the step; returns which of
@@ -109,7 +109,7 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
             break
         step = first_step(d)
         for _ in range(8):
-            trial = xp.where(column(going, z), _clip(z + column(step, z) * d, limits), z)
+            trial = xp.where(column(going, z), np.clip(z + column(step, z) * d, *limits), z)
             try:
                 after = fidelity.evaluate(np.exp(trial), rtol)
                 data_value = after.value if exact else now.frozen(np.exp(trial))
@@ -163,15 +163,9 @@ def first_step(d):
 
 def _free(z, gradient, limits):
     """1 where z may move, 0 where a bound holds it."""
-    if limits is None:
-        return np.ones_like(z)
     low, high = limits
     held = ((z <= low) & (gradient > 0)) | ((z >= high) & (gradient < 0))
     return (~held).astype(float)
-
-
-def _clip(z, limits):
-    return z if limits is None else np.clip(z, *limits)
 
 
 def data_curvature(fidelity, x, now):
@@ -232,9 +226,7 @@ def quasi_newton(fidelity, prior, weight, start, *, rtol, max_iterations, limits
     from scipy.optimize import minimize
 
     shape, xp = fidelity.measurement.geometry.node_shape, fidelity.home.xp
-    (weight,), bounds = numbers(weight), None
-    if limits is not None:
-        bounds = [tuple(float(numbers(limit)[0]) for limit in limits)] * start.z.size
+    (weight,), ((low,), (high,)) = numbers(weight), map(numbers, limits)
     latest = {}
 
     def objective(z):
@@ -268,7 +260,8 @@ def quasi_newton(fidelity, prior, weight, start, *, rtol, max_iterations, limits
 
     try:
         found = minimize(
-            objective, to_host(start.z).ravel(), jac=True, method="L-BFGS-B", callback=accepted, bounds=bounds,
+            objective, to_host(start.z).ravel(), jac=True, method="L-BFGS-B", callback=accepted,
+            bounds=[(low, high)] * start.z.size,
             options={"maxiter": max_iterations, "maxcor": 30, "ftol": 1e-6},
         )
     except Stop:

@@ -361,7 +361,7 @@ class Run:
         level = self.home.own.xp.where(column(self.relative, x), TISSUE / middle, 1.0)
         x = self.prior_watch.wrap(self.correct.apply)((level * x).reshape(-1, *self.geometry.shape))
         x = x.reshape(len(level), -1) / level
-        return x if self.limits is None else np.clip(x, *map(np.exp, self.limits))
+        return np.clip(x, *map(np.exp, self.limits))
 
     @staticmethod
     def _scaled(m, x, u):

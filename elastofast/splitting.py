@@ -144,9 +144,7 @@ def half_quadratic_splitting(
                 changed = target + moves.contrast(trial - target)
                 low, high = (a.reshape(z.shape) for a in plateau_range(changed.reshape(-1, *shape)))
                 trial = xp.where(column(number >= FREE, z), np.clip(trial, low - slack, high + slack), trial)
-            if limits is not None:
-                trial = np.clip(trial, *limits)
-            trial = xp.where(column(going, z), trial, z)
+            trial = xp.where(column(going, z), np.clip(trial, *limits), z)
             try:
                 after = fidelity.evaluate(np.exp(trial), rtol)
                 break

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from elastofast import cli
-from elastofast.io import load_measurement, load_modulus
+from elastofast.io import load_modulus
+from elastofast.measurement import load_measurement
 
 pytest.importorskip("elastofast._core")
 for package in ("h5py", "matplotlib", "skimage"):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import elastofast as ef
-from elastofast import _host_executor, arrays, grid_device
+from elastofast import arrays, grid_device
 from elastofast.grid_kernels import smoother
 
 LAWS = {"stress": ef.PlaneStress(0.495), "strain": ef.PlaneStrain(0.495)}
@@ -394,10 +394,11 @@ def test_workspace_needs_no_initial_values(monkeypatch):
     """A hierarchy set up in memory full of NaN equals one set up in zeros: nothing is read before it is written."""
     law, shape = LAWS["strain"], (40, 53)
     form, x, r, _ = body(shape, law)
-    core = _host_executor.GridForm(*shape, *form.geometry.spacing, law.lame_lambda, law.lame_mu, True)
+    kernels = device.host_executor()
+    core = kernels.GridForm(*shape, *form.geometry.spacing, law.lame_lambda, law.lame_mu, True)
     fixed = ef.compression(form.geometry, pressure=1.0).fixed.astype(np.uint8)
-    plan = _host_executor.Multigrid(core, fixed, False, -1, 1, smoother=smoother("plane_strain"))
-    queue, results = _host_executor.Queue(1000), []
+    plan = kernels.Multigrid(core, fixed, False, -1, 1, smoother=smoother("plane_strain"))
+    queue, results = kernels.Queue(1000), []
 
     def at(a):
         return a.ctypes.data

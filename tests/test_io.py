@@ -13,9 +13,9 @@ from scipy.io import loadmat, savemat
 from elastofast import io
 from elastofast.boundary import Boundary, compression
 from elastofast.geometry import Grid, Mesh
-from elastofast.io import load_measurement, load_modulus, save_modulus
+from elastofast.io import load_modulus, save_modulus
 from elastofast.laws import PlaneStrain, PlaneStress
-from elastofast.measurement import Measurement
+from elastofast.measurement import Measurement, load_measurement
 
 h5py = pytest.importorskip("h5py")
 

@@ -111,7 +111,7 @@ def test_splitting_reaches_a_stationary_point(scan, factor):
     weight = factor * scale
     point, _ = half_quadratic_splitting(
         fidelity, Known(target), weight, Iterate(z[None], None, None, None), anchor=None, first=weight, loose=3 * scale,
-        slack=np.inf, scale=scale, worth=-np.inf, rtol=1e-8, steps=40, max_iterations=65, limits=None,
+        slack=np.inf, scale=scale, worth=-np.inf, rtol=1e-8, steps=40, max_iterations=65, limits=(-np.inf, np.inf),
         report=lambda *a: np.zeros(1, bool),
     )  # fmt: skip
     z = point.z[0]
@@ -304,3 +304,20 @@ def test_moves_hold_shifts_and_contrasts():
     assert np.linalg.norm(moves.contrast(stiffer) - stiffer) < 0.15 * np.linalg.norm(stiffer)
     flat = Moves(np.full(60 * 70, 2.0), shape)
     assert not flat.part(speckle).any() and not flat.contrast(speckle).any()
+
+
+def test_moves_of_a_batch_are_those_of_its_members(rng):
+    shape, i, j = (40, 50), *np.mgrid[:40, :50]
+    maps = [np.clip(9 + k - np.hypot(i - 20 + 4 * k, j - 25), -1, 1).ravel() for k in range(3)]
+    z, v = np.stack(maps), rng.standard_normal((3, 2000))
+    moves = Moves(z, shape, np.array([True, False, True]))
+    part, contrast = moves.part(v), moves.contrast(v)
+    for k in (0, 2):
+        np.testing.assert_allclose(part[k], Moves(z[k], shape).part(v[k]), atol=1e-12)
+        np.testing.assert_allclose(contrast[k], Moves(z[k], shape).contrast(v[k]), atol=1e-12)
+    assert not part[1].any() and not contrast[1].any()
+    low, high = plateau_range(z.reshape(3, *shape))
+    for k in range(3):
+        expected = plateau_range(z[k].reshape(shape))
+        np.testing.assert_array_equal(low[k], expected[0])
+        np.testing.assert_array_equal(high[k], expected[1])

@@ -6,8 +6,8 @@ import pytest
 
 from elastofast.boundary import compression
 from elastofast.geometry import Grid, Mesh
-from elastofast.io import load_measurement
 from elastofast.laws import PlaneStrain, PlaneStress
+from elastofast.measurement import load_measurement
 from elastofast.phantoms import inclusion
 from elastofast.simulation import add_noise, simulate
 
