@@ -207,7 +207,7 @@ class NoiseCovariance:
             residual = true_residual(z)
             if bool(((residual <= rtol) | (stage <= PAST * rtol)).all()) or iterations >= maxiter:
                 break
-        if bool(((residual > rtol) & (stage > rtol)).any()):
+        if not bool(((residual <= rtol) | (stage <= rtol)).all()):
             raise RuntimeError(
                 f"gamma.solve stopped after {iterations} iterations at a relative residual of "
                 f"{float(residual.max()):.1e} ({float(stage.max()):.1e} in the preconditioner's norm), {rtol:.1e} was "
@@ -217,7 +217,7 @@ class NoiseCovariance:
         return z, iterations, residual, stage
 
     def precondition(self, r):
-        """About Gamma^-1 r for r (d, N), one fixed symmetric operator: A^-1 S_n^-1 A^-1 by a cycle or two each.
+        """About Gamma^-1 r for r (..., d, N), one fixed symmetric operator: A^-1 S_n^-1 A^-1 by a cycle or two each.
 
         For use inside a computation: r is an array of the modulus' own library, on its current stream.
         """
@@ -256,7 +256,7 @@ class NoiseCovariance:
         (little force noise), on the preconditioner's norm.
         """
         xp = self._home.xp
-        z = xp.zeros_like(b) if x0 is None else x0.copy()
+        z = xp.zeros_like(b) if x0 is None else xp.where(dots(b, b, 2) > 0, x0, 0.0)
         r = b - self.product(z) if x0 is not None else b.copy()
         s = self._matching(r)
         rho = dots(r, s, 2)

@@ -74,8 +74,8 @@ class Fidelity:
     -----
     The work is done where the measured displacement was given, on a GPU or not, and x must live there.
 
-    At the true modulus 2 J is chi-square distributed with ``n_data`` degrees of freedom. Consecutive calls
-    start their solves from the last solution, so one object belongs to one thread.
+    At the true modulus 2 J is chi-square distributed with ``n_data`` degrees of freedom, a whole number. Consecutive
+    calls start their solves from the last solution, so one object belongs to one thread.
 
     Examples
     --------

@@ -218,12 +218,12 @@ class ElasticForm:
         active : numpy.ndarray of bool, d N values
             Dofs to solve for.
         shift : array of float64, d N values, optional
-            Diagonal to add, not negative.
+            Diagonal to add, not negative; with a batch of moduli also one for each.
 
         Returns
         -------
         GridSolver, DeviceSolver or MeshSolver
-            With methods ``solve`` and ``precondition`` on fields of shape (d, N).
+            With methods ``solve`` and ``precondition`` on fields of shape (d, N), or (B, d, N) for a batch.
         """
         return self._on(home_of(x=x, shift=shift)).solver(x, active, shift)
 

@@ -39,6 +39,7 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
     Each step solves (H + weight B) d = -(gradient) by a few conjugate gradient iterations: H = D^T Gamma^-1 D with
     a fixed multigrid cycle or two in place of each solve, B the prior's curvature. With the frozen gradient the
     same step minimises the frozen problem, and Gamma is updated after it. Members that have ended stay where they are.
+    Where a solve does not converge for one of them, all take shorter steps.
 
     Parameters
     ----------
@@ -126,7 +127,7 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
             if rtol <= TIGHTEST:
                 status[going & ~moved] = "stalled"
                 going &= moved
-            rtol = max(1e-2 * rtol, TIGHTEST)  # perhaps the solves, not the map, are what stands in the way
+            rtol = min(rtol, max(1e-2 * rtol, TIGHTEST))  # perhaps the solves, not the map, are what stands in the way
             after = fidelity.evaluate(np.exp(trial), rtol)
         if not moved.any():
             now = after

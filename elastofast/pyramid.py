@@ -10,7 +10,7 @@ from .boundary import Boundary, check_support
 from .geometry import Grid
 from .measurement import Measurement
 
-__all__ = ["coarsen", "refine", "sample"]
+__all__ = ["coarsen", "refine", "sample", "uniform"]
 
 SMALLEST = 48  # nodes along the shorter axis of the coarsest grid
 UNIFORM = 30.0  # noise levels that differ by more are not averaged
@@ -28,10 +28,9 @@ def coarsen(measurement, smallest=SMALLEST):
     m, grid = measurement, measurement.geometry
     if not isinstance(grid, Grid) or min(grid.shape) < 2 * smallest:
         return None
-    free = ~m.load.fixed
-    std = m.displacement_std
-    if not np.isfinite(std[free]).all() or std[free].max() > UNIFORM * std[free].min():
+    if not uniform(m):
         return None
+    free, std = ~m.load.fixed, m.displacement_std
     shape = tuple((n + 1) // 2 for n in grid.shape)
     spacing = tuple(h * (n - 1) / (k - 1) for h, n, k in zip(grid.spacing, grid.shape, shape, strict=True))
     coarse = Grid(shape, spacing)
@@ -62,6 +61,12 @@ def coarsen(measurement, smallest=SMALLEST):
         return None  # the support does not survive coarsening
     force_std = np.where(fixed | open_, 0.0, np.sqrt(force_variance))
     return Measurement(coarse, m.law, load, displacement, np.sqrt(variance), force_std, home=m.home)
+
+
+def uniform(measurement):
+    """Whether the noise levels are alike enough to be averaged."""
+    std = measurement.displacement_std[~measurement.load.fixed]
+    return bool(np.isfinite(std).all() and std.max() <= UNIFORM * std.min())
 
 
 def sample(fine, coarse):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from .measurement import Measurement
+from .priors import PostProcessing
+from .pyramid import uniform
 from .result import Result
-from .run import ALONE, Run, linearizes
+from .run import ALONE, Run, linearizes, shipped_prior
 
 __all__ = ["Result", "reconstruct"]
 
@@ -32,8 +36,8 @@ def reconstruct(
     ----------
     measurement : Measurement or list of Measurement
         What was measured. Its reference modulus is never looked at. Of a list, those on a GPU that share geometry, law,
-        and which dofs are fixed and open take their steps in one go, each as it would by itself; all others are worked
-        on one after another.
+        which dofs are fixed and open, and whether forces are noisy, take their steps in one go, each its own; all
+        others are worked on one after another.
     prior : {"auto", "tv", "tikhonov", "none", "critic", "pnp", "unet"} or object
         "auto" is the best one on held-out maps that can be used: "critic" on plane grids of 96 nodes or more along each
         axis with nearly square pixels, where torch is installed and neither weight nor optimizer is given, else "tv".
@@ -65,7 +69,8 @@ def reconstruct(
     step : float
         Step length of "descent" in units of one over the largest curvature; above 2 it diverges.
     progress : bool or callable, optional
-        True shows a bar; a callable gets each history entry. Ctrl-C ends the run with the best map so far.
+        True shows a bar; a callable gets each history entry, with the place in a list as ``member``. Ctrl-C ends the
+        run with the best map so far.
 
     Returns
     -------
@@ -84,17 +89,27 @@ def reconstruct(
     """
     arguments = dict(
         prior=prior, gradient=gradient, optimizer=optimizer, bounds=bounds, max_iterations=max_iterations, step=step,
-        progress=progress,
+        progress=progress, shipped=cache(shipped_prior),
     )  # fmt: skip
     if isinstance(measurement, Measurement):
         return Run([measurement], [start], [weight], **arguments).results()[0]
     members = _members(measurement)
     starts, weights = _for_each(start, None, "start", len(members)), _for_each(weight, "auto", "weight", len(members))
     groups = _groups(members, optimizer, prior)
-    runs = [Run(*([a[k] for k in group] for a in (members, starts, weights)), **arguments) for group in groups]
+    runs = [
+        Run(*([a[k] for k in group] for a in (members, starts, weights)), places=group, **arguments) for group in groups
+    ]
     results = {}
-    for group, run in zip(groups, runs, strict=True):
-        found = run.results()
+    for group in groups:
+        try:
+            found = runs.pop(0).results()  # and let go of what it holds
+        except KeyboardInterrupt:
+            if not results:
+                raise
+            break
+        except Exception as error:
+            error.add_note(f"in the reconstruction of measurement {', '.join(map(str, group))} of the list")
+            raise
         results |= dict(zip(group, found, strict=True))
         if found[0].status == "interrupted":
             break
@@ -113,6 +128,8 @@ def _members(measurements):
 
 def _for_each(value, default, name, count):
     """One value for all members or a sequence of one for each, as a list."""
+    if isinstance(value, np.ndarray) and name == "weight" and value.ndim == 1:
+        value = value.tolist()
     if not isinstance(value, list | tuple):
         return [value] * count
     if len(value) != count:
@@ -129,7 +146,8 @@ def _groups(members, optimizer, prior):
     In host memory one solve keeps all cores busy, and several hierarchies would not fit into their caches.
     """
     groups = []
-    together = optimizer not in ALONE and (hasattr(prior, "target") or linearizes(prior))
+    steps = hasattr(prior, "target") or linearizes(prior) or isinstance(prior, PostProcessing)
+    together = steps and optimizer not in ALONE
     for k, m in enumerate(members):
         for group in groups if together and m.home.on_device else ():
             if _alike(members[group[0]], m):
@@ -142,7 +160,11 @@ def _groups(members, optimizer, prior):
 
 def _alike(one, other):
     """Whether two measurements can be worked on as one batch."""
-    return (one.geometry, one.law, one.home) == (other.geometry, other.law, other.home) and all(
+
+    def kind(m):
+        return m.geometry, m.law, m.home, bool(m.force_std[m.load.loaded].any()), uniform(m)
+
+    return kind(one) == kind(other) and all(
         np.array_equal(getattr(one.load, name), getattr(other.load, name)) for name in ("fixed", "open")
     )
 

@@ -31,7 +31,7 @@ class Result:
         One entry an accepted step: iteration, shape, weight, objective, data, prior, chi2, step, gradient_norm,
         seconds.
     seconds : float
-        Wall time.
+        Wall time; of all that took their steps together.
     timing : dict
         Seconds spent in the data term ("data"), the prior ("prior") and anything else ("rest").
     relative : bool

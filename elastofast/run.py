@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import priors
-from .arrays import namespace, to_host
+from .arrays import to_host
 from .boundary import check_support
 from .descent import projected_descent
 from .fidelity import GRADIENTS, Fidelity
@@ -22,16 +22,16 @@ from .start import TISSUE, given, homogeneous
 from .stopwatch import Stopwatch
 from .weight import predictive_weight
 
-__all__ = ["ALONE", "Run", "linearizes"]
+__all__ = ["ALONE", "Run", "linearizes", "shipped_prior"]
 
-# name: what makes the prior for a geometry; learned ones are read once for all levels
+# name: what makes the prior for a geometry, or loads it once for all levels
 PRIORS = {
     "none": None,
     "tikhonov": priors.Tikhonov,
     "tv": priors.TotalVariation,
-    "critic": priors.Critic.load,
-    "pnp": priors.PlugAndPlay.load,
-    "unet": priors.PostProcessing.load,
+    "critic": priors.Critic,
+    "pnp": priors.PlugAndPlay,
+    "unet": priors.PostProcessing,
 }
 LEARNED = ("critic", "pnp", "unet")
 LINEARIZED = ("linearize", "value", "start_dual", "step_dual")  # what Gauss-Newton asks of a prior
@@ -57,8 +57,9 @@ class Run:
     """The checked arguments of one batch of reconstructions and what has been reached so far."""
 
     def __init__(
-        self, measurements, starts, weights, *, prior, gradient, optimizer, bounds, max_iterations, step, progress
-    ):
+        self, measurements, starts, weights, *, prior, gradient, optimizer, bounds, max_iterations, step, progress,
+        shipped, places=None,
+    ):  # fmt: skip
         geometry = measurements[0].geometry
         check_support(geometry, measurements[0].load)
         if isinstance(prior, str) and prior not in ("auto", *PRIORS):
@@ -69,10 +70,10 @@ class Run:
         self.automatic = isinstance(weights[0], str) and weights[0] == "auto"
         self.name = prior if isinstance(prior, str) else type(prior).__name__
         if self.name == "auto":
-            critic = _default_critic(geometry) if self.automatic and optimizer is None else None
+            critic = _default_critic(geometry, shipped) if self.automatic and optimizer is None else None
             self.name, prior = ("critic", critic) if critic else ("tv", "tv")
         elif self.name in LEARNED and isinstance(prior, str):
-            prior = PRIORS[prior]()
+            prior = shipped(prior)
         if hasattr(prior, "check"):
             prior.check(geometry)
         if hasattr(prior, "target") and not isinstance(geometry, Grid):
@@ -127,12 +128,12 @@ class Run:
                     "noise. Set force_std to zero; the result is then relative"
                 )
         self.limits = _limits(bounds, any(self.relative))
-        self.start = None
+        self.starts = None
         if starts[0] is not None:
-            maps = [given(start, m) for start, m in zip(starts, measurements, strict=True)]
-            self.start = namespace(maps[0]).stack(maps)
+            self.starts = [given(start, m) for start, m in zip(starts, measurements, strict=True)]
         self.resumed = all(isinstance(start, Result) for start in starts)
         self.history: list[list[dict[str, Any]]] = [[] for _ in measurements]
+        self.places = places  # of the members in the caller's list
         self.show, self._bar = progress, None
         self.best = None  # (level, Iterate) of the finest level reached
         self.lowest = None  # (chi2, z) of runs without prior
@@ -162,7 +163,7 @@ class Run:
                 raise
             status = ["interrupted"] * self.count
         number, point = self.best
-        fidelity = self._fidelity(0)
+        fidelity = self._fidelity(0) if number else self.fidelity
         z = point.z
         if number:  # interrupted on a coarse level
             for coarse in range(number, 0, -1):
@@ -180,8 +181,8 @@ class Run:
         known = self.weight is not None
         return [
             Result(
-                modulus=self.home.give(modulus.reshape(m.geometry.node_shape)),
-                displacement=self.home.give(point.data.displacement[k].reshape(m.displacement.shape)),
+                modulus=self._given(modulus, m.geometry.node_shape),
+                displacement=self._given(point.data.displacement[k], m.displacement.shape),
                 status=status[k],
                 message=message(status[k], chi2[k], self.name, known),
                 chi2=float(chi2[k]),
@@ -202,17 +203,17 @@ class Run:
         """Visit the levels from coarse to fine; returns each member's status at the finest."""
         named = self.optimizer == "gauss-newton" and isinstance(self.prior, str)
         ladder = self.optimizer == "splitting" or (named and self.prior != "none")
-        if ladder and self.start is None:  # maximum likelihood is one path of iterates, from the homogeneous map
+        if ladder and self.starts is None:  # maximum likelihood is one path of iterates, from the homogeneous map
             smallest = TRAINED if self.optimizer == "splitting" else SMALLEST
             while all(coarse := [coarsen(m, smallest) for m in self.levels[-1]]):
                 self.levels.append(coarse)
-        z = self._homogeneous(self.levels[-1]) if self.start is None else np.log(self.start)
+        z = self._homogeneous(self.levels[-1]) if self.starts is None else np.log(self.home.own.xp.stack(self.starts))
         if self.limits is None:
             middle = z.mean(axis=-1, keepdims=True)
             self.limits = middle - np.log(RANGE), middle + np.log(RANGE)
         z = np.clip(z, *self.limits)
         for number in reversed(range(len(self.levels))):
-            fidelity = self._fidelity(number)
+            fidelity = self.fidelity = self._fidelity(number)
             prior = self._prior(fidelity.measurement.geometry)
             point = Iterate(z, None, None, prior.start_dual() if hasattr(prior, "start_dual") else None)
             self.best = self.best or (number, point._replace(data=fidelity.evaluate(np.exp(z), self.rtol)))
@@ -319,6 +320,8 @@ class Run:
                     gradient_norm=float(gradient_norm[k]),
                     seconds=time.perf_counter() - self.began,
                 )
+                if self.places is not None:
+                    entry["member"] = self.places[k]
                 self.history[k].append(entry)
                 if callable(self.show):
                     self.show(entry)
@@ -346,6 +349,10 @@ class Run:
         if isinstance(made, str):
             made = PRIORS[made] and PRIORS[made](geometry)
         return self.prior_watch.prior(made)
+
+    def _given(self, row, shape):
+        """A member's field for the caller; of several a copy, so that one result does not keep all."""
+        return self.home.give((row.copy() if self.count > 1 else row).reshape(shape))
 
     def _homogeneous(self, level):
         return self.home.own.xp.stack([homogeneous(m) for m in level])
@@ -386,12 +393,17 @@ def linearizes(prior):
     return isinstance(prior, str) or all(hasattr(prior, name) for name in LINEARIZED)
 
 
-def _default_critic(geometry):
+def shipped_prior(name):
+    """A learned prior with the weights that come with the package."""
+    return PRIORS[name].load()
+
+
+def _default_critic(geometry, shipped):
     """The critic, which has the least error on held-out maps (docs/comparison.md), or None where it cannot be used."""
     if not isinstance(geometry, Grid) or min(geometry.shape) < TRAINED:
         return None
     try:
-        critic = priors.Critic.load()
+        critic = shipped("critic")
     except ImportError:
         return None
     try:

@@ -123,8 +123,9 @@ def half_quadratic_splitting(
         resting = z if anchor is None else anchor
         target = resting if (number <= 0).all() else xp.where(column(number > 0, z), prior.target(z, shape), resting)
         curvature = data_curvature(fidelity, x, now)
-        moves = Moves(target, shape, number >= FREE) if (number >= FREE).any() else None
-        strength, less = column(rho, z), column(np.where(number >= FREE, np.maximum(rho - loose, 0.0), 0.0), z)
+        free = going & (number >= FREE)
+        moves = Moves(target, shape, free) if free.any() else None
+        strength, less = column(rho, z), column(np.where(free, np.maximum(rho - loose, 0.0), 0.0), z)
 
         def pull(v, strength=strength, less=less, moves=moves):
             return strength * v - less * moves.part(v) if moves else strength * v
@@ -143,7 +144,7 @@ def half_quadratic_splitting(
             if moves and slack < np.inf:
                 changed = target + moves.contrast(trial - target)
                 low, high = (a.reshape(z.shape) for a in plateau_range(changed.reshape(-1, *shape)))
-                trial = xp.where(column(number >= FREE, z), np.clip(trial, low - slack, high + slack), trial)
+                trial = xp.where(column(free, z), np.clip(trial, low - slack, high + slack), trial)
             trial = xp.where(column(going, z), np.clip(trial, *limits), z)
             try:
                 after = fidelity.evaluate(np.exp(trial), rtol)

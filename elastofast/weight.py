@@ -54,8 +54,10 @@ def predictive_weight(fidelity, prior, start, *, rtol, limits, report):
         """The maps to start from: of the last exponents, or in the end of the best ones."""
         chosen = [maps[k][asked[k][1] if asked[k] else best[k]] for k in members]
         z, dual = zip(*chosen, strict=True)
-        xp = fidelity.home.xp
-        return Iterate(xp.stack(z), None, np.zeros(len(z)), None if dual[0] is None else xp.stack(dual))
+        xp, some = fidelity.home.xp, next((d for d in dual if d is not None), None)
+        if some is not None:
+            dual = xp.stack([np.zeros_like(some) if d is None else d for d in dual])
+        return Iterate(xp.stack(z), None, None, None if some is None else dual)
 
     while any(asked):
         going = np.array([ask is not None for ask in asked])

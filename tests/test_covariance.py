@@ -231,9 +231,11 @@ def test_symmetric_and_positive():
     assert np.vdot(v, zv) > 0
 
 
-def test_zero():
-    gamma = NoiseCovariance(ElasticForm(GRID, LAWS[0]), modulus(GRID.shape), make_load(GRID, "compression"), 1e-7)
-    solution = gamma.solve(np.zeros((2, *GRID.shape)))
+@pytest.mark.parametrize("force_std", [0.0, 1e-3])
+def test_zero(force_std):
+    load = make_load(GRID, "compression")
+    gamma = NoiseCovariance(ElasticForm(GRID, LAWS[0]), modulus(GRID.shape), load, 1e-7, force_std)
+    solution = gamma.solve(np.zeros((2, *GRID.shape)), x0=np.ones((2, *GRID.shape)))
     assert solution.iterations == 0 and solution.residual == 0 and not solution.value.any()
 
 

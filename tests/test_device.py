@@ -248,6 +248,18 @@ def test_batch_of_reconstructions(memory, options, force_std):
         assert [entry["iteration"] for entry in result.history] == [*range(1, len(result.history) + 1)]
 
 
+def test_members_with_and_without_force_noise_do_not_mix(monkeypatch):
+    put, get = device.install(monkeypatch)
+    noise = (0.0, 1e-4)
+    hosts = [measured(LAWS["stress"], None, force_std)[0] for force_std in noise]
+    there = [measured(LAWS["stress"], put, force_std)[0] for force_std in noise]
+    options = dict(prior="tikhonov", weight=300.0, max_iterations=2)
+    for host, result in zip(hosts, ef.reconstruct(there, **options), strict=True):
+        expected = ef.reconstruct(host, **options)
+        assert np.linalg.norm(get(result.modulus) - expected.modulus) < 0.02 * np.linalg.norm(expected.modulus)
+        np.testing.assert_allclose(result.chi2, expected.chi2, rtol=0.01)
+
+
 def test_steps_of_a_batch_are_taken_together(monkeypatch):
     """On a device there are as many set-ups for three measurements as for the one that takes the most steps."""
     put, _ = device.install(monkeypatch)

@@ -1,6 +1,7 @@
 """Reconstruction: recovers phantoms, follows its rules, fails clearly."""
 
 import os
+import weakref
 import zipfile
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import elastofast as ef
+from elastofast import run
 from elastofast.metrics import relative_l2, symmetric_rms
 from elastofast.pyramid import coarsen, refine, sample
 from elastofast.simulation import add_noise
@@ -341,6 +343,39 @@ def test_an_interrupted_list_keeps_what_there_is(scan):
     assert (first.status, second.status, third) == ("max_iterations", "interrupted", None)
 
 
+def test_an_interrupt_before_the_first_step_keeps_what_is_done(scan, monkeypatch):
+    calls, original = [], run.homogeneous
+
+    def homogeneous(m):
+        calls.append(m)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(m)
+
+    monkeypatch.setattr(run, "homogeneous", homogeneous)
+    first, second = ef.reconstruct([scan, scan], "none", max_iterations=1)
+    assert first.status == "max_iterations" and second is None
+    with pytest.raises(KeyboardInterrupt):
+        calls[:] = [scan]
+        ef.reconstruct([scan, scan], "none", max_iterations=1)
+
+
+def test_a_finished_member_is_let_go(scan, monkeypatch):
+    """Hierarchies of many members do not pile up."""
+    alive, original = weakref.WeakSet(), run.Run.results
+
+    def results(self):
+        alive.add(self)
+        assert len(alive) == 1
+        return original(self)
+
+    monkeypatch.setattr(run.Run, "results", results)
+    entries = []
+    weights = np.array([9.0, 10.0, 11.0])
+    ef.reconstruct([scan] * 3, "tikhonov", weight=weights, max_iterations=1, progress=entries.append)
+    assert [(entry["member"], entry["weight"]) for entry in entries] == [(0, 9.0), (1, 10.0), (2, 11.0)]
+
+
 def test_errors_about_lists(scan):
     with pytest.raises(TypeError, match="measurement must be a list of Measurements, its entry 1 is str"):
         ef.reconstruct([scan, "scan.h5"])
@@ -352,6 +387,10 @@ def test_errors_about_lists(scan):
         ef.reconstruct([scan, scan], start=[np.ones((65, 65))])
     with pytest.raises(ValueError, match="weight may be 'auto' for all measurements only, its entry 1 is 'auto'"):
         ef.reconstruct([scan, scan], weight=[1.0, "auto"])
+    backwards = ef.Measurement(scan.geometry, scan.law, scan.load, -scan.displacement, scan.displacement_std)
+    with pytest.raises(ValueError, match="goes against the load") as caught:
+        ef.reconstruct([scan, backwards], "none", max_iterations=1)
+    assert caught.value.__notes__ == ["in the reconstruction of measurement 1 of the list"]
 
 
 def test_a_gradient_that_leads_to_wild_moduli_does_not_end_a_run():

@@ -203,7 +203,7 @@ class PlugAndPlay(_Network):
             raise ValueError("plug-and-play denoises log x; the configuration of the denoiser says it was trained on x")
 
     def target(self, z, shape):
-        """The denoised map, as log x of shape (N,)."""
+        """The denoised maps, as log x of shape (..., N)."""
         import torch
 
         with torch.inference_mode():
