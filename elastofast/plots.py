@@ -28,6 +28,8 @@ _STYLE = {
     "axes.spines.right": False,
 }
 
+QUANTITY = "modulus (kPa)"
+
 
 def plot_maps(maps, geometry, path=None, truth=None, *, limits=None, depth=None, profiles=None, title=None):
     """Modulus maps side by side on one colour scale, with a lateral profile below.
@@ -122,7 +124,7 @@ def plot_maps(maps, geometry, path=None, truth=None, *, limits=None, depth=None,
             axes.plot(*_profile(truth, geometry, depth), color="black", lw=2.0, label="truth", zorder=1)
         for (name, field), color in zip(shown.items(), _COLORS * len(shown), strict=False):
             axes.plot(*_profile(field, geometry, depth), color=color, lw=1.2, label=name)
-        axes.set(xlabel="lateral (mm)", ylabel="modulus (kPa)", ylim=limits)
+        axes.set(xlabel="lateral (mm)", ylabel=QUANTITY, ylim=limits)
         axes.margins(x=0)
         axes.grid(alpha=0.25, lw=0.5)
         axes.set_title(f"profile at axial position {depth * 1e3:.1f} mm (dashed line above)", loc="left")
@@ -140,7 +142,8 @@ def plot_result(result, measurement, path=None):
     result : Result
         From `reconstruct`.
     measurement : Measurement
-        What it was reconstructed from; its ``reference`` is drawn as the truth where there is one.
+        What it was reconstructed from; its ``reference`` is drawn as the truth where there is one. If the result is
+        relative, both are drawn with geometric mean one.
     path : path-like, optional
         Where to save the figure; the suffix (.png, .pdf, .svg) chooses the format.
 
@@ -159,7 +162,10 @@ def plot_result(result, measurement, path=None):
     from matplotlib.figure import Figure
 
     geometry, truth = measurement.geometry, measurement.reference
-    modulus = _field(result.modulus, geometry, "result.modulus")
+    modulus, quantity = _field(result.modulus, geometry, "result.modulus"), QUANTITY
+    if result.relative:  # no unit to compare in: both with geometric mean one, drawn where kilopascals would be
+        quantity = "modulus / geometric mean"
+        modulus, truth = (f if f is None else 1e3 * f / np.exp(np.log(f).mean()) for f in (modulus, truth))
     maps = {"modulus": modulus}
     limits = _limits(maps, truth)
     measured = np.isfinite(measurement.displacement_std) & ~measurement.load.fixed
@@ -180,7 +186,7 @@ def plot_result(result, measurement, path=None):
             panels.append(figure.add_subplot(top[i]))
             image = _draw(panels[-1], field / 1e3, geometry, limits)
             panels[-1].set_title(name)
-        _colorbar(figure, image, panels, [modulus], limits)
+        _colorbar(figure, image, panels, [modulus], limits, quantity)
         depth = _lesion_depth(modulus if truth is None else truth, geometry)
         panels[0].axhline(depth * 1e3, color="white", lw=0.9, ls=(0, (4, 3)))
         rest = []
@@ -199,7 +205,7 @@ def plot_result(result, measurement, path=None):
         if truth is not None:
             axes.plot(*_profile(truth, geometry, depth), color="black", lw=2.0, label="truth")
         axes.plot(*_profile(modulus, geometry, depth), color=_COLORS[0], lw=1.3, label="reconstruction")
-        axes.set(xlabel="lateral (mm)", ylabel="modulus (kPa)", ylim=limits)
+        axes.set(xlabel="lateral (mm)", ylabel=quantity, ylim=limits)
         axes.margins(x=0)
         axes.grid(alpha=0.25, lw=0.5)
         axes.set_title(f"profile at axial position {depth * 1e3:.1f} mm", loc="left")
@@ -273,12 +279,12 @@ def _draw(axes, field, geometry, limits, cmap="magma"):
     return image
 
 
-def _colorbar(figure, image, panels, fields, limits):
+def _colorbar(figure, image, panels, fields, limits, quantity=QUANTITY):
     low = any(np.nanmin(f) < 1e3 * limits[0] for f in fields)
     high = any(np.nanmax(f) > 1e3 * limits[1] for f in fields)
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get((low, high), "neither")
     bar = figure.colorbar(image, ax=panels, fraction=0.03, pad=0.015, extend=extend)
-    bar.set_label("modulus (kPa)")
+    bar.set_label(quantity)
     bar.outline.set_visible(False)
 
 

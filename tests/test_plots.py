@@ -81,9 +81,16 @@ def test_result(tmp_path, geometry, reference):
         history=[{"iteration": i, "chi2": 1 + 0.5**i} for i in range(4)],
         status="converged",
         chi2=1.0,
+        relative=False,
     )
     plot_result(result, m, tmp_path / "r.png")
     assert image(tmp_path / "r.png").std() > 0.05
+    result.modulus, result.relative = truth / 7, True
+    figure = plot_result(result, m)
+    axes = next(axes for axes in figure.axes if axes.get_ylabel() == "modulus / geometric mean" and axes.lines)
+    for line in axes.lines:  # the truth and the map, which differ by a factor alone
+        np.testing.assert_allclose(line.get_ydata(), axes.lines[0].get_ydata())
+        assert line.get_ydata().max() < 10
 
 
 def test_pyplot_is_left_alone():
