@@ -26,6 +26,8 @@ DEVICE_HEADERS = "launch sums grid_bodies multigrid_bodies device_multigrid devi
 DEVICE_HEADERS = [*HEADERS, *(f"csrc/{name}.h" for name in DEVICE_HEADERS)]
 # Not -ffast-math: at link time it would flush subnormal numbers in the whole process.
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
+# Python is built with -fwrapv, and its flags come first: GCC then leaves loops over int half vectorised.
+FLAGS += ["-fno-wrapv"]
 FLAGS += ["-Wno-psabi"]  # GCC notes on vector arguments, which are always inlined here
 OPENMP = ["-fopenmp"]
 if platform.machine().lower() in ("x86_64", "amd64"):
@@ -53,7 +55,7 @@ class BuildExt(build_ext):
             if source.endswith(".cu"):
                 return self.compile_cuda(ext, source, folder)
             objects = self.compiler.object_filenames([source], output_dir=folder)
-            if self.force or newer_group([source, *ext.depends, "setup.py"], objects[0]):
+            if self.force or newer_group([source, *ext.depends], objects[0]):
                 self.compiler.compile(
                     [source],
                     output_dir=folder,
@@ -71,7 +73,7 @@ class BuildExt(build_ext):
     def compile_cuda(self, ext, source, folder):
         """Compile a .cu file if it is out of date."""
         target = os.path.join(folder, source.removesuffix(".cu") + ".o")
-        if self.force or newer_group([source, *ext.depends, "setup.py"], target):
+        if self.force or newer_group([source, *ext.depends], target):
             os.makedirs(os.path.dirname(target), exist_ok=True)
             includes = [f"-I{path}" for path in (*ext.include_dirs, *self.include_dirs)]
             macros = [f"-D{name}={value}" for name, value in ext.define_macros]
@@ -80,7 +82,8 @@ class BuildExt(build_ext):
 
 
 def extension(name, sources, headers, **options):
-    return Pybind11Extension(f"elastofast.{name}", sources, depends=[*sources, *headers], cxx_std=17, **options)
+    depends = [*sources, *headers, "setup.py"]
+    return Pybind11Extension(f"elastofast.{name}", sources, depends=depends, cxx_std=17, **options)
 
 
 def cuda_extension():
