@@ -182,8 +182,8 @@ class NoiseCovariance:
         )
 
     def find(self, r, rtol, x0=None):
-        """Gamma^-1 r for checked fields (..., d, N), one for each modulus."""
-        return self._find(self._home.xp.where(self._equations, r, 0.0), rtol, x0)[0]
+        """Gamma^-1 r for checked fields (..., d, N), one for each modulus and zero off the equations."""
+        return self._find(r, rtol, x0)[0]
 
     def _find(self, b, rtol, x0, maxiter=300):
         """Solution, iterations, true and stage residual."""

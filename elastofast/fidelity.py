@@ -270,5 +270,5 @@ class Fidelity:
             force = form.force(x, xp.sqrt(self._variance) * normal())
             force += self._force_std * normal()
             gamma = NoiseCovariance._of(form, x, self.measurement.load, self._std, self._force_std)
-            z = gamma.find(force, rtol)
+            z = gamma.find(xp.where(self.equations, force, 0.0), rtol)
         return form.sensitivity(through, z)
