@@ -44,6 +44,11 @@ void bind_form(py::class_<FormSpec>& c, const char* suffix) {
 
 template <class Queue>
 void bind_device(py::module_& m) {
+  m.def("sum_room", sum_room, py::arg("n"), py::arg("batch"));
+  m.def("dots", [](const Queue& q, long batch, long n, uintptr_t a, uintptr_t b, uintptr_t room, uintptr_t out) {
+    q.sum(batch, n, ProductTerm{address<const double>(a), address<const double>(b), n}, address<double>(room),
+          StoreSum{address<double>(out)});
+  });
   py::class_<FormSpec> form(m, "GridForm", py::module_local());  // two modules have these classes
   form.def(py::init([](int n0, int n1, double h0, double h1, double lambda, double mu, bool reduced) {
     return FormSpec{n0, n1, h0, h1, lambda, mu, reduced};
@@ -53,18 +58,15 @@ void bind_device(py::module_& m) {
 
   py::class_<DeviceMultigrid>(m, "Multigrid", py::module_local())
       .def(py::init([](const FormSpec& f, py::array_t<uint8_t, py::array::c_style> fixed, bool shifted, long pin,
-                       long batch, Steps smoother) {
-             return new DeviceMultigrid(f.form<double>(), fixed.data(), shifted, pin, batch, std::move(smoother));
+                       long batch, const Steps& smoother) {
+             return new DeviceMultigrid(f.form<double>(), fixed.data(), shifted, pin, batch, smoother);
            }),
            py::arg("form"), py::arg("fixed"), py::arg("shifted"), py::arg("pin"), py::arg("batch"), py::arg("smoother"))
       .def_property_readonly("workspace_bytes", &DeviceMultigrid::workspace_bytes)
       .def_property_readonly("scratch_bytes", &DeviceMultigrid::scratch_bytes)
-      .def_property_readonly("bound_offsets",
-                             [](const DeviceMultigrid& p) {
-                               py::list offsets;
-                               for (size_t l = 0; l + 1 < p.level_count(); ++l) offsets.append(p.bound_offset(l));
-                               return offsets;
-                             })
+      .def_property_readonly("bounds",
+                             [](const DeviceMultigrid& p) { return py::make_tuple(p.bounds_offset(), p.bounds_count()); },
+                             "Offset of the eigenvalue bounds in the workspace, and the number of levels that have one")
       .def("constants",
            [](const DeviceMultigrid& p) {
              py::array_t<uint8_t> block(py::ssize_t(p.constants_bytes()));

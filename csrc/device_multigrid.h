@@ -1,10 +1,14 @@
 // Multigrid of multigrid.h for a batch on a device: the same hierarchy, numbers and cycle, as launches of bodies.
 //
+// Large levels are launched step by step; the small ones at the end of a hierarchy, where launches would take longer than
+// the work, run together in one block of threads for each member.
+//
 // A plan holds no device memory. Its caller provides three blocks: constants (written once by the plan), a workspace that
 // carries the hierarchy of one batch of moduli, and scratch that is free again after the set-up. So nothing is allocated
 // and nothing waits for the device, and launches can be captured.
 #pragma once
-#include <memory>
+#include <stdexcept>
+#include <vector>
 
 #include "hierarchy.h"
 #include "multigrid_bodies.h"
@@ -30,11 +34,168 @@ struct DeviceMemory {
   char *constants, *workspace, *scratch;
 };
 
+// One level as kernels see it; the pointers are those of member 0.
+struct LevelView {
+  int n0, n1;
+  const uint8_t* fixed;
+  float *x, *d, *r;
+  double* lmax;
+  Lanczos* lanczos;
+  float* residual;          // scratch of the set-up
+  const float* matrix;      // stored stencil; null on the finest level
+  GridForm<float> form;     // of the finest level
+  const float *x32, *shift32;
+  Patch<float> patch;
+  long special_count;
+  BatchTransfer transfer;   // towards the next coarser level
+  EF_HD long nodes() const { return long(n0) * n1; }
+};
+
+struct CoarsestView {
+  Banded shape;
+  bool dense;
+  const double *band, *inverse;
+  double* work;
+};
+
+// The steps of a smoother for a largest eigenvalue of one.
+struct Smoother {
+  static constexpr int kMost = 16;
+  int count;
+  float keep[kMost], gain[kMost];
+};
+
+// d = a d + b / lmax (patches) r, y += d; or d = y = b / lmax (patches) r first.
+EF_ANY_QUEUE
+template <class Queue>
+EF_HD void update(const Queue& queue, long batch, const LevelView& L, const float* r, const Update& out) {
+  const Strips strips = Strips::over(L.n0, L.n1, queue.share(batch));
+  queue.each(batch, strips.count(), PatchBody{L.patch, L.special_count, strips, r, out});
+}
+
+// r -= A d; y += d if there is a y.
+EF_ANY_QUEUE
+template <class Queue>
+EF_HD void subtract(const Queue& queue, long batch, const LevelView& L, float* y) {
+  const Residual out{L.r, L.nodes(), L.d, L.matrix ? nullptr : L.shift32, L.fixed, y};
+  if (L.matrix)
+    queue.each(batch, L.nodes(), StencilBody<Residual>{L.n0, L.n1, L.matrix, L.d, out});
+  else
+    launch_force<float>(queue, L.form, batch, Fields<const float>{L.x32, L.nodes()}, L.d, out);
+}
+
+// Smooths from zero and leaves the residual of the next coarser level.
+EF_ANY_QUEUE
+template <class Queue>
+EF_HD void descend(const Queue& queue, long batch, const LevelView& L, const LevelView& C, const Smoother& s) {
+  for (int k = 0; k < s.count; ++k) {
+    update(queue, batch, L, L.r, Update{L.d, L.x, L.nodes(), k == 0, s.keep[k], s.gain[k], L.lmax});
+    subtract(queue, batch, L, nullptr);
+  }
+  const Strips strips = Strips::over(C.n0, C.n1, queue.share(batch));
+  queue.each(batch, strips.count(),
+             RestrictBody{L.transfer, strips, L.r, {C.r, C.nodes(), nullptr, nullptr, C.fixed}});
+}
+
+// Adds the correction of the next coarser level and smooths.
+EF_ANY_QUEUE
+template <class Queue>
+EF_HD void ascend(const Queue& queue, long batch, const LevelView& L, const LevelView& C, const Smoother& s) {
+  queue.each(batch, long(C.n0 - 1) * (C.n1 - 1), ProlongBody{L.transfer, C.x, L.d, L.fixed});
+  for (int k = 0; k < s.count; ++k) {
+    subtract(queue, batch, L, k == 0 ? L.x : nullptr);
+    update(queue, batch, L, L.r, Update{L.d, L.x, L.nodes(), false, s.keep[k], s.gain[k], L.lmax});
+  }
+}
+
+EF_ANY_QUEUE
+template <class Queue>
+EF_HD void solve_coarsest(const Queue& queue, long batch, const CoarsestView& K, const LevelView& L) {
+  const long n = long(K.shape.size());
+  if (K.dense) {
+    queue.each(batch, n * DenseProduct::kParts, DenseProduct{n, K.inverse, L.r, K.work});
+    queue.each(batch, n, DenseSum{n, K.work, L.x});
+  } else {
+    queue.each(batch, 1, BandedSolve{K.shape, K.band, K.work, L.r, L.x});
+  }
+}
+
+// Ten Lanczos steps for the largest eigenvalue of (smoother x matrix) on one level.
+EF_ANY_QUEUE
+template <class Queue>
+EF_HD void lanczos_steps(const Queue& queue, long batch, const LevelView& L, double* room) {
+  const long n = 2 * L.nodes();
+  float* z = L.x;
+  queue.each(batch, n, StartBody{L.residual, L.fixed, n, L.lanczos});
+  for (int step = 0; step < Lanczos::kSteps; ++step) {
+    update(queue, batch, L, L.residual, Update{z, z, L.nodes(), true, 0, 1, nullptr});
+    queue.sum(batch, n, DotTerm{L.residual, z, n}, room, LanczosDirection{L.lanczos});
+    queue.each(batch, n, DirectionBody{L.lanczos, z, L.d, L.r, n});
+    subtract(queue, batch, L, nullptr);  // r = -A d
+    queue.sum(batch, n, DotTerm{L.d, L.r, n}, room, LanczosStep{L.lanczos});
+    queue.each(batch, n, DescendBody{L.lanczos, L.r, L.residual, n});
+  }
+}
+
+// The small levels at the end of a hierarchy. Few enough to be handed to a kernel by value.
+struct SmallLevels {
+  static constexpr int kMost = 6;
+  static constexpr long kNodes = 4096;  // of the finest of them: what one multiprocessor does about as fast as a launch
+  int count;
+  long batch;
+  LevelView level[kMost];
+  CoarsestView coarsest;
+  Smoother smoother;
+};
+
+struct SmallCycle {
+  SmallLevels levels;
+  EF_ANY_QUEUE
+  template <class Queue>
+  EF_HD void operator()(Queue queue, int block) const {
+    queue.member = block;
+    const int last = levels.count - 1;
+    for (int l = 0; l < last; ++l) descend(queue, 1, levels.level[l], levels.level[l + 1], levels.smoother);
+    solve_coarsest(queue, 1, levels.coarsest, levels.level[last]);
+    for (int l = last - 1; l >= 0; --l) ascend(queue, 1, levels.level[l], levels.level[l + 1], levels.smoother);
+  }
+};
+
+struct SmallLanczos {
+  SmallLevels levels;
+  EF_ANY_QUEUE
+  template <class Queue>
+  EF_HD void operator()(Queue queue, int block) const {
+    queue.member = int(block % levels.batch);
+    lanczos_steps(queue, 1, levels.level[block / levels.batch], nullptr);
+  }
+};
+
+template <class Cells>
+struct CoarsestInverse {
+  DenseBody<Cells> assemble;
+  long size;
+  double regularization, *matrix, *row;
+  EF_ANY_QUEUE
+  template <class Queue>
+  EF_HD void operator()(Queue queue, int block) const {
+    queue.member = block;
+    queue.each(1, size, assemble);
+    queue.sum(1, size, DiagonalTerm{matrix, size}, nullptr, MeanDiagonal{row, size});
+    queue.each(1, size, DiagonalBody{matrix, row, size, regularization});
+    for (long pivot = 0; pivot < size; ++pivot) {
+      queue.each(1, size, PivotBody{matrix, row, size, pivot});
+      queue.each(1, size * SweepBody::kRows, SweepBody{matrix, row, size, pivot});
+    }
+    queue.each(1, size * size, NegateBody{matrix, size});
+  }
+};
+
 class DeviceMultigrid {
  public:
   // fixed: 2N flags; pin: a fixed dof that is kept out of the hierarchy, or -1.
   DeviceMultigrid(const GridForm<double>& form, const uint8_t* fixed, bool shifted, long pin, long batch,
-                  Steps smoother);
+                  const Steps& smoother);
 
   size_t constants_bytes() const { return constants_.bytes(); }
   size_t workspace_bytes() const { return workspace_.bytes(); }
@@ -43,7 +204,9 @@ class DeviceMultigrid {
 
   // The hierarchy for x and shift (data null without one).
   template <class Queue>
-  void set_up(const Queue& queue, const DeviceMemory& m, Fields<const double> x, Fields<const double> shift) const;
+  void set_up(const Queue& queue, const DeviceMemory& m, Fields<const double> x, Fields<const double> shift) const {
+    form_.reduced ? build<true>(queue, m, x, shift) : build<false>(queue, m, x, shift);
+  }
 
   // z = one V-cycle on r. The pin's motion is `mode`, or the translation where that is null; without `pinned` the pin
   // counts as free.
@@ -56,23 +219,23 @@ class DeviceMultigrid {
   void apply(const Queue& queue, const DeviceMemory& m, bool pinned, Fields<const double> x, const double* shift,
              const double* p, double* q) const;
 
-  // Where in the workspace the eigenvalue bound of a level lies, one double a member.
-  size_t bound_offset(size_t level) const { return levels_[level].lmax; }
-  size_t level_count() const { return levels_.size(); }
+  // Where in the workspace the eigenvalue bounds of all but the coarsest level lie, one double a member.
+  size_t bounds_offset() const { return lmax_; }
+  size_t bounds_count() const { return levels_.size() - 1; }
 
  private:
   struct Level {
     int n0, n1;
     std::vector<uint8_t> mask;
     Axis a0, a1;  // towards the next coarser level
-    SpecialCells special;
-    Patch<float> patch{};  // the numbers; the pointers depend on the memory
-    float whole = 0;       // trace of the homogeneous block
-    size_t fixed, special_row, special_column;  // constants
+    std::vector<int> special;  // numbers of the special cells
+    Patch<float> patch{};      // the numbers; the pointers depend on the memory
+    float whole = 0;           // trace of the homogeneous block
+    size_t fixed, special_at;  // constants
     size_t first0, width0, place0, place32_0, first1, width1, place1, place32_1;
-    size_t x, d, r, lmax, regular, irregular, matrix, patch_scale, patch_special;  // workspace
+    size_t x, d, r, regular, irregular, matrix, patch_scale, patch_special;  // workspace
     long regular_size = 0, irregular_size = 0;
-    size_t cells;  // scratch
+    size_t cells, residual;  // scratch
     long nodes() const { return long(n0) * n1; }
   };
 
@@ -81,7 +244,13 @@ class DeviceMultigrid {
   AxisView axis0(const Level& L, const DeviceMemory& m) const;
   AxisView axis1(const Level& L, const DeviceMemory& m) const;
   BatchTransfer transfer(const Level& L, const DeviceMemory& m) const;
+  LevelView view(size_t l, const DeviceMemory& m) const;
+  CoarsestView coarsest(const DeviceMemory& m) const;
+  SmallLevels small_levels(const DeviceMemory& m) const;
   bool dense() const { return shape_.size() <= kDense; }
+  StoredCells stored(size_t l, const DeviceMemory& m) const {
+    return {levels_[l].n0 - 1, levels_[l].n1 - 1, at<double>(m.scratch, levels_[l].cells)};
+  }
 
   template <bool kReduced, class Queue>
   void build(const Queue& queue, const DeviceMemory& m, Fields<const double> x, Fields<const double> shift) const;
@@ -92,43 +261,35 @@ class DeviceMultigrid {
   template <class Cells, class Queue>
   void factor(const Queue& queue, const DeviceMemory& m, Cells cells) const;
   template <class Queue>
-  void estimate_eigenvalue(const Queue& queue, const DeviceMemory& m, size_t l) const;
-  template <class Queue>
-  void update(const Queue& queue, const DeviceMemory& m, size_t l, const float* r, Update out) const;
-  template <class Queue>
-  void subtract(const Queue& queue, const DeviceMemory& m, size_t l, bool add_to_solution) const;
-  template <class Queue>
-  void smooth(const Queue& queue, const DeviceMemory& m, size_t l, bool zero_guess, bool keep_residual) const;
-  template <class Queue>
-  void cycle(const Queue& queue, const DeviceMemory& m, size_t l) const;
+  void cycle(const Queue& queue, const DeviceMemory& m) const;
 
   static constexpr size_t kDense = 640;  // unknowns up to which the coarsest level is inverted
   GridForm<double> form_;
   GridForm<float> form32_;
   bool shifted_;
   long pin_, batch_;
-  Steps smoother_;  // for a largest eigenvalue of one
-  std::vector<uint8_t> pinned_;  // fixed dofs, the pin included
+  Smoother smoother_{};
+  std::vector<uint8_t> pinned_;
   std::vector<Level> levels_;
+  size_t small_;  // the first of the small levels
   Banded shape_{2, 2};
   Layout constants_, workspace_, scratch_;
-  size_t pinned_at_;                                                                          // constants
-  size_t modulus_, scale_, net_, lanczos_, sums_, x32_, shift32_, band_, inverse_, work_;  // workspace
-  size_t residual_, columns_;  // scratch
+  size_t pinned_at_, modulus_, scale_, net_, lanczos_, lmax_, sums_, x32_, shift32_, band_, inverse_, work_, row_;
 };
 
-// ---------------------------------------------------------------------------------------------------- layout
-
 inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint8_t* fixed, bool shifted, long pin,
-                                        long batch, Steps smoother)
+                                        long batch, const Steps& smoother)
     : form_(form),
-      form32_{form.n0, form.n1, form.reduced,
-              {float(form.law.g0), float(form.law.g1), float(form.law.lambda), float(form.law.mu)}},
+      form32_{form.n0, form.n1, form.reduced, {float(form.law.g0), float(form.law.g1), float(form.law.lambda), float(form.law.mu)}},
       shifted_(shifted),
       pin_(pin),
       batch_(batch),
-      smoother_(std::move(smoother)),
       pinned_(fixed, fixed + 2 * size_t(form.n0) * form.n1) {
+  if (smoother.size() > Smoother::kMost) throw std::invalid_argument("a smoother may have up to 16 steps");
+  for (const auto& step : smoother) {
+    smoother_.keep[smoother_.count] = float(step.first), smoother_.gain[smoother_.count] = float(step.second);
+    ++smoother_.count;
+  }
   const size_t n = size_t(form.n0) * form.n1, B = size_t(batch);
   levels_.emplace_back();
   levels_[0].n0 = form.n0, levels_[0].n1 = form.n1;
@@ -142,7 +303,9 @@ inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint
     Level& L = levels_.back();
     L.whole = float(patch_modes(cell, L.patch));
     L.patch.n0 = L.n0, L.patch.n1 = L.n1;
-    L.special = SpecialCells(L.mask, L.n0, L.n1);
+    const SpecialCells special(L.mask, L.n0, L.n1);
+    for (int j = 0; j < L.n0 - 1; ++j)
+      for (int k = special.row[j]; k < special.row[j + 1]; ++k) L.special.push_back(j * (L.n1 - 1) + special.column[k]);
     coarsening.next(L.a0, L.a1);
     coarsen_homogeneous(L.a0.regular > 0, L.a1.regular > 0, cell);
     next.n0 = L.a0.n_coarse, next.n1 = L.a1.n_coarse;
@@ -153,38 +316,42 @@ inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint
     levels_.push_back(std::move(next));
   }
   shape_ = Banded(levels_.back().n0, levels_.back().n1);
+  small_ = levels_.size();
+  while (small_ > 0 && levels_[small_ - 1].nodes() <= SmallLevels::kNodes && levels_.size() - small_ < SmallLevels::kMost)
+    --small_;
 
   pinned_at_ = constants_.take<uint8_t>(2 * n);
   modulus_ = workspace_.take<double>(B), scale_ = workspace_.take<double>(B), net_ = workspace_.take<double>(B);
-  lanczos_ = workspace_.take<Lanczos>(B);
-  sums_ = workspace_.take<double>(B * kSumRoom);
+  lanczos_ = workspace_.take<Lanczos>(B * levels_.size());
+  lmax_ = workspace_.take<double>(B * levels_.size());
+  sums_ = workspace_.take<double>(size_t(sum_room(2 * long(n), batch)));
   x32_ = workspace_.take<float>(B * n);
   shift32_ = workspace_.take<float>(shifted ? 2 * B * n : 0);
+  const size_t shared = scratch_.take<float>(2 * B * n);  // levels that are launched follow each other
   for (size_t l = 0; l < levels_.size(); ++l) {
     Level& L = levels_[l];
     const size_t nodes = size_t(L.nodes()), m = size_t(L.n0 - 1) * (L.n1 - 1);
     const bool smoothed = l + 1 < levels_.size(), stored = l > 0 && smoothed;
     L.fixed = constants_.take<uint8_t>(2 * nodes);
-    L.special_row = constants_.take<int>(L.special.row.size());
-    L.special_column = constants_.take<int>(L.special.column.size());
+    L.special_at = constants_.take<int>(L.special.size());
     L.first0 = constants_.take<int>(L.a0.first.size()), L.width0 = constants_.take<int>(L.a0.width.size());
     L.first1 = constants_.take<int>(L.a1.first.size()), L.width1 = constants_.take<int>(L.a1.width.size());
     L.place0 = constants_.take<double>(L.a0.place.size()), L.place32_0 = constants_.take<float>(L.a0.place.size());
     L.place1 = constants_.take<double>(L.a1.place.size()), L.place32_1 = constants_.take<float>(L.a1.place.size());
     L.x = workspace_.take<float>(2 * B * nodes), L.d = workspace_.take<float>(2 * B * nodes);
-    L.r = workspace_.take<float>(2 * B * nodes), L.lmax = workspace_.take<double>(B);
+    L.r = workspace_.take<float>(2 * B * nodes);
     L.regular = workspace_.take<float>(B * L.regular_size), L.irregular = workspace_.take<float>(B * L.irregular_size);
     L.matrix = workspace_.take<float>(stored ? B * kPlanes * nodes : 0);
     L.patch_scale = workspace_.take<float>(smoothed ? B * m : 0);
-    L.patch_special = workspace_.take<float>(B * L.special.column.size() * kEntries);
+    L.patch_special = workspace_.take<float>(B * L.special.size() * kEntries);
     L.cells = scratch_.take<double>(l > 0 ? B * kEntries * m : 0);
+    L.residual = l < small_ ? shared : scratch_.take<float>(2 * B * nodes);
   }
   const size_t k = shape_.size();
-  band_ = workspace_.take<double>(B * shape_.entries());
+  band_ = workspace_.take<double>(dense() ? 0 : B * shape_.entries());
   inverse_ = workspace_.take<double>(dense() ? B * k * k : 0);
-  work_ = workspace_.take<double>(dense() ? 0 : B * k);
-  columns_ = scratch_.take<double>(dense() ? B * k * k : 0);
-  residual_ = scratch_.take<float>(2 * B * n);
+  work_ = workspace_.take<double>(B * k * (dense() ? DenseProduct::kParts : 1));
+  row_ = scratch_.take<double>(dense() ? B * (k + 1) : 0);
 }
 
 inline void DeviceMultigrid::write_constants(char* out) const {
@@ -192,7 +359,7 @@ inline void DeviceMultigrid::write_constants(char* out) const {
   put(pinned_at_, pinned_);
   for (const Level& L : levels_) {
     put(L.fixed, L.mask);
-    put(L.special_row, L.special.row), put(L.special_column, L.special.column);
+    put(L.special_at, L.special);
     put(L.first0, L.a0.first), put(L.width0, L.a0.width), put(L.place0, L.a0.place), put(L.place32_0, L.a0.place32);
     put(L.first1, L.a1.first), put(L.width1, L.a1.width), put(L.place1, L.a1.place), put(L.place32_1, L.a1.place32);
   }
@@ -214,172 +381,123 @@ inline BatchTransfer DeviceMultigrid::transfer(const Level& L, const DeviceMemor
           L.regular_size, L.irregular_size};
 }
 
-// ---------------------------------------------------------------------------------------------------- set-up
-
-template <class Queue>
-void DeviceMultigrid::set_up(const Queue& queue, const DeviceMemory& m, Fields<const double> x,
-                             Fields<const double> shift) const {
-  form_.reduced ? build<true>(queue, m, x, shift) : build<false>(queue, m, x, shift);
+inline LevelView DeviceMultigrid::view(size_t l, const DeviceMemory& m) const {
+  const Level& L = levels_[l];
+  LevelView v{};
+  v.n0 = L.n0, v.n1 = L.n1;
+  v.fixed = at<uint8_t>(m.constants, L.fixed);
+  v.x = at<float>(m.workspace, L.x), v.d = at<float>(m.workspace, L.d), v.r = at<float>(m.workspace, L.r);
+  v.lmax = at<double>(m.workspace, lmax_) + l * batch_;
+  v.lanczos = at<Lanczos>(m.workspace, lanczos_) + l * batch_;
+  v.residual = at<float>(m.scratch, L.residual);
+  if (l == 0) {
+    v.form = form32_, v.x32 = at<float>(m.workspace, x32_);
+    v.shift32 = shifted_ ? at<float>(m.workspace, shift32_) : nullptr;
+  } else {
+    v.matrix = at<float>(m.workspace, L.matrix);
+  }
+  v.patch = L.patch;
+  v.patch.scale = at<float>(m.workspace, L.patch_scale), v.patch.special = at<float>(m.workspace, L.patch_special);
+  v.special_count = long(L.special.size());
+  v.transfer = transfer(L, m);
+  return v;
 }
+
+inline CoarsestView DeviceMultigrid::coarsest(const DeviceMemory& m) const {
+  return {shape_, dense(), at<double>(m.workspace, band_), at<double>(m.workspace, inverse_),
+          at<double>(m.workspace, work_)};
+}
+
+inline SmallLevels DeviceMultigrid::small_levels(const DeviceMemory& m) const {
+  SmallLevels s{int(levels_.size() - small_), batch_, {}, coarsest(m), smoother_};
+  for (size_t l = small_; l < levels_.size(); ++l) s.level[l - small_] = view(l, m);
+  return s;
+}
+
+// ---------------------------------------------------------------------------------------------------- set-up
 
 template <bool kReduced, class Queue>
 void DeviceMultigrid::build(const Queue& queue, const DeviceMemory& m, Fields<const double> x,
                             Fields<const double> shift) const {
   const Level& F = levels_[0];
   const long n = F.nodes();
-  double* modulus = at<double>(m.workspace, modulus_);
-  launch_sum(queue, batch_, n, ModulusTerm{x}, at<double>(m.workspace, sums_), MeanModulus{modulus, n});
+  double *modulus = at<double>(m.workspace, modulus_), *sums = at<double>(m.workspace, sums_);
+  queue.sum(batch_, n, ModulusTerm{x}, sums, MeanModulus{modulus, n});
   float *x32 = at<float>(m.workspace, x32_), *shift32 = shifted_ ? at<float>(m.workspace, shift32_) : nullptr;
   queue.each(batch_, n, ScaleBody{x, shift, modulus, n, x32, shift32});
 
   const FinestCells<kReduced> finest{form_.law, F.n0, F.n1, x, shift, modulus, at<uint8_t>(m.constants, F.fixed)};
-  auto stored = [&](const Level& L) { return StoredCells{L.n0 - 1, L.n1 - 1, at<double>(m.scratch, L.cells)}; };
-  for (size_t l = 0; l + 1 < levels_.size(); ++l)
-    l ? coarsen(queue, m, l, stored(levels_[l])) : coarsen(queue, m, l, finest);
-  levels_.size() > 1 ? factor(queue, m, stored(levels_.back())) : factor(queue, m, finest);
-  if (levels_.size() == 1) return;
+  const size_t last = levels_.size() - 1;
+  for (size_t l = 0; l < last; ++l) l ? coarsen(queue, m, l, stored(l, m)) : coarsen(queue, m, l, finest);
+  last ? factor(queue, m, stored(last, m)) : factor(queue, m, finest);
 
-  for (size_t l = 0; l + 1 < levels_.size(); ++l) {
+  for (size_t l = 0; l < last; ++l) {
     const Level& L = levels_[l];
     const long cells = long(L.n0 - 1) * (L.n1 - 1);
     float* scale = at<float>(m.workspace, L.patch_scale);
     if (l) {
       float* matrix = at<float>(m.workspace, L.matrix);
-      queue.each(batch_, L.nodes(), AssembleBody{stored(L), matrix});
+      queue.each(batch_, L.nodes(), AssembleBody{stored(l, m), matrix});
       queue.each(batch_, cells, StencilScaleBody{L.n0, L.n1, matrix, L.whole, scale});
-      special_cells(queue, m, l, stored(L));
+      special_cells(queue, m, l, stored(l, m));
     } else {
       queue.each(batch_, cells, FinestScaleBody{L.n0, L.n1, x32, shift32, L.whole, scale});
       special_cells(queue, m, l, finest);
     }
   }
-  for (size_t l = 0; l + 1 < levels_.size(); ++l) estimate_eigenvalue(queue, m, l);
+  for (size_t l = 0; l < last && l < small_; ++l) lanczos_steps(queue, batch_, view(l, m), sums);
+  if (small_ < last) queue.together(batch_ * long(last - small_), SmallLanczos{small_levels(m)});
+  queue.each(1, batch_ * long(last), LargestBody{at<Lanczos>(m.workspace, lanczos_), at<double>(m.workspace, lmax_)});
 }
 
 template <class Cells, class Queue>
 void DeviceMultigrid::special_cells(const Queue& queue, const DeviceMemory& m, size_t l, Cells cells) const {
   const Level& L = levels_[l];
-  const long count = long(L.special.column.size());
+  const long count = long(L.special.size());
   queue.each(batch_, count,
-             SpecialBody<Cells>{cells, at<int>(m.constants, L.special_row), at<int>(m.constants, L.special_column),
-                                L.n0 - 1, L.n1 - 1, count, at<float>(m.workspace, L.patch_scale),
-                                at<float>(m.workspace, L.patch_special)});
+             SpecialBody<Cells>{cells, at<int>(m.constants, L.special_at), L.n0 - 1, L.n1 - 1, count,
+                                at<float>(m.workspace, L.patch_scale), at<float>(m.workspace, L.patch_special)});
 }
 
 template <class Fine, class Queue>
 void DeviceMultigrid::coarsen(const Queue& queue, const DeviceMemory& m, size_t l, Fine fine) const {
   const Level &L = levels_[l], &C = levels_[l + 1];
   float* regular = at<float>(m.workspace, L.regular);
-  const CoarsenTask<Fine> task{fine,
+  if (L.regular_size) queue.zero(regular, sizeof(float) * batch_ * L.regular_size);
+  const CoarsenBody<Fine> body{fine,
                                axis0(L, m),
                                axis1(L, m),
-                               {C.n0 - 1, C.n1 - 1, at<double>(m.scratch, C.cells)},
+                               stored(l + 1, m),
                                at<uint8_t>(m.constants, C.fixed),
                                regular,
                                at<float>(m.workspace, L.irregular),
                                L.regular_size,
                                L.irregular_size};
-  if (L.regular_size) queue.zero(regular, sizeof(float) * batch_ * L.regular_size);
-  const long count = long(L.a0.regular) * L.a1.regular;
-  if (count) queue.each(batch_, count, CoarsenRegular<Fine>{task});
-  queue.each(batch_, L.irregular_size / 64, CoarsenIrregular<Fine>{task});
+  queue.each(batch_, long(C.n0 - 1) * (C.n1 - 1), body);
 }
 
 template <class Cells, class Queue>
 void DeviceMultigrid::factor(const Queue& queue, const DeviceMemory& m, Cells cells) const {
-  double* band = at<double>(m.workspace, band_);
-  queue.each(batch_, 1, FactorBody<Cells>{cells, shape_, pin_ < 0 ? 0.0 : 1e-6, band});
+  const double regularization = pin_ < 0 ? 0.0 : 1e-6;
+  double* inverse = at<double>(m.workspace, inverse_);
   if (dense())
-    queue.each(batch_, long(shape_.size()),
-               InverseBody{shape_, band, at<double>(m.scratch, columns_), at<double>(m.workspace, inverse_)});
-}
-
-template <class Queue>
-void DeviceMultigrid::estimate_eigenvalue(const Queue& queue, const DeviceMemory& m, size_t l) const {
-  const Level& L = levels_[l];
-  const long n = 2 * L.nodes();
-  Lanczos* state = at<Lanczos>(m.workspace, lanczos_);
-  float *residual = at<float>(m.scratch, residual_), *z = at<float>(m.workspace, L.x), *d = at<float>(m.workspace, L.d),
-        *r = at<float>(m.workspace, L.r);
-  double* sums = at<double>(m.workspace, sums_);
-  queue.each(batch_, n, StartBody{residual, at<uint8_t>(m.constants, L.fixed), n, state});
-  for (int step = 0; step < Lanczos::kSteps; ++step) {
-    update(queue, m, l, residual, {z, z, L.nodes(), true, 0, 1, nullptr});
-    launch_sum(queue, batch_, n, DotTerm{residual, z, n}, sums, LanczosDirection{state});
-    queue.each(batch_, n, DirectionBody{state, z, d, r, n});
-    subtract(queue, m, l, false);  // r = -A d
-    launch_sum(queue, batch_, n, DotTerm{d, r, n}, sums, LanczosStep{state});
-    queue.each(batch_, n, DescendBody{state, r, residual, n});
-  }
-  queue.each(batch_, 1, LargestBody{state, at<double>(m.workspace, L.lmax)});
+    queue.together(batch_, CoarsestInverse<Cells>{{cells, shape_.n0, shape_.n1, inverse}, long(shape_.size()),
+                                                  regularization, inverse, at<double>(m.scratch, row_)});
+  else
+    queue.each(batch_, 1, FactorBody<Cells>{cells, shape_, regularization, at<double>(m.workspace, band_)});
 }
 
 // ---------------------------------------------------------------------------------------------------- V-cycle
 
 template <class Queue>
-void DeviceMultigrid::update(const Queue& queue, const DeviceMemory& m, size_t l, const float* r, Update out) const {
-  const Level& L = levels_[l];
-  Patch<float> patch = L.patch;
-  patch.scale = at<float>(m.workspace, L.patch_scale);
-  patch.special_row = at<int>(m.constants, L.special_row);
-  patch.special_col = at<int>(m.constants, L.special_column);
-  patch.special = at<float>(m.workspace, L.patch_special);
-  const Strips strips = Strips::over(L.n0, L.n1, batch_, queue.width);
-  queue.each(batch_, strips.count(), PatchBody{patch, long(L.special.column.size()), strips, r, out});
-}
-
-template <class Queue>
-void DeviceMultigrid::subtract(const Queue& queue, const DeviceMemory& m, size_t l, bool add_to_solution) const {
-  const Level& L = levels_[l];
-  const float* d = at<float>(m.workspace, L.d);
-  const Residual out{at<float>(m.workspace, L.r), L.nodes(), d, l || !shifted_ ? nullptr : at<float>(m.workspace, shift32_),
-                     at<uint8_t>(m.constants, L.fixed), add_to_solution ? at<float>(m.workspace, L.x) : nullptr};
-  if (l > 0)
-    queue.each(batch_, L.nodes(), StencilBody<Residual>{L.n0, L.n1, at<float>(m.workspace, L.matrix), d, out});
+void DeviceMultigrid::cycle(const Queue& queue, const DeviceMemory& m) const {
+  const size_t last = levels_.size() - 1, launched = small_ < last ? small_ : last;
+  for (size_t l = 0; l < launched; ++l) descend(queue, batch_, view(l, m), view(l + 1, m), smoother_);
+  if (small_ <= last)
+    queue.together(batch_, SmallCycle{small_levels(m)});
   else
-    launch_force<float>(queue, form32_, batch_, Fields<const float>{at<float>(m.workspace, x32_), L.nodes()}, d, out);
-}
-
-template <class Queue>
-void DeviceMultigrid::smooth(const Queue& queue, const DeviceMemory& m, size_t l, bool zero_guess,
-                             bool keep_residual) const {
-  const Level& L = levels_[l];
-  const float* r = at<float>(m.workspace, L.r);
-  Update out{at<float>(m.workspace, L.d), at<float>(m.workspace, L.x), L.nodes(), zero_guess, 0, 0,
-             at<double>(m.workspace, L.lmax)};
-  for (size_t k = 0; k < smoother_.size(); ++k) {
-    if (k) subtract(queue, m, l, false);
-    out.first = zero_guess && k == 0;
-    out.a = float(smoother_[k].first), out.b = float(smoother_[k].second);
-    update(queue, m, l, r, out);
-  }
-  if (keep_residual) subtract(queue, m, l, false);
-}
-
-template <class Queue>
-void DeviceMultigrid::cycle(const Queue& queue, const DeviceMemory& m, size_t l) const {
-  const Level& L = levels_[l];
-  if (l + 1 == levels_.size()) {
-    const float* r = at<float>(m.workspace, L.r);
-    float* x = at<float>(m.workspace, L.x);
-    if (dense())
-      queue.each(batch_, long(shape_.size()), DenseSolve{long(shape_.size()), at<double>(m.workspace, inverse_), r, x});
-    else
-      queue.each(batch_, 1, BandedSolve{shape_, at<double>(m.workspace, band_), at<double>(m.workspace, work_), r, x});
-    return;
-  }
-  const Level& C = levels_[l + 1];
-  smooth(queue, m, l, true, true);
-  const Strips strips = Strips::over(C.n0, C.n1, batch_, queue.width);
-  queue.each(batch_, strips.count(),
-             RestrictBody{transfer(L, m), strips, at<float>(m.workspace, L.r),
-                          {at<float>(m.workspace, C.r), C.nodes(), nullptr, nullptr, at<uint8_t>(m.constants, C.fixed)}});
-  cycle(queue, m, l + 1);
-  queue.each(batch_, long(C.n0 - 1) * (C.n1 - 1),
-             ProlongBody{transfer(L, m), at<float>(m.workspace, C.x), at<float>(m.workspace, L.d),
-                         at<uint8_t>(m.constants, L.fixed)});
-  subtract(queue, m, l, true);
-  smooth(queue, m, l, false, false);
+    solve_coarsest(queue, batch_, coarsest(m), view(last, m));
+  for (size_t l = launched; l-- > 0;) ascend(queue, batch_, view(l, m), view(l + 1, m), smoother_);
 }
 
 template <class Queue>
@@ -390,9 +508,9 @@ void DeviceMultigrid::precondition(const Queue& queue, const DeviceMemory& m, bo
   const uint8_t* fixed = at<uint8_t>(m.constants, pinned ? pinned_at_ : L.fixed);
   const Pin pin{pinned ? pin_ : -1, mode, {translation[0], translation[1]}};
   double *scale = at<double>(m.workspace, scale_), *net = at<double>(m.workspace, net_);
-  launch_sum(queue, batch_, 2 * n, LoadTerm{r, fixed, n, pin}, at<double>(m.workspace, sums_), LoadSums{scale, net});
+  queue.sum(batch_, 2 * n, LoadTerm{r, fixed, n, pin}, at<double>(m.workspace, sums_), LoadSums{scale, net});
   queue.each(batch_, 2 * n, LowerBody{r, fixed, n, pin, scale, net, at<float>(m.workspace, L.r)});
-  cycle(queue, m, 0);
+  cycle(queue, m);
   queue.each(batch_, 2 * n,
              RaiseBody{at<float>(m.workspace, L.x), fixed, n, pin, scale, at<double>(m.workspace, modulus_), z});
 }

@@ -680,9 +680,11 @@ void coarsen_row(const AxisView& a0, const AxisView& a1, int row, const double* 
     for (int I = 0; I < start; I += kLanes) {
       Lanes place1[2];
       for (int k = 0; k < kLanes; ++k) place1[1][k] = a1.place[2 * (I + k < start ? I + k : I) + 1];
-      auto load_fine = [&](int cell, int e) EF_LAMBDA -> Lanes {
-        const double* p = fine[cell / 2] + size_t(e) * ld + 2 * I;
-        return cell % 2 ? odd<Lanes>(p) : even<Lanes>(p);
+      auto load_fine = [&](int cell) EF_LAMBDA {
+        return [&, cell](int e) EF_LAMBDA -> Lanes {
+          const double* p = fine[cell / 2] + size_t(e) * ld + 2 * I;
+          return cell % 2 ? odd<Lanes>(p) : even<Lanes>(p);
+        };
       };
       coarsen_at<Lanes, 2, 2>(a0, row, load_fine, place1, coarse, ld_coarse, I, interior + I, ld_interior);
     }
@@ -695,8 +697,11 @@ void coarsen_row(const AxisView& a0, const AxisView& a1, int row, const double* 
       constexpr int W0 = decltype(k)::value / 3 + 1, W1 = decltype(k)::value % 3 + 1;
       if (a0.width[row] == W0 && a1.width[I] == W1)
         coarsen_at<double, W0, W1>(
-            a0, row, [&](int cell, int e) { return fine[cell / W1][size_t(e) * ld + first + cell % W1]; }, place1, coarse,
-            ld_coarse, I, weights, 1);
+            a0, row,
+            [&](int cell) {
+              return [&, cell](int e) { return fine[cell / W1][size_t(e) * ld + first + cell % W1]; };
+            },
+            place1, coarse, ld_coarse, I, weights, 1);
     });
   }
 }

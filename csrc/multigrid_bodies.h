@@ -4,9 +4,21 @@
 #include "banded.h"
 #include "grid_bodies.h"
 #include "lanczos.h"
-#include "sums.h"
 
 namespace elastofast {
+
+// ---------------------------------------------------------------------------------------------- inner products
+
+struct ProductTerm {
+  const double *a, *b;
+  long n;
+  EF_HD void operator()(int m, long k, double* sum) const { sum[0] += a[n * m + k] * b[n * m + k]; }
+};
+
+struct StoreSum {
+  double* out;
+  EF_HD void operator()(int m, const double* sum) const { out[m] = sum[0]; }
+};
 
 // ------------------------------------------------------------------------------------------------- smoothing
 
@@ -46,6 +58,19 @@ struct Residual {
   }
 };
 
+// Scales of a patch are positive; a special cell has its number in their place, marked by the sign bit.
+EF_HD float special_mark(long number) {
+  const uint32_t bits = uint32_t(number) | 0x80000000u;
+  float scale;
+  memcpy(&scale, &bits, sizeof scale);
+  return scale;
+}
+EF_HD long special_number(float scale) {  // -1 for others
+  uint32_t bits;
+  memcpy(&bits, &scale, sizeof bits);
+  return bits & 0x80000000u ? long(bits & 0x7fffffffu) : -1;
+}
+
 struct PatchBody {
   Patch<float> patch;  // of member 0; the planes of the others follow
   long special_count;
@@ -56,23 +81,17 @@ struct PatchBody {
     const int n1 = strips.n1;
     const long n = long(strips.n0) * n1, cells = long(strips.n0 - 1) * (n1 - 1);
     const float *u = r + 2 * n * b, *scale = patch.scale + cells * b;
+    Window<float, 2> w(strips, k, {u, u + n});
     gather_two<float>(
-        strips, k,
-        [&](int j, int i) {
-          const long at = long(j) * n1 + i, c = long(j) * (n1 - 1) + i;
-          const float s = scale[c];
-          const Corners<float> cu = corners_at(u + at, n1), cv = corners_at(u + n + at, n1);
-          return s == 0 ? special(b, j, i, cu, cv) : patch_solve(patch.p, patch.q, patch.r, s, cu, cv);
+        strips, k, w,
+        [&](int j, int i, int side) EF_LAMBDA {
+          const float s = scale[long(j) * (n1 - 1) + i];
+          const Corners<float> cu = w.corners(0, side), cv = w.corners(1, side);
+          const long number = special_number(s);
+          return number < 0 ? patch_solve(patch.p, patch.q, patch.r, s, cu, cv)
+                            : special_solve(patch.special + (special_count * b + number) * kEntries, cu, cv);
         },
         [&](int j, float fu, float fv) { out(b, long(j) * n1 + strips.column(k), fu, fv); });
-  }
-  EF_HD CornerForces<float> special(int b, int j, int i, const Corners<float>& u, const Corners<float>& v) const {
-    int lo = patch.special_row[j], hi = patch.special_row[j + 1];
-    while (hi - lo > 1) {
-      const int mid = (lo + hi) / 2;
-      (patch.special_col[mid] <= i ? lo : hi) = mid;
-    }
-    return special_solve(patch.special + (special_count * b + lo) * kEntries, u, v);
   }
 };
 
@@ -138,9 +157,10 @@ struct RestrictBody {
     const int nf = P.a1.n_fine, nc = P.a1.n_coarse, ld = padded(nc - 1);
     const long n = long(P.a0.n_fine) * nf;
     const float* f = fine + 2 * n * b;
+    auto stay = [] {};
     gather_two<float>(
-        strips, k,
-        [&](int J, int I) {
+        strips, k, stay,
+        [&](int J, int I, int) {
           if (J >= P.a0.regular || I >= P.a1.regular) return restrict_irregular(P, J, I, f);
           const float *u = f + long(2 * J) * nf + 2 * I, *q = P.regular + long(J) * 16 * ld + I;
           return restrict_regular(P.place0[2 * J + 1], P.place1[2 * I + 1], corners_at(u, nf), corners_at(u + n, nf),
@@ -210,11 +230,11 @@ struct ScaleBody {
   }
 };
 
-// Static condensation with the cell matrices in memory.
+// Static condensation with the cell matrices in memory, for the few cells that are not two by two.
 template <int W0, int W1>
-EF_CALL void coarsen_stored(const double (*cells)[kEntries], const double* place0, const double* place1, double* galerkin,
+EF_CALL void coarsen_stored(const Packed* cells, const double* place0, const double* place1, double* galerkin,
                             double* weights) {
-  coarsen_cell<double, W0, W1>([&](int k, int e) EF_LAMBDA { return cells[k][e]; }, place0, place1, galerkin, weights);
+  coarsen_cell<double, W0, W1>([&](int k) EF_LAMBDA { return cells[k]; }, place0, place1, galerkin, weights);
 }
 
 // Cell matrices of the finest level, made when they are needed.
@@ -225,16 +245,17 @@ struct FinestCells {
   Fields<const double> x, shift;
   const double* modulus;
   const uint8_t* fixed;
-  EF_CALL void load(int b, int j, int i, double* out) const {
+  EF_HD void load(int b, int j, int i, double* out) const {
     const long n = long(n0) * n1, at = long(j) * n1 + i;
-    const double mean = modulus[b];
+    const double scale = 1 / modulus[b];
     Corners<double> c = corners_at(x.of(b) + at, n1);
-    c.a /= mean, c.b /= mean, c.c /= mean, c.d /= mean;
+    c.a *= scale, c.b *= scale, c.c *= scale, c.d *= scale;
     packed_cell<kReduced>(law, c, out);
     if (shift.data)
+      EF_UNROLL
       for (int p = 0; p < 8; ++p) {
         const int y = j + p % 4 / 2, z = i + p % 2;
-        out[entry(p, p)] += shift.of(b)[p / 4 * n + long(y) * n1 + z] / mean / cells_around(n0, n1, y, z);
+        out[entry(p, p)] += shift.of(b)[p / 4 * n + long(y) * n1 + z] * scale / cells_around(n0, n1, y, z);
       }
     clear_fixed(fixed, n, n1, at, out);
   }
@@ -245,17 +266,19 @@ struct StoredCells {
   int m0, m1;
   double* planes;
   EF_HD double* plane(int b, int e) const { return planes + (long(b) * kEntries + e) * m0 * m1; }
-  EF_CALL void load(int b, int j, int i, double* out) const {
+  EF_HD void load(int b, int j, int i, double* out) const {
+    EF_UNROLL
     for (int e = 0; e < kEntries; ++e) out[e] = plane(b, e)[long(j) * m1 + i];
   }
   EF_HD void store(int b, int j, int i, const double* in) const {
+    EF_UNROLL
     for (int e = 0; e < kEntries; ++e) plane(b, e)[long(j) * m1 + i] = in[e];
   }
 };
 
-// What one coarse cell leaves of the fine cells in it.
+// What the coarse cells leave of the fine cells in them: first the regular ones, then the others.
 template <class Fine>
-struct CoarsenTask {
+struct CoarsenBody {
   Fine fine;
   AxisView a0, a1;
   StoredCells coarse;
@@ -263,47 +286,49 @@ struct CoarsenTask {
   float *regular, *irregular;
   long regular_size, irregular_size;  // values a member
 
-  template <int W0, int W1>
-  EF_CALL void run(int b, int J, int I, double* weights) const {
-    double cells[W0 * W1][kEntries], place0[3] = {}, place1[3] = {}, galerkin[kEntries];
-    for (int k = 0; k < W0 * W1; ++k) fine.load(b, a0.first[J] + k / W1, a1.first[I] + k % W1, cells[k]);
-    for (int p = 1; p < W0; ++p) place0[p] = a0.place[a0.first[J] + p];
-    for (int q = 1; q < W1; ++q) place1[q] = a1.place[a1.first[I] + q];
-    coarsen_stored<W0, W1>(cells, place0, place1, galerkin, weights);
-    const int n1 = a1.n_coarse;
-    clear_fixed(fixed, long(a0.n_coarse) * n1, n1, long(J) * n1 + I, galerkin);
-    coarse.store(b, J, I, galerkin);
-  }
-};
-
-template <class Fine>
-struct CoarsenRegular {
-  CoarsenTask<Fine> task;
   EF_HD void operator()(int b, long k) const {
-    const int J = row_of(k, task.a1.regular), I = column_of(k, task.a1.regular), ld = padded(task.a1.n_coarse - 1);
-    double weights[16];
-    task.template run<2, 2>(b, J, I, weights);
-    float* out = task.regular + task.regular_size * b + long(J) * 16 * ld + I;
+    const long count = long(a0.regular) * a1.regular;
+    k < count ? two_by_two(b, row_of(k, a1.regular), column_of(k, a1.regular)) : other(b, k - count);
+  }
+  EF_HD void two_by_two(int b, int J, int I) const {
+    const double place0[2] = {0, a0.place[2 * J + 1]}, place1[2] = {0, a1.place[2 * I + 1]};
+    double galerkin[kEntries], weights[16];
+    auto load = [&](int cell) EF_LAMBDA {
+      Packed out;
+      fine.load(b, 2 * J + cell / 2, 2 * I + cell % 2, out.entries);
+      return out;
+    };
+    coarsen_cell<double, 2, 2>(load, place0, place1, galerkin, weights);
+    keep(b, J, I, galerkin);
+    const int ld = padded(a1.n_coarse - 1);
+    float* out = regular + regular_size * b + long(J) * 16 * ld + I;
+    EF_UNROLL
     for (int w = 0; w < 16; ++w) out[long(w) * ld] = float(weights[w]);
   }
-};
-
-template <class Fine>
-struct CoarsenIrregular {
-  CoarsenTask<Fine> task;
-  EF_HD void operator()(int b, long k) const {
-    const AxisView &a0 = task.a0, &a1 = task.a1;
+  EF_HD void other(int b, long k) const {
     const int m1 = a1.n_coarse - 1, rest = m1 - a1.regular;
     const long beside = long(a0.regular) * rest;
     const int J = int(k < beside ? k / rest : a0.regular + (k - beside) / m1);
     const int I = int(k < beside ? a1.regular + k % rest : (k - beside) % m1);
-    double weights[64] = {};
+    double weights[64] = {}, galerkin[kEntries];
     unroll(std::make_integer_sequence<int, 9>{}, [&](auto w) EF_LAMBDA {
       constexpr int W0 = decltype(w)::value / 3 + 1, W1 = decltype(w)::value % 3 + 1;
-      if (a0.width[J] == W0 && a1.width[I] == W1) task.template run<W0, W1>(b, J, I, weights);
+      if (a0.width[J] != W0 || a1.width[I] != W1) return;
+      Packed cells[W0 * W1];
+      double place0[3] = {}, place1[3] = {};
+      for (int c = 0; c < W0 * W1; ++c) fine.load(b, a0.first[J] + c / W1, a1.first[I] + c % W1, cells[c].entries);
+      for (int p = 1; p < W0; ++p) place0[p] = a0.place[a0.first[J] + p];
+      for (int q = 1; q < W1; ++q) place1[q] = a1.place[a1.first[I] + q];
+      coarsen_stored<W0, W1>(cells, place0, place1, galerkin, weights);
     });
-    float* out = task.irregular + task.irregular_size * b + 64 * k;
+    keep(b, J, I, galerkin);
+    float* out = irregular + irregular_size * b + 64 * k;
     for (int w = 0; w < 64; ++w) out[w] = float(weights[w]);
+  }
+  EF_HD void keep(int b, int J, int I, double* galerkin) const {
+    const int n1 = a1.n_coarse;
+    clear_fixed(fixed, long(a0.n_coarse) * n1, n1, long(J) * n1 + I, galerkin);
+    coarse.store(b, J, I, galerkin);
   }
 };
 
@@ -364,20 +389,17 @@ struct StencilScaleBody {
 template <class Cells>
 struct SpecialBody {
   Cells cells;
-  const int *row, *column;
+  const int* special;  // numbers of the special cells
   int m0, m1;
   long count;
   float *scale, *inverse;
   EF_HD void operator()(int b, long k) const {
-    int lo = 0, hi = m0;  // the row whose range holds k
-    while (hi - lo > 1) {
-      const int mid = (lo + hi) / 2;
-      (row[mid] <= k ? lo : hi) = mid;
-    }
+    const int j = row_of(special[k], m1), i = column_of(special[k], m1);
     double block[kEntries];
-    special_inverse(lo, column[k], m0, m1, [&](int j, int i, double* out) { cells.load(b, j, i, out); }, block);
+    special_inverse(j, i, m0, m1, [&](int y, int z, double* out) EF_LAMBDA { cells.load(b, y, z, out); }, block);
+    EF_UNROLL
     for (int e = 0; e < kEntries; ++e) inverse[(count * b + k) * kEntries + e] = float(block[e]);
-    scale[long(m0) * m1 * b + long(lo) * m1 + column[k]] = 0;
+    scale[long(m0) * m1 * b + special[k]] = special_mark(k);
   }
 };
 
@@ -434,11 +456,12 @@ struct DescendBody {
 struct LargestBody {
   const Lanczos* state;
   double* lmax;
-  EF_HD void operator()(int b, long) const { lmax[b] = state[b].largest(); }
+  EF_HD void operator()(int, long k) const { lmax[k] = state[k].largest(); }
 };
 
 // ----------------------------------------------------------------------------------------------- the coarsest
 
+// By one index a member, with Banded: for long coarsest levels, whose inverse would take too much memory.
 template <class Cells>
 struct FactorBody {
   Cells cells;
@@ -457,34 +480,120 @@ struct FactorBody {
   }
 };
 
-// Column k of the inverse, dofs in field order.
-struct InverseBody {
-  Banded shape;
-  const double* band;
-  double *work, *inverse;
+// Row k of the assembled coarsest matrix, dofs in field order; fixed dofs get a diagonal later.
+template <class Cells>
+struct DenseBody {
+  Cells cells;
+  int n0, n1;
+  double* matrix;
   EF_HD void operator()(int b, long k) const {
-    const size_t n = shape.size();
-    double* column = work + n * n * b + k;
-    for (size_t i = 0; i < n; ++i) column[i * n] = 0;
-    column[shape.number(size_t(k)) * n] = 1;
-    shape.solve(band + shape.entries() * b, column, n);
-    for (size_t i = 0; i < n; ++i) inverse[n * n * b + i * n + k] = column[shape.number(i) * n];
+    const long n = long(n0) * n1, size = 2 * n;
+    const int c = int(k / n), j = row_of(k % n, n1), i = column_of(k % n, n1);
+    double* row = matrix + (size * b + k) * size;
+    for (long q = 0; q < size; ++q) row[q] = 0;
+    for (int corner = 0; corner < 4; ++corner) {  // the node's place in a cell around it
+      const int y = j - corner / 2, z = i - corner % 2;
+      if (y < 0 || y >= n0 - 1 || z < 0 || z >= n1 - 1) continue;
+      double cell[kEntries];
+      cells.load(b, y, z, cell);
+      for (int q = 0; q < 8; ++q)
+        row[q / 4 * n + long(y + q % 4 / 2) * n1 + z + q % 2] += cell[entry(4 * c + corner, q)];
+    }
   }
 };
 
-struct DenseSolve {
+struct DiagonalTerm {
+  const double* matrix;
+  long size;
+  EF_HD void operator()(int b, long k, double* sum) const { sum[0] += matrix[size * size * b + k * (size + 1)]; }
+};
+
+// Room for one row a member, and the mean diagonal.
+struct MeanDiagonal {
+  double* row;
+  long size;
+  EF_HD void operator()(int b, const double* sum) const { row[(size + 1) * b + size] = sum[0] / double(size); }
+};
+
+// Fixed dofs get the mean diagonal, all of them a little more where the matrix may be singular; see `Banded::factor`.
+struct DiagonalBody {
+  double* matrix;
+  const double* row;
+  long size;
+  double regularization;
+  EF_HD void operator()(int b, long k) const {
+    const double mean = row[(size + 1) * b + size];
+    double& d = matrix[size * size * b + k * (size + 1)];
+    d = (d == 0 ? (mean > 0 ? mean : 1) : d) + regularization * mean;
+  }
+};
+
+// Inverse of a symmetric positive definite matrix in place by sweeps (Goodnight, Amer. Statist. 33, 1979): the pivot's row
+// is copied first, so that all entries can change at once.
+struct PivotBody {
+  const double* matrix;
+  double* row;
+  long size, pivot;
+  EF_HD void operator()(int b, long k) const { row[(size + 1) * b + k] = matrix[(size * b + pivot) * size + k]; }
+};
+
+struct SweepBody {
+  static constexpr int kRows = 8;  // indices that share a column
+  double* matrix;
+  const double* row;
+  long size, pivot;
+  EF_HD void operator()(int b, long k) const {
+    const int q = column_of(k, int(size));
+    const double *r = row + (size + 1) * b, least = 1e-14 * r[size];
+    const double d = 1 / (r[pivot] > least ? r[pivot] : least), rq = r[q] * d;
+    double* a = matrix + size * size * b + q;
+    for (long p = row_of(k, int(size)); p < size; p += kRows) {
+      double& e = a[p * size];
+      if (p != pivot && q != pivot) e -= r[p] * rq;
+      else if (p == q) e = -d;
+      else e = p == pivot ? rq : r[p] * d;
+    }
+  }
+};
+
+struct NegateBody {
+  double* matrix;
+  long size;
+  EF_HD void operator()(int b, long k) const {
+    double& e = matrix[size * size * b + k];
+    e = -e;
+  }
+};
+
+// Products with the inverse in two parts: `kParts` indices share a row.
+struct DenseProduct {
+  static constexpr int kParts = 8;
   long n;
   const double* inverse;
   const float* r;
+  double* work;
+  EF_HD void operator()(int b, long k) const {
+    const int column = column_of(k, int(n)), part = row_of(k, int(n));
+    const double* a = inverse + n * n * b + column;
+    double sum = 0;
+    for (long i = part; i < n; i += kParts) sum += a[i * n] * r[n * b + i];
+    work[n * kParts * b + k] = sum;
+  }
+};
+
+struct DenseSum {
+  long n;
+  const double* work;
   float* x;
   EF_HD void operator()(int b, long k) const {
     double sum = 0;
-    for (long i = 0; i < n; ++i) sum += inverse[n * n * b + i * n + k] * r[n * b + i];
+    EF_UNROLL
+    for (int part = 0; part < DenseProduct::kParts; ++part)
+      sum += work[(n * b * DenseProduct::kParts) + part * n + k];
     x[n * b + k] = float(sum);
   }
 };
 
-// Substitution by one index a member: for long coarsest levels, whose inverse would take too much memory.
 struct BandedSolve {
   Banded shape;
   const double* band;

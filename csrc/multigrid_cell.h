@@ -50,41 +50,58 @@ EF_HD void cell_matrix(const CellLaw<T>& law, const StiffnessFactors<V>& f, Put 
   });
 }
 
-// The assembled 4-node block of a cell, packed: fine(dj, di, e) is entry e of the neighbour (dj, di) of the cell, exists
-// says whether there is one.
+// The entries of one packed cell matrix.
+struct Packed {
+  double entries[kEntries];
+  EF_HD double operator()(int e) const { return entries[e]; }
+};
+
+// The assembled 4-node block of a cell, packed: fine(dj, di) gives the packed entries of the neighbour (dj, di) of the
+// cell, exists says whether there is one.
 template <class Exists, class Fine>
 EF_HD void patch_block(Exists exists, Fine fine, double* block) {
+  EF_UNROLL
   for (int e = 0; e < kEntries; ++e) block[e] = 0;
-  for (int dj = -1; dj <= 1; ++dj)
-    for (int di = -1; di <= 1; ++di) {
-      if (!exists(dj, di)) continue;
-      for (int p = 0; p < 8; ++p)
-        for (int q = p; q < 8; ++q) {
-          // the corners of the patch that are corners of this neighbour too
-          const int ps = p % 4 / 2 - dj, pt = p % 2 - di, qs = q % 4 / 2 - dj, qt = q % 2 - di;
-          if (ps < 0 || ps > 1 || pt < 0 || pt > 1 || qs < 0 || qs > 1 || qt < 0 || qt > 1) continue;
-          block[entry(p, q)] += fine(dj, di, entry(p / 4 * 4 + 2 * ps + pt, q / 4 * 4 + 2 * qs + qt));
-        }
-    }
+  EF_UNROLL
+  for (int k = 0; k < 9; ++k) {
+    const int dj = k / 3 - 1, di = k % 3 - 1;
+    if (!exists(dj, di)) continue;
+    const auto entries = fine(dj, di);
+    EF_UNROLL
+    for (int p = 0; p < 8; ++p)
+      EF_UNROLL
+      for (int q = p; q < 8; ++q) {
+        // the corners of the patch that are corners of this neighbour too
+        const int ps = p % 4 / 2 - dj, pt = p % 2 - di, qs = q % 4 / 2 - dj, qt = q % 2 - di;
+        if (ps < 0 || ps > 1 || pt < 0 || pt > 1 || qs < 0 || qs > 1 || qt < 0 || qt > 1) continue;
+        block[entry(p, q)] += entries(entry(p / 4 * 4 + 2 * ps + pt, q / 4 * 4 + 2 * qs + qt));
+      }
+  }
 }
 
 // Inverse of a symmetric positive definite matrix, packed, by symmetric sweeps.
 template <class V, int N, class At>
 EF_HD void sweep_inverse(At at) {
+  EF_UNROLL
   for (int k = 0; k < N; ++k) {
     const V d = 1.0 / at(k, k);
     V row[N];
+    EF_UNROLL
     for (int p = 0; p < N; ++p) row[p] = at(k, p);
+    EF_UNROLL
     for (int p = 0; p < N; ++p) {
       if (p == k) continue;
       const V f = row[p] * d;
+      EF_UNROLL
       for (int q = p; q < N; ++q)
         if (q != k) at(p, q) -= f * row[q];
       at(k, p) = f;
     }
     at(k, k) = -d;
   }
+  EF_UNROLL
   for (int p = 0; p < N; ++p)
+    EF_UNROLL
     for (int q = p; q < N; ++q) at(p, q) = -at(p, q);
 }
 
@@ -124,14 +141,16 @@ template <class T>
 EF_HD CornerForces<T> special_solve(const T* inverse, const Corners<T>& u, const Corners<T>& v) {
   const T in[8] = {u.a, u.b, u.c, u.d, v.a, v.b, v.c, v.d};
   T out[8] = {};
+  EF_UNROLL
   for (int p = 0; p < 8; ++p)
+    EF_UNROLL
     for (int q = 0; q < 8; ++q) out[p] += inverse[entry(p, q)] * in[q];
   return {{out[0], out[1], out[2], out[3]}, {out[4], out[5], out[6], out[7]}};
 }
 
 // Packed cell matrix for the moduli at a cell's corners.
 template <bool kReduced>
-EF_CALL void packed_cell(const CellLaw<double>& law, const Corners<double>& modulus, double* cell) {
+EF_HD void packed_cell(const CellLaw<double>& law, const Corners<double>& modulus, double* cell) {
   cell_matrix<kReduced>(law, stiffness_factors(moments(modulus)), [&](auto a, auto b, double v) EF_LAMBDA {
     cell[entry(decltype(a)::value, decltype(b)::value)] = v;
   });
@@ -152,7 +171,8 @@ EF_HD int cells_around(int n0, int n1, int j, int i) {
 template <class T>
 EF_HD double patch_modes(const double* cell, Patch<T>& patch) {
   double block[kEntries];
-  patch_block([](int, int) EF_LAMBDA { return true; }, [&](int, int, int e) EF_LAMBDA { return cell[e]; }, block);
+  patch_block([](int, int) EF_LAMBDA { return true; },
+              [&](int, int) EF_LAMBDA { return [=](int e) EF_LAMBDA { return cell[e]; }; }, block);
   const double mode[4][4] = {{.5, .5, .5, .5}, {-.5, -.5, .5, .5}, {-.5, .5, -.5, .5}, {.5, -.5, -.5, .5}};  // m s t h
   auto project = [&](int ca, int ma, int cb, int mb) EF_LAMBDA {
     double sum = 0;
@@ -175,13 +195,16 @@ EF_HD double patch_modes(const double* cell, Patch<T>& patch) {
 // Packed inverse of the assembled 4-node block of cell (j, i) out of m0 x m1; load(j, i, out) gives a cell's matrix.
 template <class Load>
 EF_CALL void special_inverse(int j, int i, int m0, int m1, Load load, double* block) {
-  double cells[9][kEntries];
   auto exists = [&](int dj, int di) EF_LAMBDA {
     return j + dj >= 0 && j + dj < m0 && i + di >= 0 && i + di < m1;
   };
-  for (int k = 0; k < 9; ++k)
-    if (exists(k / 3 - 1, k % 3 - 1)) load(j + k / 3 - 1, i + k % 3 - 1, cells[k]);
-  patch_block(exists, [&](int dj, int di, int e) EF_LAMBDA { return cells[3 * (dj + 1) + di + 1][e]; }, block);
+  auto fine = [&](int dj, int di) EF_LAMBDA {
+    Packed cell;
+    load(j + dj, i + di, cell.entries);
+    return cell;
+  };
+  patch_block(exists, fine, block);
+  EF_UNROLL
   for (int p = 0; p < 8; ++p)
     if (block[entry(p, p)] == 0) block[entry(p, p)] = 1;  // fixed dofs, whose residual is zero
   sweep_inverse<double, 8>([&](int p, int q) EF_LAMBDA -> double& { return block[entry(p, q)]; });
@@ -189,8 +212,10 @@ EF_CALL void special_inverse(int j, int i, int m0, int m1, Load load, double* bl
 
 // Removes the fixed dofs of the cell at node `corner` from its packed matrix; n nodes in rows of n1.
 EF_HD void clear_fixed(const uint8_t* fixed, long n, int n1, long corner, double* matrix) {
+  EF_UNROLL
   for (int p = 0; p < 8; ++p)
     if (fixed[p / 4 * n + corner + p % 4 / 2 * n1 + p % 2])
+      EF_UNROLL
       for (int q = 0; q < 8; ++q) matrix[entry(p, q)] = 0;
 }
 
@@ -221,19 +246,24 @@ EF_HD size_t irregular_cell(const AxisView& a0, const AxisView& a1, int J, int I
   return size_t(a0.regular) * rest + size_t(J - a0.regular) * m1 + I;
 }
 
-// Calls body(fine row, fine column, interior weights or null, bilinear weights[4]) for the fine nodes that one
-// coarse cell owns: those from its first corner on, and the last row and column of the grid.
+// Calls body(fine row, fine column, is owned, interior weights or null, is interior, bilinear weights[4]) for 4 x 4 fine
+// nodes from the first corner of a coarse cell on, of which it owns those up to its last ones and in the last row and
+// column of the grid. Places in memory exist for all of them and nothing branches, so that a GPU reads all at once.
 template <class T, class Body>
 EF_HD void owned_nodes(const Transfer<T>& P, int J, int I, Body body) {
   const int w0 = P.a0.width[J], w1 = P.a1.width[I], f0 = P.a0.first[J], f1 = P.a1.first[I];
   const int e0 = J == P.a0.n_coarse - 2, e1 = I == P.a1.n_coarse - 2;
   const T* interior = P.irregular + irregular_cell(P.a0, P.a1, J, I) * 64;
-  for (int p = 0; p < w0 + e0; ++p)
-    for (int q = 0; q < w1 + e1; ++q) {
-      const bool inside = p > 0 && p < w0 && q > 0 && q < w1;
-      const T s = p == w0 ? T(1) : P.place0[f0 + p], t = q == w1 ? T(1) : P.place1[f1 + q];
+  EF_UNROLL
+  for (int p = 0; p < 4; ++p)
+    EF_UNROLL
+    for (int q = 0; q < 4; ++q) {
+      const bool owned = p < w0 + e0 && q < w1 + e1, inside = p > 0 && p < w0 && q > 0 && q < w1;
+      const int y = f0 + (p < w0 + e0 ? p : 0), x = f1 + (q < w1 + e1 ? q : 0);
+      const T s = p == w0 ? T(1) : P.place0[y], t = q == w1 ? T(1) : P.place1[x];
       const T weights[4] = {(1 - s) * (1 - t), (1 - s) * t, s * (1 - t), s * t};
-      body(f0 + p, f1 + q, inside ? interior + ((p - 1) * (w1 - 1) + (q - 1)) * 16 : nullptr, weights);
+      const bool possible = p > 0 && p < 3 && q > 0 && q < 3;
+      body(y, x, owned, possible ? interior + ((p - 1) * (w1 - 1) + (q - 1)) * 16 : nullptr, inside, weights);
     }
 }
 
@@ -252,11 +282,14 @@ EF_HD CornerForces<T> restrict_irregular(const Transfer<T>& P, int J, int I, con
   const int nf = P.a1.n_fine;
   const size_t n = size_t(P.a0.n_fine) * nf;
   T out[8] = {};
-  owned_nodes(P, J, I, [&](int y, int x, const T* interior, const T* weights) EF_LAMBDA {
+  owned_nodes(P, J, I, [&](int y, int x, bool owned, const T* interior, bool inside, const T* weights) EF_LAMBDA {
     const size_t at = size_t(y) * nf + x;
-    for (int k = 0; k < 8; ++k)
-      out[k] += interior ? interior[k] * fine[at] + interior[8 + k] * fine[at + n]
-                         : weights[k % 4] * fine[at + (k / 4) * n];
+    const T u = owned ? fine[at] : T(0), v = owned ? fine[at + n] : T(0);
+    EF_UNROLL
+    for (int k = 0; k < 8; ++k) {
+      const T plain = weights[k % 4] * (k / 4 ? v : u);
+      out[k] += interior && inside ? interior[k] * u + interior[8 + k] * v : plain;
+    }
   });
   return {{out[0], out[1], out[2], out[3]}, {out[4], out[5], out[6], out[7]}};
 }
@@ -275,14 +308,19 @@ EF_HD void prolong_irregular(const Transfer<T>& P, int J, int I, const T* coarse
   const size_t n = size_t(P.a0.n_fine) * nf, m = size_t(P.a0.n_coarse) * nc;
   const T *c0 = coarse + size_t(J) * nc + I, *c1 = c0 + nc;
   const T in[8] = {c0[0], c0[1], c1[0], c1[1], c0[m], c0[m + 1], c1[m], c1[m + 1]};
-  owned_nodes(P, J, I, [&](int y, int x, const T* interior, const T* weights) EF_LAMBDA {
+  owned_nodes(P, J, I, [&](int y, int x, bool owned, const T* interior, bool inside, const T* weights) EF_LAMBDA {
+    EF_UNROLL
     for (int k = 0; k < 2; ++k) {
       T sum = 0;
-      if (interior)
-        for (int e = 0; e < 8; ++e) sum += interior[8 * k + e] * in[e];
-      else
-        for (int e = 0; e < 4; ++e) sum += weights[e] * in[4 * k + e];
-      fine[k * n + size_t(y) * nf + x] = sum;
+      EF_UNROLL
+      for (int e = 0; e < 4; ++e) sum += weights[e] * in[4 * k + e];
+      if (interior) {
+        T exact = 0;
+        EF_UNROLL
+        for (int e = 0; e < 8; ++e) exact += interior[8 * k + e] * in[e];
+        sum = inside ? exact : sum;
+      }
+      if (owned) fine[k * n + size_t(y) * nf + x] = sum;
     }
   });
 }
@@ -290,12 +328,13 @@ EF_HD void prolong_irregular(const Transfer<T>& P, int J, int I, const T* coarse
 // -------------------------------------------------------------------------------------------------- coarsening
 
 // One coarse cell of w0 x w1 fine cells (1, 2 or 3 each): static condensation of its interior nodes, the other
-// nodes interpolated bilinearly. fine(k, e) is packed entry e of fine cell k (row major); place0[p], place1[q] are
+// nodes interpolated bilinearly. fine(k)(e) is packed entry e of fine cell k (row major); place0[p], place1[q] are
 // the fractions of the interior lines. Gives the packed Galerkin matrix and the interior weights [node][2][8].
 template <class V, int W0, int W1, class Fine>
 EF_HD void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin, V* weights) {
   constexpr int kIn = (W0 - 1) * (W1 - 1), kDofs = kIn > 0 ? 2 * kIn : 1;
   V inner[kDofs][kDofs] = {}, mixed[kDofs][8] = {};
+  EF_UNROLL
   for (int e = 0; e < kEntries; ++e) galerkin[e] = V{};
   struct Node {
     int interior;   // number of the interior node, or -1
@@ -311,41 +350,61 @@ EF_HD void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin
     if (edge0 && edge1) return Node{-1, 1, {base, 0}, {V{} + 1, V{}}};
     return Node{-1, 2, {base, base + (edge0 ? 1 : 2)}, {1 - t, t}};
   };
-  auto add = [&](int cell, int r, int c) EF_LAMBDA {
+  auto add = [&](int cell, int r, int c, const auto& entries) EF_LAMBDA {
     const int p = cell / W1, q = cell % W1;
     const Node a = node(p + r % 4 / 2, q + r % 2), b = node(p + c % 4 / 2, q + c % 2);
     if (a.interior < 0 && b.interior >= 0) return;  // by symmetry
-    const V v = fine(cell, entry(r, c));
+    const V v = entries(entry(r, c));
     if (a.interior >= 0 && b.interior >= 0) {
       inner[2 * a.interior + r / 4][2 * b.interior + c / 4] += v;
     } else if (a.interior >= 0) {
-      for (int k = 0; k < b.n; ++k) mixed[2 * a.interior + r / 4][c / 4 * 4 + b.corner[k]] += b.weight[k] * v;
+      EF_UNROLL
+      for (int k = 0; k < 2; ++k)
+        if (k < b.n) mixed[2 * a.interior + r / 4][c / 4 * 4 + b.corner[k]] += b.weight[k] * v;
     } else {
-      for (int k = 0; k < a.n; ++k)
-        for (int l = 0; l < b.n; ++l) {
+      EF_UNROLL
+      for (int k = 0; k < 2; ++k)
+        EF_UNROLL
+        for (int l = 0; l < 2; ++l) {
+          if (k >= a.n || l >= b.n) continue;
           const int row = r / 4 * 4 + a.corner[k], col = c / 4 * 4 + b.corner[l];
           if (row <= col) galerkin[entry(row, col)] += a.weight[k] * b.weight[l] * v;
         }
     }
   };
-  if constexpr (W0 == 2 && W1 == 2)  // nearly all cells: everything but the additions is done by the compiler
-    unroll(std::make_integer_sequence<int, 256>{}, [&](auto e) EF_LAMBDA {
-      constexpr int E = decltype(e)::value;
-      add(E / 64, E / 8 % 8, E % 8);
+  if constexpr (W0 == 2 && W1 == 2) {  // nearly all cells: everything but the additions is done by the compiler
+    unroll(std::make_integer_sequence<int, 4>{}, [&](auto cell) EF_LAMBDA {
+      const auto entries = fine(decltype(cell)::value);
+      unroll(std::make_integer_sequence<int, 64>{}, [&](auto e) EF_LAMBDA {
+        add(decltype(cell)::value, decltype(e)::value / 8, decltype(e)::value % 8, entries);
+      });
     });
-  else
-    for (int e = 0; e < W0 * W1 * 64; ++e) add(e / 64, e / 8 % 8, e % 8);
+  } else {
+    EF_UNROLL
+    for (int cell = 0; cell < W0 * W1; ++cell) {
+      const auto entries = fine(cell);
+      EF_UNROLL
+      for (int e = 0; e < 64; ++e) add(cell, e / 8, e % 8, entries);
+    }
+  }
   if constexpr (kIn > 0) {
+    EF_UNROLL
     for (int k = 0; k < kDofs; ++k) inner[k][k] += inner[k][k] == 0.0 ? V{} + 1.0 : V{};  // fixed dofs
     sweep_inverse<V, kDofs>([&](int p, int q) EF_LAMBDA -> V& { return p <= q ? inner[p][q] : inner[q][p]; });
+    EF_UNROLL
     for (int k = 0; k < kDofs; ++k)
+      EF_UNROLL
       for (int c = 0; c < 8; ++c) {
         V sum = {};
+        EF_UNROLL
         for (int l = 0; l < kDofs; ++l) sum -= (k <= l ? inner[k][l] : inner[l][k]) * mixed[l][c];
         weights[8 * k + c] = sum;
       }
+    EF_UNROLL
     for (int r = 0; r < 8; ++r)
+      EF_UNROLL
       for (int c = r; c < 8; ++c)
+        EF_UNROLL
         for (int k = 0; k < kDofs; ++k) galerkin[entry(r, c)] += mixed[k][r] * weights[8 * k + c];
   }
 }
@@ -354,7 +413,7 @@ EF_HD void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin
 EF_CALL void coarsen_homogeneous(bool halve0, bool halve1, double* cell) {
   const double middle[2] = {0, 0.5};
   double coarse[kEntries], weights[16];
-  auto fine = [&](int, int e) EF_LAMBDA { return cell[e]; };
+  auto fine = [&](int) EF_LAMBDA { return [=](int e) EF_LAMBDA { return cell[e]; }; };
   if (halve0 && halve1) coarsen_cell<double, 2, 2>(fine, middle, middle, coarse, weights);
   else if (halve0) coarsen_cell<double, 2, 1>(fine, middle, middle, coarse, weights);
   else coarsen_cell<double, 1, 2>(fine, middle, middle, coarse, weights);

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import cached_property
+from math import prod
 
 import numpy as np
 
-from .arrays import to_host
+from .arrays import home_of, to_host
+from .form import dots
 from .grid_kernels import GridSolver, smoother
 from .mesh_solver import Solution
 
-__all__ = ["DeviceBackend", "DeviceSolver"]
+__all__ = ["DeviceBackend", "DeviceSolver", "device_dots"]
 
 RESTARTS = 4  # of conjugate gradients, from the true residual
 LARGEST_BATCH = 65535  # what one launch can hold
@@ -164,7 +166,7 @@ class DeviceSolver(GridSolver):
         """As `GridSolver.solve`, for every member of the batch; there is no bound in the energy norm."""
         xp = self.home.xp
         b = self._masked(b)
-        norm = xp.sqrt((b * b).sum(axis=(1, 2), keepdims=True))
+        norm = xp.sqrt(dots(b, b, 2))
         norm = xp.where(norm > 0, norm, 1.0)
         guess = None if x0 is None else self._masked(x0) / norm
         w, iterations, residual = self._conjugate_gradients(b / norm, guess, rtol, maxiter)
@@ -204,7 +206,7 @@ class DeviceSolver(GridSolver):
 
     @staticmethod
     def _largest(r):
-        return float((r * r).sum(axis=(1, 2)).max()) ** 0.5
+        return float(dots(r, r, 2).max()) ** 0.5
 
     def _masked(self, field):
         xp = self.home.xp
@@ -244,9 +246,22 @@ class DeviceSolver(GridSolver):
 
     def eigenvalue_bounds(self):
         """Largest eigenvalue that each level's smoother is made for, (levels, B), on the host."""
-        count = self._fields[0]
-        block = to_host(self._workspace)
-        return np.array([block[at : at + 8 * count].view(np.float64) for at in self._plan.core.bound_offsets])
+        at, levels = self._plan.core.bounds
+        count = levels * self._fields[0]
+        return to_host(self._workspace[at : at + 8 * count]).view(np.float64).reshape(levels, self._fields[0])
+
+
+def device_dots(a, b, axes):
+    """`elastofast.form.dots` of arrays of one shape that live on a device."""
+    home = home_of(a=a, b=b).own
+    if a.shape != b.shape:
+        raise ValueError(f"a and b must have one shape, got {a.shape} and {b.shape}")
+    xp, at, lead = home.xp, home.address, a.shape[: a.ndim - axes]
+    batch, n = prod(lead), prod(a.shape[a.ndim - axes :])
+    out, room = xp.empty(lead + (1,) * axes), xp.empty(home.kernels.sum_room(n, batch))
+    a, b = xp.ascontiguousarray(a, xp.float64), xp.ascontiguousarray(b, xp.float64)
+    home.kernels.dots(home.queue(), _batch(batch), n, at(a), at(b), at(room), at(out))
+    return out
 
 
 def _batch(count):
