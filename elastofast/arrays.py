@@ -55,6 +55,17 @@ class Home:
         """Copy of a sparse matrix (CSR) of the host, here the matrix itself."""
         return host
 
+    def upload(self, host):
+        """Copy of a host array, here the array itself."""
+        return host
+
+    @property
+    def ndimage(self) -> Any:
+        """The library's filters."""
+        import scipy.ndimage
+
+        return scipy.ndimage
+
 
 @dataclass(frozen=True)
 class CudaHome(Home):
@@ -145,6 +156,12 @@ class CudaHome(Home):
         import cupyx.scipy.sparse.linalg
 
         return cupyx.scipy.sparse.linalg
+
+    @property
+    def ndimage(self):
+        import cupyx.scipy.ndimage
+
+        return cupyx.scipy.ndimage
 
 
 class _TorchStream:

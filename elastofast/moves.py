@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, reduce
+from functools import lru_cache
 
 import numpy as np
-import scipy.sparse as sp
 
 from .arrays import home_of, namespace, to_host
 
@@ -28,7 +27,7 @@ class Moves:
     Parameters
     ----------
     z : array, shape (..., N)
-        Plausible maps of log x on a grid. The fields are found on the processor wherever they live.
+        Plausible maps of log x on a grid.
     shape : (int, int)
         Of the grid.
     which : array of bool, shape (B,), optional
@@ -36,41 +35,30 @@ class Moves:
     """
 
     def __init__(self, z, shape, which=None):
-        home, maps = home_of(z=z), to_host(z).reshape(-1, *shape)
+        home = home_of(z=z)
+        xp, maps, windows = home.xp, z.reshape(-1, *shape), _windows(tuple(shape), home)
+        edges = xp.hypot(*xp.gradient(maps, axis=(-2, -1)))
+        contrast = maps - xp.median(maps, axis=(-2, -1), keepdims=True)
+        self._weights, self._hats = xp.stack([edges, contrast], axis=1), windows.hats
+        sums = to_host(windows.sums(self._weights))  # the one copy: a device has to be waited for
         which = np.ones(len(maps), bool) if which is None else which
-        found = [_matrices(field if moves else np.zeros_like(field)) for field, moves in zip(maps, which, strict=True)]
-        self.none = not any(matrices[0].shape[0] for matrices in found)
-        if not self.none:
-            self._across, self._inverse, self._fields, self._contrast_rows, self._contrasts = (
-                home.matrix(parts[0] if len(parts) == 1 else sp.block_diag(parts, format="csr"))
-                for parts in zip(*found, strict=True)
-            )
+        self._chosen, self._places, self._inverse = map(home.upload, windows.solve(sums, which))
 
     def part(self, v):
         """The part of v (..., N) in the span of all fields."""
-        return v * 0.0 if self.none else self._spanned(self._fields, self._inverse, v)
+        return self._spanned(v, slice(None))
 
     def contrast(self, v):
         """What of that part changes the contrast."""
-        return v * 0.0 if self.none else self._spanned(self._contrasts, self._contrast_rows, v)
+        return self._spanned(v, slice(1, None))
 
-    def _spanned(self, fields, inverse, v):
-        return (fields @ (inverse @ (self._across @ v.reshape(-1)))).reshape(v.shape)
-
-
-def _matrices(field):
-    """For one map (n0, n1): products with all fields, inverse of the fields' own products, and the fields; the rows of
-    that inverse for the fields that change the contrast, and these fields.
-    """
-    boundaries = _windowed(np.hypot(*np.gradient(field)), BOUNDARY)
-    contrasts = _windowed(field - np.median(field), REGION)
-    fields = sp.hstack([boundaries, contrasts], format="csr")
-    across = fields.T.tocsr()
-    gram = (across @ fields).toarray()
-    gram[np.diag_indices_from(gram)] *= 1 + RIDGE
-    inverse = np.linalg.inv(gram)
-    rows = inverse[boundaries.shape[1] :]
-    return across, sp.csr_array(inverse), fields, sp.csr_array(rows), contrasts.tocsr()
+    def _spanned(self, v, kinds):
+        axial, lateral = self._hats
+        fields = self._weights * v.reshape(-1, 1, *self._weights.shape[2:])
+        products = _contract(fields, lateral, axial).take(self._chosen)
+        coefficients = (self._inverse @ products).take(self._places[:, kinds])
+        changes = self._weights[:, kinds] * _contract(coefficients, axial.T, lateral.T)
+        return changes.sum(axis=1).reshape(v.shape)
 
 
 def plateau_range(field):
@@ -79,41 +67,113 @@ def plateau_range(field):
     The least and the greatest of the 3 x 3 medians within three nodes: the levels on both sides where a boundary is
     near. A speck of a node or two does not count.
     """
-    xp = namespace(field)
-    median = xp.median(xp.stack(_views(field, 1)), axis=0)
-    # a window in two dimensions is one along each axis
+    ndimage, members = home_of(field=field).ndimage, (1,) * (field.ndim - 2)
+    median = ndimage.median_filter(field, size=(*members, 3, 3), mode="nearest")
     low, high = (
-        reduce(choose, _views(reduce(choose, _views(median, 3, -1)), 3, -2))
-        for choose in (np.minimum, np.maximum)
+        extreme(median, size=(*members, 7, 7), mode="nearest")
+        for extreme in (ndimage.minimum_filter, ndimage.maximum_filter)
     )
     return low, high
 
 
-def _views(field, reach, axis=None):
-    """Fields (..., n0, n1) shifted by up to ``reach`` nodes along one axis or both, their edges repeated."""
-    xp, (rows, columns) = namespace(field), field.shape[-2:]
-    down, across = (reach if axis in (None, k) else 0 for k in (-2, -1))
-    padded = xp.pad(field, (*[(0, 0)] * (field.ndim - 2), (down, down), (across, across)), mode="edge")
-    return [
-        padded[..., i : i + rows, j : j + columns] for i in range(2 * down + 1) for j in range(2 * across + 1)
-    ]
+class _Windows:
+    """The windows of a grid (n0, n1): each a lateral hat times an axial one of the same kind.
+
+    So sums over the grid of a map times all windows, or times all products of two of them, are products of the map
+    with two small matrices: of hats, (n0, m0) and (n1, m1), or of products of two hats.
+    """
+
+    def __init__(self, shape, home):
+        axial, lateral = (_Hats(n) for n in shape)
+        self.hats = home.upload(axial.values), home.upload(lateral.values)
+        self._pairs = [tuple(map(home.upload, pairs)) for pairs in zip(axial.pairs, lateral.pairs, strict=True)]
+        # `sums` has the product of windows (j, i) and (l, k) at lateral[j, l] + axial[i, k]
+        widths, heights = (np.array([pairs.shape[1] for pairs in axis.pairs]) for axis in (axial, lateral))
+        starts = np.cumsum(heights * widths) - heights * widths
+        both = lateral.kind[:, None] + lateral.kind
+        self._lateral, self._axial = starts[both] + widths[both] * lateral.place, axial.place
+        self._windows = np.nonzero(lateral.kind[:, None] == axial.kind)
+        self._kind = axial.kind[self._windows[1]]
+        self._shape = 2, len(lateral.kind), len(axial.kind)
+
+    def sums(self, weights):
+        """Sums over the grid for each member of weights (B, 2, n0, n1), in one row: products of two fields whose hats
+        overlap, then the squares of both weights.
+        """
+        edges, contrast = weights[:, 0], weights[:, 1]
+        products = zip((edges**2, edges * contrast, contrast**2), self._pairs, strict=True)
+        sums = [_contract(product, lateral, axial).reshape(len(weights), -1) for product, (axial, lateral) in products]
+        return namespace(weights).concatenate([*sums, (weights**2).sum(axis=(-2, -1))], axis=1)
+
+    def solve(self, sums, which):
+        """Choose the windows that count and invert the matrix of their fields' products, on the host.
+
+        Returns
+        -------
+        chosen : array of int, shape (B, n, 1)
+            Where a flattened array (B, 2, m1, m0), with an entry for any two hats, has the chosen windows.
+        places : array of int, shape (B, 2, m1, m0)
+            Where a flattened array (B, n + 1) has the coefficients: the last of a member is for all other windows.
+        inverse : array, shape (B, n + 1, n)
+            Zero in the last row, and where a member has fewer windows.
+        """
+        lateral, axial = self._windows
+        energy, total = sums[:, self._lateral[lateral, lateral] + self._axial[axial, axial]], sums[:, self._kind - 2]
+        enough = (energy > SHARE * total) & which[:, None]
+        numbers, members, size = enough.sum(axis=1), len(enough), np.prod(self._shape)
+        n = max(numbers.max(), 1)
+        entries = np.ravel_multi_index((self._kind, lateral, axial), self._shape)
+        chosen, places = np.zeros((members, n), int), np.full((members, size), n)
+        inverse = np.zeros((members, n + 1, n))
+        for k, (own, number) in enumerate(zip(enough, numbers, strict=True)):
+            j, i = lateral[own], axial[own]
+            gram = sums[k, self._lateral[np.ix_(j, j)] + self._axial[np.ix_(i, i)]]
+            gram[np.diag_indices(number)] *= 1 + RIDGE
+            inverse[k, :number, :number] = np.linalg.inv(gram)
+            chosen[k, :number], places[k, entries[own]] = entries[own], np.arange(number)
+        member = np.arange(members)[:, None]
+        chosen, places = chosen + size * member, places + (n + 1) * member
+        return chosen[..., None], places.reshape(members, *self._shape), inverse
 
 
-def _windowed(weight, step):
-    """The fields weight * w for the windows w, step nodes apart, that hold some of it: sparse, shape (N, windows)."""
-    fields = _windows(weight.shape, step).multiply(weight.reshape(-1, 1)).tocsc()
-    energy = fields.power(2).sum(axis=0).ravel()
-    return fields[:, energy > SHARE * (weight**2).sum()]
+@lru_cache(maxsize=4)  # a run asks at every step
+def _windows(shape, home):
+    return _Windows(shape, home)
 
 
-@lru_cache(maxsize=4)  # two kinds of window on two grids; a run asks at every step
-def _windows(shape, step):
-    """All windows of a grid, sparse, shape (N, windows)."""
-    axial, lateral = (_hats(n, step) for n in shape)
-    return sp.kron(axial, lateral, format="csr")
+class _Hats:
+    """Piecewise linear partitions of unity on n nodes, for boundaries (kind 0) and for contrast (kind 1).
+
+    Attributes
+    ----------
+    values : array, shape (n, m)
+        All hats, those for boundaries first.
+    kind : array of int, shape (m,)
+    pairs : list of arrays, shape (n, p)
+        Products of two hats that overlap, of kinds whose sum is 0, 1 and 2; the last product is zero.
+    place : array of int, shape (m, m)
+        Which of those products belongs to two hats.
+    """
+
+    def __init__(self, n):
+        kinds = [_partition(n, step) for step in (BOUNDARY, REGION)]
+        self.values, self.kind = np.hstack(kinds), np.repeat([0, 1], [hats.shape[1] for hats in kinds])
+        overlap, both = np.triu(self.values.T @ self.values > 0), self.kind[:, None] + self.kind
+        self.pairs, self.place = [], np.empty(both.shape, int)
+        for k in range(3):
+            i, j = np.nonzero(overlap & (both == k))
+            self.pairs.append(np.pad(self.values[:, i] * self.values[:, j], ((0, 0), (0, 1))))
+            self.place[both == k] = len(i)
+            self.place[i, j] = self.place[j, i] = np.arange(len(i))
 
 
-def _hats(n, step):
-    """Piecewise linear partition of unity on n nodes, sparse, shape (n, windows)."""
+def _partition(n, step):
+    """Piecewise linear partition of unity on n nodes, shape (n, hats)."""
     centres = np.arange(0, n - 1 + step, step)
-    return sp.csr_array(np.clip(1 - np.abs(np.arange(n)[:, None] - centres) / step, 0, None))
+    return np.clip(1 - np.abs(np.arange(n)[:, None] - centres) / step, 0, None)
+
+
+def _contract(fields, last, other):
+    """Fields (..., n, k) times matrices (k, p) and (n, q): (..., p, q)."""
+    xp = namespace(fields)
+    return xp.tensordot(xp.tensordot(fields, last, 1), other, (-2, 0))  # each is one matrix product for all members

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pybind11
+import scipy.ndimage
 import scipy.sparse
 import scipy.sparse.linalg
 
@@ -95,7 +96,7 @@ def unwrap(value):
 def wrap(value):
     if isinstance(value, np.ndarray | np.generic):
         return DeviceArray(np.asarray(value))
-    return tuple(map(wrap, value)) if isinstance(value, tuple) else value
+    return type(value)(map(wrap, value)) if isinstance(value, list | tuple) else value
 
 
 def on_device(function, *args, **kwargs):
@@ -131,6 +132,13 @@ class Library:
         return value.values.copy()
 
 
+class Filters:
+    """SciPy's filters on device arrays."""
+
+    def __getattr__(self, name):
+        return lambda *a, **k: on_device(getattr(scipy.ndimage, name), *a, **k)
+
+
 class Matrix:
     """Sparse matrix over device arrays."""
 
@@ -160,6 +168,7 @@ class TestHome(arrays.Home):
     on_device = True
     xp = Library()
     linalg = SimpleNamespace(LinearOperator=operator, cg=cg)
+    ndimage = Filters()
     csr = staticmethod(Matrix)
 
     def __str__(self):

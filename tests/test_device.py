@@ -7,6 +7,7 @@ import pytest
 import elastofast as ef
 from elastofast import arrays, grid_device
 from elastofast.grid_kernels import smoother
+from elastofast.moves import Moves, plateau_range
 
 LAWS = {"stress": ef.PlaneStress(0.495), "strain": ef.PlaneStrain(0.495)}
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
@@ -342,6 +343,35 @@ def test_denoiser(memory):
     assert relative(get(prior.target(put(z), (40, 53))), together) < 1e-4
     for one, expected in zip(z, together, strict=True):
         assert relative(get(prior.target(put(one), (40, 53))), expected) < 1e-4
+
+
+def discs(*shape):
+    """Three maps of log x with a disc each, the last a flat one."""
+    i, j = np.mgrid[: shape[0], : shape[1]]
+    return np.stack([h * np.clip(9 - 3 * h - np.hypot(i - 20, j - 25), -1, 1) for h in (1.0, 1.5, 0.0)])
+
+
+def test_moves(memory):
+    put, get = memory
+    maps, which = discs(40, 53), np.array([True, False, True])
+    z, v = maps.reshape(3, -1), np.random.default_rng(0).standard_normal((3, maps[0].size))
+    take = arrays.home_of(z=put(z)).take
+    for members in (which, ~which):
+        host, there = Moves(z, (40, 53), members), Moves(take(put(z)), (40, 53), members)
+        assert relative(get(there.part(take(put(v)))), host.part(v)) < 1e-10
+        assert relative(get(there.contrast(take(put(v)))), host.contrast(v)) < 1e-10
+    for found, expected in zip(plateau_range(take(put(maps))), plateau_range(maps), strict=True):
+        np.testing.assert_array_equal(get(found), expected)
+
+
+def test_moves_are_found_with_one_copy_to_the_host(monkeypatch):
+    put, get = device.install(monkeypatch)
+    copies = []
+    monkeypatch.setattr(device.Library, "asnumpy", staticmethod(lambda a: copies.append(a.shape) or get(a)))
+    z = put(discs(96, 96).reshape(3, -1))
+    moves = Moves(z, (96, 96))
+    moves.part(z), moves.contrast(z), plateau_range(z.reshape(3, 96, 96))
+    assert len(copies) == 1 and np.prod(copies[0]) < z.values.size / 4
 
 
 def test_covariance_as_a_preconditioner(memory, law):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import scipy.ndimage
 import torch
 
 import elastofast as ef
@@ -274,12 +273,49 @@ def test_drawn_errors_have_the_posterior_covariance(monkeypatch, rng):
     assert energy.mean() == pytest.approx(1, abs=0.1)
 
 
-def test_plateau_range(rng):
-    field = rng.standard_normal((15, 12))
-    median = scipy.ndimage.median_filter(field, 3, mode="nearest")
+@pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
+def test_plateau_range(rng, batch):
+    def around(field, reach):
+        """Values within reach of each node, in a last axis; those beyond an edge are the edge's."""
+        rows, columns = (np.arange(n)[:, None] + np.arange(-reach, reach + 1) for n in field.shape[-2:])
+        rows, columns = rows.clip(0, field.shape[-2] - 1), columns.clip(0, field.shape[-1] - 1)
+        return field[..., rows[:, None, :, None], columns[None, :, None, :]].reshape(*field.shape, -1)
+
+    field = rng.standard_normal((*batch, 15, 12))
+    levels = around(np.median(around(field, 1), axis=-1), 3)
     low, high = plateau_range(field)
-    np.testing.assert_array_equal(low, scipy.ndimage.minimum_filter(median, 7, mode="nearest"))
-    np.testing.assert_array_equal(high, scipy.ndimage.maximum_filter(median, 7, mode="nearest"))
+    np.testing.assert_array_equal(low, levels.min(axis=-1))
+    np.testing.assert_array_equal(high, levels.max(axis=-1))
+
+
+def fields_of_moves(z):
+    """All fields of `Moves` as columns, those that change the contrast last, and the number of these."""
+    columns = []
+    for weight, step in ((np.hypot(*np.gradient(z)), 16), (z - np.median(z), 64)):
+        hats = []
+        for n in z.shape:
+            centres = np.arange(0, n - 1 + step, step)
+            hats.append([np.interp(np.arange(n), centres, one) for one in np.eye(len(centres))])
+        fields = [(weight * np.outer(a, b)).ravel() for a in hats[0] for b in hats[1]]
+        kept = [f for f in fields if f @ f > 1e-3 * (weight**2).sum()]
+        assert 0 < len(kept) < len(fields)
+        columns += kept
+    return np.stack(columns, axis=1), len(kept)
+
+
+def test_moves_against_fields_written_out(rng):
+    shape, i, j = (150, 83), *np.mgrid[:150, :83]
+    maps = [1.3 * (np.hypot(i - 40, j - 30) < 17), 0.8 * (np.hypot(i - 70, (j - 50) / 2) < 14) - 0.5 * (i - j > 110)]
+    z, v = np.stack(maps).reshape(2, -1), rng.standard_normal((2, i.size))
+    moves = Moves(z, shape)
+    part, contrast = moves.part(v), moves.contrast(v)
+    for k in range(2):
+        fields, last = fields_of_moves(maps[k])
+        ridge = np.diag(np.sqrt(1e-9 * (fields**2).sum(axis=0)))
+        found = np.linalg.lstsq(np.vstack([fields, ridge]), np.append(v[k], np.zeros(len(ridge))), rcond=None)[0]
+        np.testing.assert_allclose(part[k], fields @ found, atol=1e-8 * np.abs(part[k]).max())
+        expected = fields[:, -last:] @ found[-last:]
+        np.testing.assert_allclose(contrast[k], expected, atol=1e-8 * np.abs(expected).max())
 
 
 def test_moves_hold_shifts_and_contrasts():
