@@ -69,8 +69,7 @@ struct Smoother {
 EF_ANY_QUEUE
 template <class Queue>
 EF_HD void update(const Queue& queue, long batch, const LevelView& L, const float* r, const Update& out) {
-  const Strips strips = Strips::over(L.n0, L.n1, queue.share(batch));
-  queue.each(batch, strips.count(), PatchBody{L.patch, L.special_count, strips, r, out});
+  queue.template gather<float>(batch, L.n0, L.n1, PatchCells{L.patch, L.special_count, r}, out);
 }
 
 // r -= A d; y += d if there is a y.
@@ -92,9 +91,8 @@ EF_HD void descend(const Queue& queue, long batch, const LevelView& L, const Lev
     update(queue, batch, L, L.r, Update{L.d, L.x, L.nodes(), k == 0, s.keep[k], s.gain[k], L.lmax});
     subtract(queue, batch, L, nullptr);
   }
-  const Strips strips = Strips::over(C.n0, C.n1, queue.share(batch));
-  queue.each(batch, strips.count(),
-             RestrictBody{L.transfer, strips, L.r, {C.r, C.nodes(), nullptr, nullptr, C.fixed}});
+  queue.template gather<float>(batch, C.n0, C.n1, RestrictCells{L.transfer, L.r},
+                               StoreShifted<float>{C.r, C.nodes(), nullptr, nullptr, C.fixed});
 }
 
 // Adds the correction of the next coarser level and smooths.
@@ -140,7 +138,7 @@ EF_HD void lanczos_steps(const Queue& queue, long batch, const LevelView& L, dou
 // The small levels at the end of a hierarchy. Few enough to be handed to a kernel by value.
 struct SmallLevels {
   static constexpr int kMost = 6;
-  static constexpr long kNodes = 4096;  // of the finest of them: what one multiprocessor does about as fast as a launch
+  static constexpr long kNodes = 1024;  // of the finest of them: one a thread
   int count;
   long batch;
   LevelView level[kMost];

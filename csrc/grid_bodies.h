@@ -11,98 +11,9 @@ namespace elastofast {
 EF_HD int row_of(long k, int width) { return int(unsigned(k) / unsigned(width)); }
 EF_HD int column_of(long k, int width) { return int(unsigned(k) % unsigned(width)); }
 
-// One column of nodes over a strip of rows. Longer strips work out fewer cells twice, shorter ones fill the device.
-struct Strips {
-  int n0, n1, rows;
-
-  // `share`: how many indices keep the device busy.
-  static EF_HD Strips over(int n0, int n1, long share) {
-    constexpr long kLongest = 16;
-    const long rows = long(n0) * n1 / (share < 1 ? 1 : share);
-    return {n0, n1, int(rows < 1 ? 1 : rows > kLongest ? kLongest : rows)};
-  }
-  EF_HD long count() const { return long((n0 + rows - 1) / rows) * n1; }
-  EF_HD int column(long k) const { return column_of(k, n1); }
-  EF_HD int begin(long k) const { return row_of(k, n1) * rows; }
-  EF_HD int end(long k) const {
-    const int e = begin(k) + rows;
-    return e < n0 ? e : n0;
-  }
-};
-
 template <class T>
 EF_HD Corners<T> corners_at(const T* p, int n1) {
   return {p[0], p[1], p[n1], p[n1 + 1]};
-}
-
-// Three columns of two neighbouring rows of some fields, moving down with a strip: each value is read once.
-template <class T, int kFields>
-struct Window {
-  const T* next[kFields];  // of the column in the middle, in the row to come
-  int n1, left, right;
-  T top[kFields][3], bottom[kFields][3];
-
-  EF_HD Window(const Strips& s, long k, const T* const (&fields)[kFields]) : n1(s.n1) {
-    const int i = s.column(k), j = s.begin(k);
-    left = i > 0 ? -1 : 0, right = i < n1 - 1 ? 1 : 0;
-    EF_UNROLL
-    for (int f = 0; f < kFields; ++f) next[f] = fields[f] + long(j > 0 ? j - 1 : 0) * n1 + i;
-    read();
-  }
-  EF_HD void read() {
-    EF_UNROLL
-    for (int f = 0; f < kFields; ++f) {
-      bottom[f][0] = next[f][left], bottom[f][1] = next[f][0], bottom[f][2] = next[f][right];
-      next[f] += n1;
-    }
-  }
-  EF_HD void operator()() {
-    EF_UNROLL
-    for (int f = 0; f < kFields; ++f)
-      EF_UNROLL
-      for (int c = 0; c < 3; ++c) top[f][c] = bottom[f][c];
-    read();
-  }
-  // Of the cell to the left (side 0) or right (side 1).
-  EF_HD Corners<T> corners(int f, int side) const {
-    return {top[f][side], top[f][side + 1], bottom[f][side], bottom[f][side + 1]};
-  }
-};
-
-// Sums of two components at the nodes of one strip: cell(j, i, side) gives CornerForces of the cell below row j to the
-// left (side 0) or right (side 1) of the strip, move() comes before those of each row, out(j, u, v) takes the sums.
-template <class T, class Move, class Cell, class Out>
-EF_HD void gather_two(const Strips& s, long k, Move& move, Cell cell, Out out) {
-  const int i = s.column(k), j0 = s.begin(k), j1 = s.end(k);
-  const bool left = i > 0, right = i < s.n1 - 1;
-  T u = 0, v = 0;  // what the cells above give
-  if (j0 > 0) {
-    move();
-    if (left) {
-      const CornerForces<T> f = cell(j0 - 1, i - 1, 0);
-      u += f.u.d, v += f.v.d;
-    }
-    if (right) {
-      const CornerForces<T> f = cell(j0 - 1, i, 1);
-      u += f.u.c, v += f.v.c;
-    }
-  }
-  for (int j = j0; j < j1; ++j) {
-    T u2 = 0, v2 = 0;
-    if (j < s.n0 - 1) {
-      move();
-      if (left) {
-        const CornerForces<T> f = cell(j, i - 1, 0);
-        u += f.u.b, v += f.v.b, u2 += f.u.d, v2 += f.v.d;
-      }
-      if (right) {
-        const CornerForces<T> f = cell(j, i, 1);
-        u += f.u.a, v += f.v.a, u2 += f.u.c, v2 += f.v.c;
-      }
-    }
-    out(j, u, v);
-    u = u2, v = v2;
-  }
 }
 
 // A field of each batch member; stride 0 where all share one.
@@ -139,47 +50,39 @@ struct StoreShifted {
   }
 };
 
-template <bool kReduced, class T, class Out>
-struct ForceBody {
+template <bool kReduced, class T>
+struct ForceCells {
   CellLaw<T> law;
-  Strips strips;
+  int n1;
+  long n;
   Fields<const T> x;
   const T* u;
-  Out out;
-  EF_HD void operator()(int b, long k) const {
-    const int n1 = strips.n1;
-    const long n = long(strips.n0) * n1;
-    const T* ub = u + 2 * n * b;
-    Window<T, 3> w(strips, k, {x.of(b), ub, ub + n});
-    gather_two<T>(
-        strips, k, w,
-        [&](int, int, int side) EF_LAMBDA {
-          return cell_force<kReduced>(law, w.corners(0, side), w.corners(1, side), w.corners(2, side));
-        },
-        [&](int j, T fu, T fv) { out(b, long(j) * n1 + strips.column(k), fu, fv); });
+  EF_HD CornerForces<T> operator()(int b, int j, int i) const {
+    const long at = long(j) * n1 + i;
+    const T* own = u + 2 * n * b + at;
+    return cell_force<kReduced>(law, corners_at(x.of(b) + at, n1), corners_at(own, n1), corners_at(own + n, n1));
   }
 };
 
 template <bool kReduced, class T>
-struct SensitivityBody {
+struct SensitivityCells {
   CellLaw<T> law;
-  Strips strips;
+  int n1;
+  long n;
   const T *u, *v;
-  T* g;
-  EF_HD void operator()(int b, long k) const {
-    const int n1 = strips.n1;
-    const long n = long(strips.n0) * n1;
-    const T *ub = u + 2 * n * b, *vb = v + 2 * n * b;
-    Window<T, 4> w(strips, k, {ub, ub + n, vb, vb + n});
-    gather_two<T>(
-        strips, k, w,
-        [&](int, int, int side) EF_LAMBDA {
-          const Strain<T> e = strain(law, w.corners(0, side), w.corners(1, side));
-          const Strain<T> f = strain(law, w.corners(2, side), w.corners(3, side));
-          return CornerForces<T>{cell_sensitivity<kReduced>(law, e, f), {}};
-        },
-        [&](int j, T sum, T) { g[n * b + long(j) * n1 + strips.column(k)] = sum; });
+  EF_HD CornerForces<T> operator()(int b, int j, int i) const {
+    const T *p = u + 2 * n * b + long(j) * n1 + i, *q = v + (p - u);
+    const Strain<T> e = strain(law, corners_at(p, n1), corners_at(p + n, n1));
+    const Strain<T> f = strain(law, corners_at(q, n1), corners_at(q + n, n1));
+    return {cell_sensitivity<kReduced>(law, e, f), {}};
   }
+};
+
+template <class T>
+struct StoreNode {
+  T* g;
+  long n;
+  EF_HD void operator()(int b, long node, T sum, T) const { g[n * b + node] = sum; }
 };
 
 // Calls put(neighbour 0 ... 8) for the neighbours of a node that exist, in order.
@@ -254,21 +157,22 @@ struct ContractionBody {
 
 EF_ANY_QUEUE
 template <class T, class Out, class Queue>
-EF_HD void launch_force(const Queue& queue, const GridForm<T>& g, long batch, Fields<const T> x, const T* u, Out out) {
-  const Strips s = Strips::over(g.n0, g.n1, queue.share(batch));
+EF_HD void launch_force(const Queue& queue, const GridForm<T>& g, long batch, Fields<const T> x, const T* u, const Out& out) {
+  const long n = long(g.n0) * g.n1;
   if (g.reduced)
-    queue.each(batch, s.count(), ForceBody<true, T, Out>{g.law, s, x, u, out});
+    queue.template gather<T>(batch, g.n0, g.n1, ForceCells<true, T>{g.law, g.n1, n, x, u}, out);
   else
-    queue.each(batch, s.count(), ForceBody<false, T, Out>{g.law, s, x, u, out});
+    queue.template gather<T>(batch, g.n0, g.n1, ForceCells<false, T>{g.law, g.n1, n, x, u}, out);
 }
 
 template <class T, class Queue>
 void launch_sensitivity(const Queue& queue, const GridForm<T>& g, long batch, const T* u, const T* v, T* out) {
-  const Strips s = Strips::over(g.n0, g.n1, queue.share(batch));
+  const long n = long(g.n0) * g.n1;
+  const StoreNode<T> store{out, n};
   if (g.reduced)
-    queue.each(batch, s.count(), SensitivityBody<true, T>{g.law, s, u, v, out});
+    queue.template gather<T>(batch, g.n0, g.n1, SensitivityCells<true, T>{g.law, g.n1, n, u, v}, store);
   else
-    queue.each(batch, s.count(), SensitivityBody<false, T>{g.law, s, u, v, out});
+    queue.template gather<T>(batch, g.n0, g.n1, SensitivityCells<false, T>{g.law, g.n1, n, u, v}, store);
 }
 
 template <template <bool, class> class Body, class T, class Queue>

@@ -6,11 +6,6 @@ using namespace elastofast;
 
 PYBIND11_MODULE(_host_executor, m) {
   m.doc() = "The CUDA kernels of elastofast run by the processor, one index after the other";
-  py::class_<HostQueue>(m, "Queue").def(py::init([](long width) {
-                                          HostQueue queue;
-                                          queue.width = width;
-                                          return queue;
-                                        }),
-                                        py::arg("width"));
+  py::class_<HostQueue>(m, "Queue").def(py::init());
   bind_device<HostQueue>(m);
 }

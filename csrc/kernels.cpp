@@ -620,7 +620,8 @@ void prolong_rows(const Transfer<T>& P, const T* coarse, T* fine, int begin, int
         }
       }
     }
-    for (int I = start; I < nc - 1; ++I) prolong_irregular(P, J, I, coarse, fine);
+    for (int I = start; I < nc - 1; ++I)
+      prolong_irregular(P, J, I, coarse, [&](size_t at, T value) { fine[at] = value; });
   }
 }
 

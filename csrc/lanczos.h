@@ -46,7 +46,7 @@ struct Lanczos {
       const double radius = diagonal[k] + (k ? std::abs(off[k - 1]) : 0) + (k + 1 < steps ? std::abs(off[k]) : 0);
       hi = radius > hi ? radius : hi;
     }
-    for (int step = 0; step < 60; ++step) {  // bisection on the number of negative pivots of T - lambda I
+    for (int step = 0; step < 40; ++step) {  // bisection on the number of negative pivots of T - lambda I
       const double mid = 0.5 * (lo + hi);
       double pivot = diagonal[0] - mid;
       bool above = pivot > 0;

@@ -4,21 +4,19 @@
 //
 // A queue offers
 //   each(batch, n, body)               body(member, index) for all indices
+//   gather<T>(batch, n0, n1, cell, out)  cell(member, row, column) gives CornerForces<T> of a cell of n0 x n1 nodes,
+//                                      out(member, node, u, v) takes what the cells around a node add up to
 //   sum(batch, n, term, room, finish)  term(member, index, sums) adds up, finish(member, sums) gets the result; in a fixed
 //                                      order and without atomics; room: sum_room(n, batch) doubles
-//   together(blocks, body)             body(queue, block): a sequence of each and sum on small data in one go, with a queue
-//                                      whose `member` the body sets
-//   share(batch)                       how many indices a member should have to keep the device busy
+//   together(blocks, body)             body(queue, block): a sequence of each, gather and sum on small data in one go, with
+//                                      a queue whose `member` the body sets
 #pragma once
 #include <cstring>
 
-#include "host_device.h"
+#include "cell.h"
 
 namespace elastofast {
 
-#if !defined(EF_BLOCK)
-#define EF_BLOCK 1024
-#endif
 constexpr int kChannels = 2;  // sums that are made at once
 constexpr long kShares = 512;  // blocks that share a sum, for all members 4 times as many
 
@@ -28,15 +26,49 @@ inline long sum_shares(long n, long batch) {
 }
 inline long sum_room(long n, long batch) { return batch * sum_shares(n, batch) * kChannels; }
 
+// Tiles of a gather. A thread computes one cell; a row of them adds up what neighbours to the left and right give to the
+// nodes between them, and hands the lower half down to the next row. Each cell is so computed once but at the edges of tiles.
+struct Tile {
+  static constexpr int kColumns = 32, kRows = 12;
+  static EF_HD long across(int n1) { return (n1 + kColumns - 2) / (kColumns - 1); }
+  static EF_HD long down(int n0) { return (n0 + kRows - 2) / (kRows - 1); }
+  // of the cell of a thread, which is that of the node at its upper left corner, in block (across, down)
+  static EF_HD int row(long block, int thread) { return int(block) * (kRows - 1) - 1 + thread; }
+  static EF_HD int column(long block, int thread) { return int(block) * (kColumns - 1) - 1 + thread; }
+};
+
+template <class T, class Cell>
+EF_HD CornerForces<T> cell_if_there(int n0, int n1, const Cell& cell, int member, int j, int i) {
+  if (j < 0 || j >= n0 - 1 || i < 0 || i >= n1 - 1) return {};
+  return cell(member, j, i);
+}
+
 // Runs bodies on the processor, for tests.
 struct HostQueue {
-  long width = 1;  // indices that are wanted in flight at once
-  long share(long batch) const { return width / batch; }
-
   template <class Body>
   void each(long batch, long n, const Body& body) const {
     for (long b = 0; b < batch; ++b)
       for (long k = 0; k < n; ++k) body(int(b), k);
+  }
+  template <class T, class Cell, class Out>
+  void gather(long batch, int n0, int n1, const Cell& cell, const Out& out) const {
+    for (int b = 0; b < batch; ++b)
+      for (long y = 0; y < Tile::down(n0); ++y)
+        for (long x = 0; x < Tile::across(n1); ++x) {
+          T low[Tile::kColumns][2];
+          for (int ty = 0; ty < Tile::kRows; ++ty) {
+            const int j = Tile::row(y, ty);
+            CornerForces<T> left{};
+            for (int tx = 0; tx < Tile::kColumns; ++tx) {
+              const int i = Tile::column(x, tx);
+              const CornerForces<T> f = cell_if_there<T>(n0, n1, cell, b, j, i);
+              if (ty && tx && j < n0 && i < n1)
+                out(b, long(j) * n1 + i, low[tx][0] + (left.u.b + f.u.a), low[tx][1] + (left.v.b + f.v.a));
+              low[tx][0] = left.u.d + f.u.c, low[tx][1] = left.v.d + f.v.c;
+              left = f;
+            }
+          }
+        }
   }
   template <class Term, class Finish>
   void sum(long batch, long n, const Term& term, double*, const Finish& finish) const {
@@ -53,12 +85,16 @@ struct HostQueue {
 
 // What `together` gives on the processor.
 struct HostBlock {
-  long width;
   int member = 0;
-  long share(long) const { return width; }
   template <class Body>
   void each(long, long n, const Body& body) const {
     for (long k = 0; k < n; ++k) body(member, k);
+  }
+  template <class T, class Cell, class Out>
+  void gather(long, int n0, int n1, const Cell& cell, const Out& out) const {
+    auto own = [&](int, int j, int i) { return cell(member, j, i); };
+    auto to = [&](int, long node, T u, T v) { out(member, node, u, v); };
+    HostQueue{}.gather<T>(1, n0, n1, own, to);
   }
   template <class Term, class Finish>
   void sum(long, long n, const Term& term, double*, const Finish& finish) const {
@@ -70,18 +106,18 @@ struct HostBlock {
 
 template <class Body>
 void HostQueue::together(long blocks, const Body& body) const {
-  for (long k = 0; k < blocks; ++k) body(HostBlock{width}, int(k));
+  for (long k = 0; k < blocks; ++k) body(HostBlock{}, int(k));
 }
 
 // Runs bodies on a CUDA device, in the order of a stream.
 struct CudaQueue {
   void* stream;
-  long width;
 
   CudaQueue(int device, void* stream);  // makes the device current
-  long share(long batch) const { return width / batch; }
   template <class Body>
   void each(long batch, long n, const Body& body) const;
+  template <class T, class Cell, class Out>
+  void gather(long batch, int n0, int n1, const Cell& cell, const Out& out) const;
   template <class Term, class Finish>
   void sum(long batch, long n, const Term& term, double* room, const Finish& finish) const;
   template <class Body>
@@ -94,8 +130,6 @@ struct CudaQueue {
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 
-#include <array>
-#include <atomic>
 #include <stdexcept>
 #include <string>
 
@@ -153,14 +187,47 @@ __global__ void __launch_bounds__(256)
   if (threadIdx.x == 0) finish(int(blockIdx.x), sums);
 }
 
+template <class T, class Cell, class Out>
+__global__ void __launch_bounds__(Tile::kColumns* Tile::kRows)
+    run_gather(int n0, int n1, const __grid_constant__ Cell cell, const __grid_constant__ Out out) {
+  __shared__ T low[Tile::kRows][2][Tile::kColumns];
+  const int tx = threadIdx.x, ty = threadIdx.y, b = blockIdx.z;
+  const int j = Tile::row(blockIdx.y, ty), i = Tile::column(blockIdx.x, tx);
+  const CornerForces<T> f = cell_if_there<T>(n0, n1, cell, b, j, i);
+  auto left = [](T value) { return __shfl_up_sync(0xffffffffu, value, 1); };
+  low[ty][0][tx] = left(f.u.d) + f.u.c, low[ty][1][tx] = left(f.v.d) + f.v.c;
+  const T u = left(f.u.b) + f.u.a, v = left(f.v.b) + f.v.a;
+  __syncthreads();
+  if (ty && tx && j < n0 && i < n1) out(b, long(j) * n1 + i, low[ty - 1][0][tx] + u, low[ty - 1][1][tx] + v);
+}
+
 // What `together` gives: the threads of one block, which wait for each other after each step.
 struct CudaBlock {
-  static constexpr int kThreads = EF_BLOCK;
+  static constexpr int kThreads = 1024;
   int member = 0;
-  EF_HD long share(long) const { return kThreads; }
   template <class Body>
   __device__ void each(long, long n, const Body& body) const {
     for (long k = threadIdx.x; k < n; k += kThreads) body(member, k);
+    __syncthreads();
+  }
+  template <class T, class Cell, class Out>  // for up to kThreads nodes
+  __device__ void gather(long, int n0, int n1, const Cell& cell, const Out& out) const {
+    __shared__ T sums[2][2][kThreads];  // of the nodes, from the cells above and below; component
+    const int k = threadIdx.x, j = k / n1, i = k % n1;
+    const bool there = j < n0;
+    CornerForces<T> f{};
+    if (there) f = cell_if_there<T>(n0, n1, cell, member, j, i);
+    auto put = [&](int side, T u, T v) { sums[side][0][k] = u, sums[side][1][k] = v; };
+    put(0, f.u.d, f.v.d), put(1, f.u.b, f.v.b);
+    __syncthreads();
+    const bool left = there && i > 0;
+    const T cu = (left ? sums[0][0][k - 1] : T(0)) + f.u.c, cv = (left ? sums[0][1][k - 1] : T(0)) + f.v.c;
+    const T u = (left ? sums[1][0][k - 1] : T(0)) + f.u.a, v = (left ? sums[1][1][k - 1] : T(0)) + f.v.a;
+    __syncthreads();
+    put(0, cu, cv);
+    __syncthreads();
+    const bool above = there && j > 0;
+    if (there) out(member, k, (above ? sums[0][0][k - n1] : T(0)) + u, (above ? sums[0][1][k - n1] : T(0)) + v);
     __syncthreads();
   }
   template <class Term, class Finish>
@@ -187,6 +254,15 @@ void CudaQueue::each(long batch, long n, const Body& body) const {
   check(cudaGetLastError(), "launch");
 }
 
+template <class T, class Cell, class Out>
+void CudaQueue::gather(long batch, int n0, int n1, const Cell& cell, const Out& out) const {
+  if (batch == 0) return;
+  const dim3 grid{unsigned(Tile::across(n1)), unsigned(Tile::down(n0)), unsigned(batch)};
+  const dim3 threads{Tile::kColumns, Tile::kRows};
+  run_gather<T><<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(n0, n1, cell, out);
+  check(cudaGetLastError(), "launch");
+}
+
 template <class Term, class Finish>
 void CudaQueue::sum(long batch, long n, const Term& term, double* room, const Finish& finish) const {
   if (batch == 0) return;
@@ -208,22 +284,7 @@ inline void CudaQueue::zero(void* data, size_t bytes) const {
   check(cudaMemsetAsync(data, 0, bytes, static_cast<cudaStream_t>(stream)), "cudaMemsetAsync");
 }
 
-// How many threads keep half of a device busy; asked once for each, since a queue is made for every call.
-inline long threads_wanted(int device) {
-  static std::array<std::atomic<long>, 64> known{};
-  if (device < int(known.size()) && known[device]) return known[device];
-  int processors = 0, threads = 0;
-  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  check(cudaDeviceGetAttribute(&threads, cudaDevAttrMaxThreadsPerMultiProcessor, device), "cudaDeviceGetAttribute");
-  const long wanted = long(processors) * threads / 2;
-  if (device < int(known.size())) known[device] = wanted;
-  return wanted;
-}
-
-inline CudaQueue::CudaQueue(int device, void* stream) : stream(stream) {
-  check(cudaSetDevice(device), "cudaSetDevice");
-  width = threads_wanted(device);
-}
+inline CudaQueue::CudaQueue(int device, void* stream) : stream(stream) { check(cudaSetDevice(device), "cudaSetDevice"); }
 
 }  // namespace elastofast
 #endif

@@ -71,27 +71,18 @@ EF_HD long special_number(float scale) {  // -1 for others
   return bits & 0x80000000u ? long(bits & 0x7fffffffu) : -1;
 }
 
-struct PatchBody {
+struct PatchCells {
   Patch<float> patch;  // of member 0; the planes of the others follow
   long special_count;
-  Strips strips;
   const float* r;
-  Update out;
-  EF_HD void operator()(int b, long k) const {
-    const int n1 = strips.n1;
-    const long n = long(strips.n0) * n1, cells = long(strips.n0 - 1) * (n1 - 1);
-    const float *u = r + 2 * n * b, *scale = patch.scale + cells * b;
-    Window<float, 2> w(strips, k, {u, u + n});
-    gather_two<float>(
-        strips, k, w,
-        [&](int j, int i, int side) EF_LAMBDA {
-          const float s = scale[long(j) * (n1 - 1) + i];
-          const Corners<float> cu = w.corners(0, side), cv = w.corners(1, side);
-          const long number = special_number(s);
-          return number < 0 ? patch_solve(patch.p, patch.q, patch.r, s, cu, cv)
-                            : special_solve(patch.special + (special_count * b + number) * kEntries, cu, cv);
-        },
-        [&](int j, float fu, float fv) { out(b, long(j) * n1 + strips.column(k), fu, fv); });
+  EF_HD CornerForces<float> operator()(int b, int j, int i) const {
+    const int n1 = patch.n1;
+    const long n = long(patch.n0) * n1, cells = long(patch.n0 - 1) * (n1 - 1);
+    const float *u = r + 2 * n * b + long(j) * n1 + i, s = patch.scale[cells * b + long(j) * (n1 - 1) + i];
+    const Corners<float> cu = corners_at(u, n1), cv = corners_at(u + n, n1);
+    const long number = special_number(s);
+    return number < 0 ? patch_solve(patch.p, patch.q, patch.r, s, cu, cv)
+                      : special_solve(patch.special + (special_count * b + number) * kEntries, cu, cv);
   }
 };
 
@@ -147,29 +138,22 @@ struct BatchTransfer {
   }
 };
 
-struct RestrictBody {
+struct RestrictCells {
   BatchTransfer transfer;
-  Strips strips;  // over coarse nodes
   const float* fine;
-  StoreShifted<float> out;
-  EF_HD void operator()(int b, long k) const {
+  EF_HD CornerForces<float> operator()(int b, int J, int I) const {
     const Transfer<float> P = transfer.of(b);
-    const int nf = P.a1.n_fine, nc = P.a1.n_coarse, ld = padded(nc - 1);
+    const int nf = P.a1.n_fine, ld = padded(P.a1.n_coarse - 1);
     const long n = long(P.a0.n_fine) * nf;
     const float* f = fine + 2 * n * b;
-    auto stay = [] {};
-    gather_two<float>(
-        strips, k, stay,
-        [&](int J, int I, int) {
-          if (J >= P.a0.regular || I >= P.a1.regular) return restrict_irregular(P, J, I, f);
-          const float *u = f + long(2 * J) * nf + 2 * I, *q = P.regular + long(J) * 16 * ld + I;
-          return restrict_regular(P.place0[2 * J + 1], P.place1[2 * I + 1], corners_at(u, nf), corners_at(u + n, nf),
-                                  [&](int w) EF_LAMBDA { return q[long(w) * ld]; });
-        },
-        [&](int J, float u, float v) { out(b, long(J) * nc + strips.column(k), u, v); });
+    if (J >= P.a0.regular || I >= P.a1.regular) return restrict_irregular(P, J, I, f);
+    const float *u = f + long(2 * J) * nf + 2 * I, *q = P.regular + long(J) * 16 * ld + I;
+    return restrict_regular(P.place0[2 * J + 1], P.place1[2 * I + 1], corners_at(u, nf), corners_at(u + n, nf),
+                            [&](int w) EF_LAMBDA { return q[long(w) * ld]; });
   }
 };
 
+// One index a coarse cell, for the fine nodes that it owns.
 struct ProlongBody {
   BatchTransfer transfer;
   const float* coarse;
@@ -181,26 +165,24 @@ struct ProlongBody {
     const long n = long(P.a0.n_fine) * nf, m = long(P.a0.n_coarse) * nc;
     const float* c = coarse + 2 * m * b;
     float* f = fine + 2 * n * b;
-    int w0 = 2, w1 = 2;
-    if (J < P.a0.regular && I < P.a1.regular) {
-      const Corners<float> u = corners_at(c + long(J) * nc + I, nc), v = corners_at(c + m + long(J) * nc + I, nc);
-      for (int e = 0; e < 2; ++e) {
-        const float* q = P.regular + (long(J) * 16 + 8 * e) * ld + I;
-        const Corners<float> to = prolong_regular(P.place0[2 * J + 1], P.place1[2 * I + 1], e ? v : u, u, v,
-                                                  [&](int w) EF_LAMBDA { return q[long(w) * ld]; });
-        float* o = f + e * n + long(2 * J) * nf + 2 * I;
-        o[0] = to.a, o[1] = to.b, o[nf] = to.c, o[nf + 1] = to.d;
-      }
-    } else {
-      prolong_irregular(P, J, I, c, f);
-      w0 = P.a0.width[J] + (J == P.a0.n_coarse - 2), w1 = P.a1.width[I] + (I == nc - 2);
+    auto put = [&](long at, float value) EF_LAMBDA { f[at] = fixed[at] ? 0.f : value; };
+    if (J >= P.a0.regular || I >= P.a1.regular) return prolong_irregular(P, J, I, c, put);
+    const Corners<float> u = corners_at(c + long(J) * nc + I, nc), v = corners_at(c + m + long(J) * nc + I, nc);
+    Corners<float> to[2];
+    EF_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      const float* q = P.regular + (long(J) * 16 + 8 * e) * ld + I;
+      to[e] = prolong_regular(P.place0[2 * J + 1], P.place1[2 * I + 1], e ? v : u, u, v,
+                              [&](int w) EF_LAMBDA { return q[long(w) * ld]; });
     }
-    for (int e = 0; e < 2; ++e)
-      for (int p = 0; p < w0; ++p)
-        for (int q = 0; q < w1; ++q) {
-          const long at = e * n + long(P.a0.first[J] + p) * nf + P.a1.first[I] + q;
-          if (fixed[at]) f[at] = 0;
-        }
+    const uint8_t* held = fixed + long(2 * J) * nf + 2 * I;
+    float* o = f + long(2 * J) * nf + 2 * I;
+    const uint8_t h[8] = {held[0], held[1], held[nf], held[nf + 1], held[n], held[n + 1], held[n + nf], held[n + nf + 1]};
+    EF_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      o[e * n] = h[4 * e] ? 0.f : to[e].a, o[e * n + 1] = h[4 * e + 1] ? 0.f : to[e].b;
+      o[e * n + nf] = h[4 * e + 2] ? 0.f : to[e].c, o[e * n + nf + 1] = h[4 * e + 3] ? 0.f : to[e].d;
+    }
   }
 };
 
@@ -547,11 +529,17 @@ struct SweepBody {
     const double *r = row + (size + 1) * b, least = 1e-14 * r[size];
     const double d = 1 / (r[pivot] > least ? r[pivot] : least), rq = r[q] * d;
     double* a = matrix + size * size * b + q;
-    for (long p = row_of(k, int(size)); p < size; p += kRows) {
-      double& e = a[p * size];
-      if (p != pivot && q != pivot) e -= r[p] * rq;
-      else if (p == q) e = -d;
-      else e = p == pivot ? rq : r[p] * d;
+    constexpr int kAtOnce = 4;  // read before any is written: all these may be on their way at the same time
+    for (long first = row_of(k, int(size)); first < size; first += kAtOnce * kRows) {
+      double e[kAtOnce];
+      EF_UNROLL
+      for (int s = 0; s < kAtOnce; ++s) {
+        const long p = first + s * kRows;
+        e[s] = p >= size ? 0 : p != pivot && q != pivot ? a[p * size] - r[p] * rq : p == q ? -d : p == pivot ? rq : r[p] * d;
+      }
+      EF_UNROLL
+      for (int s = 0; s < kAtOnce; ++s)
+        if (first + s * kRows < size) a[(first + s * kRows) * size] = e[s];
     }
   }
 };

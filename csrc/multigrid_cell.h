@@ -302,8 +302,9 @@ EF_HD Corners<V> prolong_regular(V s, V t, const Corners<V>& own, const Corners<
           q(0) * u.a + q(1) * u.b + q(2) * u.c + q(3) * u.d + q(4) * v.a + q(5) * v.b + q(6) * v.c + q(7) * v.d};
 }
 
-template <class T>
-EF_HD void prolong_irregular(const Transfer<T>& P, int J, int I, const T* coarse, T* fine) {
+// put(place in the fine field, value) takes them.
+template <class T, class Put>
+EF_HD void prolong_irregular(const Transfer<T>& P, int J, int I, const T* coarse, Put put) {
   const int nf = P.a1.n_fine, nc = P.a1.n_coarse;
   const size_t n = size_t(P.a0.n_fine) * nf, m = size_t(P.a0.n_coarse) * nc;
   const T *c0 = coarse + size_t(J) * nc + I, *c1 = c0 + nc;
@@ -320,7 +321,7 @@ EF_HD void prolong_irregular(const Transfer<T>& P, int J, int I, const T* coarse
         for (int e = 0; e < 8; ++e) exact += interior[8 * k + e] * in[e];
         sum = inside ? exact : sum;
       }
-      if (owned) fine[k * n + size_t(y) * nf + x] = sum;
+      if (owned) put(k * n + size_t(y) * nf + x, sum);
     }
   });
 }

@@ -164,7 +164,6 @@ class TestHome(arrays.Home):
 
     __test__ = False
     device: int = 0
-    width: int = 5000  # short strips on small grids, long ones on large
     on_device = True
     xp = Library()
     linalg = SimpleNamespace(LinearOperator=operator, cg=cg)
@@ -179,7 +178,7 @@ class TestHome(arrays.Home):
         return host_executor()
 
     def queue(self):
-        return self.kernels.Queue(self.width)
+        return self.kernels.Queue()
 
     def address(self, array):
         if array is None:
