@@ -201,12 +201,13 @@ def conjugate_gradients(apply, b, diagonal, steps=CG_STEPS, tolerance=CG_TOLERAN
     rho = dots(r, p)
     goal = tolerance**2 * rho
     going = rho > goal
+    s = np.empty_like(b)
     for _ in range(steps):
         if not numbers(going).any():  # the one thing an iteration waits for
             break
         q = apply(p)
         curvature = dots(p, q)
-        s = _advance(d, r, p, q, diagonal, rho, curvature, going)
+        _advance(d, r, s, p, q, diagonal, rho, curvature, going)
         before, rho = rho, dots(r, s)
         _turn(p, s, rho, before, curvature, going)
         going = _unfinished(rho, goal, curvature, going)
@@ -214,13 +215,13 @@ def conjugate_gradients(apply, b, diagonal, steps=CG_STEPS, tolerance=CG_TOLERAN
 
 
 @fused
-def _advance(xp, d, r, p, q, diagonal, rho, curvature, going):
-    """Move the solution and the residual along p in place, of members that go on; the preconditioned residual."""
+def _advance(xp, d, r, s, p, q, diagonal, rho, curvature, going):
+    """Move solution d and residual r along p, of members that go on, and put the preconditioned residual in s."""
     moving = going & (curvature > 0)
     alpha = xp.where(moving, rho / xp.where(moving, curvature, 1.0), 0.0)
     d += alpha * p
     r -= alpha * q
-    return r / diagonal
+    xp.true_divide(r, diagonal, s)
 
 
 @fused

@@ -1,7 +1,7 @@
 """Differences of node fields: along the axes of a grid by slices, in the cells of a mesh by a sparse matrix.
 
-Both operators map nodes (..., N) to a field of one d-vector a cell. Pointwise work is done in place on a field's
-``parts``, its components as views, so that it can be fused. ``scales`` times ``changes`` is the gradient, the change
+Both operators map nodes (..., N) to a `Field` of one d-vector a cell. Pointwise work is done in place on its ``parts``,
+the components as views, so that it can be fused. ``scales`` times ``changes`` is the gradient, the change
 over one cell's length: whoever takes many products puts the scales into the factors between them.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from copy import copy
 from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array, diags_array, vstack
@@ -17,7 +18,7 @@ from ..arrays import namespace
 from ..fusion import fused
 from ..geometry import Grid
 
-__all__ = ["GridDifferences", "MeshDifferences", "difference_operator", "dot"]
+__all__ = ["Field", "GridDifferences", "MeshDifferences", "difference_operator", "dot"]
 
 
 def difference_operator(geometry):
@@ -25,8 +26,17 @@ def difference_operator(geometry):
     return GridDifferences(geometry) if isinstance(geometry, Grid) else MeshDifferences(geometry)
 
 
+class Field(NamedTuple):
+    """Vectors of the cells (..., d, front + cells), the front zero, and views of them, made once for many products."""
+
+    array: Any
+    parts: tuple  # components (..., cells)
+    targets: tuple = ()  # on a grid: of each component what differences are written to
+    shifted: tuple = ()  # and the component of the node before along its axis
+
+
 class _Differences:
-    """What both operators share: fields of shape (..., d, front + cells), whose front is zero.
+    """What both operators share.
 
     ``volumes`` and ``size`` are those of the cells, one number on a grid.
     """
@@ -34,9 +44,9 @@ class _Differences:
     def __init__(self, cells, scales, volumes, size, front=0):
         self.cells, self.scales, self.volumes, self.size, self._front = cells, scales, volumes, size, front
 
-    def parts(self, field):
-        """Components of a field, each (..., cells)."""
-        return tuple(field[..., axis, self._front :] for axis in range(len(self.scales)))
+    def parts(self, array):
+        """Components of a field's array, each (..., cells)."""
+        return tuple(array[..., axis, self._front :] for axis in range(len(self.scales)))
 
     def gradient(self, z):
         """Field of the change of z (..., N) over one cell's length."""
@@ -50,7 +60,7 @@ class _Differences:
         return self.back(field)
 
     def _scale(self, field):
-        for part, scale in zip(self.parts(field), self.scales, strict=True):
+        for part, scale in zip(field.parts, self.scales, strict=True):
             if scale != 1:  # square cells need no scaling
                 part *= scale
 
@@ -80,19 +90,23 @@ class GridDifferences(_Differences):
 
     def changes(self, z, out=None):
         """Field of differences of z (..., N); ``out`` is an earlier field that is no longer needed."""
-        lead, xp = z.shape[:-1], namespace(z)
-        if out is None:
-            out = xp.zeros((*lead, len(self._shape), self._front + self.cells))
-        z = z.reshape(*lead, *self._shape)
-        for part, before, after in zip(self.parts(out), self._before, self._after, strict=True):
-            xp.subtract(z[after], z[before], out=part.reshape(z.shape)[before])
+        xp, shape = namespace(z), (*z.shape[:-1], *self._shape)
+        out = out or self._field(xp.zeros((*z.shape[:-1], len(self._shape), self._front + self.cells)), shape)
+        z = z.reshape(shape)
+        for target, before, after in zip(out.targets, self._before, self._after, strict=True):
+            xp.subtract(z[after], z[before], out=target)
         return out
+
+    def _field(self, array, shape):
+        parts = self.parts(array)
+        targets = tuple(part.reshape(shape)[before] for part, before in zip(parts, self._before, strict=True))
+        starts = (self._front - stride for stride in self._strides)
+        shifted = tuple(array[..., axis, start : start + self.cells] for axis, start in enumerate(starts))
+        return Field(array, parts, targets, shifted)
 
     def back(self, field):
         """Transpose of `changes`, (..., N), for fields that are zero where those of `changes` are."""
-        starts = (self._front - stride for stride in self._strides)
-        shifted = tuple(field[..., axis, start : start + self.cells] for axis, start in enumerate(starts))
-        return _backward(self.parts(field), shifted)
+        return _backward(field.parts, field.shifted)
 
     def diagonal(self, coefficients):
         """Diagonal (..., N) of changes^T diag(coefficients) changes, for d coefficients (..., cells)."""
@@ -122,11 +136,12 @@ class MeshDifferences(_Differences):
 
     def changes(self, z, out=None):
         """Field of differences of z (..., N); ``out`` is not used."""
-        return _product(self._matrices[0], z).reshape(*z.shape[:-1], len(self.scales), -1)
+        array = _product(self._matrices[0], z).reshape(*z.shape[:-1], len(self.scales), -1)
+        return Field(array, self.parts(array))
 
     def back(self, field):
         """Transpose of `changes`, (..., N)."""
-        return _product(self._matrices[1], field.reshape(*field.shape[:-2], -1))
+        return _product(self._matrices[1], field.array.reshape(*field.array.shape[:-2], -1))
 
     def diagonal(self, coefficients):
         """Diagonal (..., N) of changes^T diag(coefficients) changes, for d coefficients (..., cells)."""

@@ -19,7 +19,7 @@ class Linearization(NamedTuple):
 
     value: np.ndarray  # on the host, one number for each map
     gradient: np.ndarray
-    curvature: object  # callable (..., N) -> (..., N)
+    curvature: object  # callable on fields of z's shape
     diagonal: np.ndarray  # of the curvature, without the coupling of axes: for preconditioning
 
 
@@ -78,7 +78,7 @@ class _LogGradient:
             if not (xp.isfinite(x).all() and (x > 0).all()):
                 raise ValueError("x must be positive and finite (pascals)")
             batch = x.shape[: x.ndim - len(tail)]
-            value, gradient = self._value_gradient(xp.log(x.reshape(*batch, n)))
+            value, gradient, *_ = self._model(xp.log(x.reshape(*batch, n)))
             return (home.give(value) if batch else float(value)), home.give(gradient.reshape(x.shape) / x)
 
 
@@ -96,22 +96,23 @@ class Tikhonov(_LogGradient):
 
     power = 2
 
-    def _value_gradient(self, z):
+    def _model(self, z):
+        """Value and gradient at z, and a field."""
         operator, weights = self._at(z)
         field = operator.gradient(z)
-        energy = _energy(operator.parts(field), weights)
-        _weigh(operator.parts(field), (1.0,) * len(operator.scales), weights)
-        return energy.sum(axis=-1), operator.gradient_back(field)
+        energy = _energy(field.parts, weights)
+        _weigh(field.parts, (1.0,) * len(operator.scales), weights)
+        return energy.sum(axis=-1), operator.gradient_back(field), field
 
     def linearize(self, z, dual=None) -> Linearization:
         """Value, gradient and curvature at z = log x (..., N); the curvature does not depend on z."""
         operator, weights = self._at(z)
-        value, gradient = self._value_gradient(z)
+        value, gradient, field = self._model(z)
         squares = tuple(scale**2 for scale in operator.scales)
 
         def curvature(v):
-            flux = operator.changes(v)
-            _weigh(operator.parts(flux), squares, weights)
+            flux = operator.changes(v, out=field)  # the same memory for every product
+            _weigh(flux.parts, squares, weights)
             return operator.back(flux)
 
         ones = namespace(z).ones(operator.cells)
@@ -121,7 +122,7 @@ class Tikhonov(_LogGradient):
     def value(self, z):
         """R at z = log x (..., N), on the host."""
         operator, weights = self._at(z)
-        return to_host(_energy(operator.parts(operator.gradient(z)), weights).sum(axis=-1))
+        return to_host(_energy(operator.gradient(z).parts, weights).sum(axis=-1))
 
     def start_dual(self):
         """Nothing: a quadratic needs no dual variable."""
@@ -154,25 +155,21 @@ class TotalVariation(_LogGradient):
         super().__init__(geometry)
         self.smoothing = float(smoothing)
 
-    def _value_gradient(self, z):
-        value, gradient, *_ = self._model(z, None)
-        return value, gradient
-
     def value(self, z):
         """R at z = log x (..., N), on the host."""
         operator, weights = self._at(z)
-        return to_host(_density(operator.parts(operator.gradient(z)), weights, self.smoothing).sum(axis=-1))
+        return to_host(_density(operator.gradient(z).parts, weights, self.smoothing).sum(axis=-1))
 
     def start_dual(self):
         """The dual variable of a constant map: none stands for a field of zeros."""
         return None
 
-    def _model(self, z, dual):
+    def _model(self, z, dual=None):
         """Value and gradient at z, the curvature's tensor in each cell (its diagonal, its couplings), and a field."""
         operator, weights = self._at(z)
         d, field = len(operator.scales), operator.gradient(z)
-        dual = operator.parts(np.zeros_like(field) if dual is None else dual)
-        density, *tensor = _tensor(operator.parts(field), operator.scales, dual, weights, self.smoothing)
+        dual = operator.parts(np.zeros_like(field.array) if dual is None else dual)
+        density, *tensor = _tensor(field.parts, operator.scales, dual, weights, self.smoothing)
         return density.sum(axis=-1), operator.gradient_back(field), tuple(tensor[:d]), tuple(tensor[d:]), field
 
     def linearize(self, z, dual) -> Linearization:
@@ -182,7 +179,7 @@ class TotalVariation(_LogGradient):
 
         def curvature(v):
             flux = operator.changes(v, out=field)  # the same memory for every product
-            _apply(operator.parts(flux), own, coupling)
+            _apply(flux.parts, own, coupling)
             return operator.back(flux)
 
         return Linearization(to_host(value), gradient, curvature, operator.diagonal(own))
@@ -191,10 +188,10 @@ class TotalVariation(_LogGradient):
         """Dual variable after a step dz from z: its own Newton step, shortened to keep every length below one."""
         operator, _ = self._at(z)
         g, field = operator.gradient(z), operator.gradient(dz)
-        step, dual = operator.parts(field), operator.parts(np.zeros_like(g) if dual is None else dual)
-        reach = _newton(step, operator.parts(g), dual, self.smoothing)
-        _shorten(step, dual, reach.min(axis=-1, keepdims=True))
-        return field
+        dual = operator.parts(np.zeros_like(g.array) if dual is None else dual)
+        reach = _newton(field.parts, g.parts, dual, self.smoothing)
+        _shorten(field.parts, dual, reach.min(axis=-1, keepdims=True))
+        return field.array
 
 
 # Pointwise functions of the components of fields, in place where that saves memory traffic.
