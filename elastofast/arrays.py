@@ -99,12 +99,12 @@ class CudaHome(Home):
         return _TorchStream(self.xp, self.device, torch.cuda.current_stream(self.device).cuda_stream)
 
     def take(self, value):
-        if value is None or _library(value) == "cupy":
+        if value is None or library(value) == "cupy":
             return value
-        return self.xp.from_dlpack(value.detach()) if _library(value) == "torch" else self.xp.asarray(value)
+        return self.xp.from_dlpack(value.detach()) if library(value) == "torch" else self.xp.asarray(value)
 
     def give(self, array):
-        if not self.tensors or _library(array) != "cupy":
+        if not self.tensors or library(array) != "cupy":
             return array
         import torch
 
@@ -232,12 +232,12 @@ _COPIES: WeakKeyDictionary[Any, dict] = WeakKeyDictionary()
 
 
 def _home(value) -> Home:
-    library = _library(value)
-    if library == "cupy":
+    kind = library(value)
+    if kind == "cupy":
         return _cuda_home(value.device.id, False)
-    if library == "torch" and value.is_cuda:
+    if kind == "torch" and value.is_cuda:
         return _cuda_home(value.device.index, True)
-    if library not in ("torch", "numpy", "builtins") and hasattr(value, "__cuda_array_interface__"):
+    if kind not in ("torch", "numpy", "builtins") and hasattr(value, "__cuda_array_interface__"):
         import cupy
 
         return _cuda_home(cupy.asarray(value).device.id, False)
@@ -253,5 +253,6 @@ def _place(home):
     return getattr(home, "device", None)
 
 
-def _library(value) -> str:
+def library(value) -> str:
+    """Name of the package that a value's type belongs to."""
     return type(value).__module__.partition(".")[0]

@@ -8,6 +8,7 @@ import numpy as np
 
 from .arrays import namespace, to_host
 from .form import column, dots, numbers
+from .fusion import fused
 
 __all__ = [
     "Iterate", "conjugate_gradients", "curvature_scale", "data_curvature", "first_step", "gauss_newton", "quasi_newton",
@@ -83,22 +84,21 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
         gradient = x * now.gradient
         value = now.value
         of_data = data_curvature(fidelity, x, now)
-        if prior is None:
-            curvature, diagonal = of_data, 0.0
-        else:
-            model = prior.linearize(z, dual)
+        model = None if prior is None else prior.linearize(z, dual)
+        diagonal = 0.0
+        if model is not None:
             gradient = gradient + of_prior * model.gradient
             value = value + weight * model.value
             diagonal = of_prior * model.diagonal
-
-            def curvature(v, of_data=of_data, model=model):
-                return of_data(v) + of_prior * model.curvature(v)
-
         free = _free(z, gradient, limits)
+
+        def curvature(v, of_data=of_data, model=model, free=free):
+            return of_data(v) * free if model is None else _combined(of_data(v), model.curvature(v), of_prior, free)
+
         if spread is None:
             spread = curvature_scale(of_data, z)
         d = conjugate_gradients(
-            lambda v, free=free, curvature=curvature: curvature(v) * free,
+            curvature,
             -gradient * free,
             diagonal + spread,
             steps=CG_STEPS + 4 * max(0, number - CG_STEPS),  # a run this long has a long valley to go down
@@ -195,28 +195,55 @@ def curvature_scale(curvature, z):
 
 def conjugate_gradients(apply, b, diagonal, steps=CG_STEPS, tolerance=CG_TOLERANCE):
     """A few diagonally preconditioned steps from zero, each of which is a descent direction for -b (..., N)."""
-    xp = namespace(b)
     d = np.zeros_like(b)
     r = b.copy()
-    s = r / diagonal
-    p, rho = s.copy(), dots(r, s)
+    p = r / diagonal
+    rho = dots(r, p)
     goal = tolerance**2 * rho
     going = rho > goal
+    s = np.empty_like(b)
     for _ in range(steps):
-        if not bool(going.any()):
+        if not numbers(going).any():  # the one thing an iteration waits for
             break
         q = apply(p)
         curvature = dots(p, q)
-        going = going & (curvature > 0)
-        alpha = xp.where(going, rho / xp.where(going, curvature, 1.0), 0.0)
-        d += alpha * p
-        r -= alpha * q
-        s = r / diagonal
-        rho, before = dots(r, s), rho
-        p *= xp.where(going, rho / xp.where(going, before, 1.0), 0.0)
-        p += s
-        going = going & (rho > goal)
+        _advance(d, r, s, p, q, diagonal, rho, curvature, going)
+        before, rho = rho, dots(r, s)
+        _turn(p, s, rho, before, curvature, going)
+        going = _unfinished(rho, goal, curvature, going)
     return d
+
+
+@fused
+def _advance(xp, d, r, s, p, q, diagonal, rho, curvature, going):
+    """Move solution d and residual r along p, of members that go on, and put the preconditioned residual in s."""
+    moving = going & (curvature > 0)
+    alpha = xp.where(moving, rho / xp.where(moving, curvature, 1.0), 0.0)
+    d += alpha * p
+    r -= alpha * q
+    xp.true_divide(r, diagonal, s)
+
+
+@fused
+def _turn(xp, p, s, rho, before, curvature, going):
+    """Change p into the next direction."""
+    moving = going & (curvature > 0)
+    p *= xp.where(moving, rho / xp.where(moving, before, 1.0), 0.0)
+    p += s
+
+
+@fused
+def _unfinished(xp, rho, goal, curvature, going):
+    return going & (curvature > 0) & (rho > goal)
+
+
+@fused
+def _combined(xp, data, prior, weight, free):
+    """The curvature's products of data and prior where the map may move."""
+    total = weight * prior
+    total += data
+    total *= free
+    return total
 
 
 def quasi_newton(fidelity, prior, weight, start, *, rtol, max_iterations, limits, report):

@@ -315,6 +315,31 @@ def test_priors(memory, prior):
     assert relative(get(other), slope) < 1e-12
 
 
+@pytest.mark.parametrize("prior", [ef.priors.Tikhonov, ef.priors.TotalVariation])
+@pytest.mark.parametrize("spacing", [(1e-3, 1e-3), (1e-3, 2e-3)], ids=["square", "oblong"])
+def test_linearized_priors(memory, prior, spacing):
+    put, get = memory
+    prior, rng = prior(ef.Grid((20, 31), spacing)), np.random.default_rng(0)
+    z, dz, v = 0.3 * rng.standard_normal((3, 2, 620))
+    home = arrays.home_of(z=put(z))
+    with home.working():
+        there = [home.take(put(a)) for a in (z, dz, v)]
+        duals, models = zip(*(both(prior, *fields) for fields in ((z, dz), there[:2])), strict=True)
+        np.testing.assert_allclose(models[1].value, models[0].value, rtol=1e-12)
+        np.testing.assert_allclose(prior.value(there[0]), prior.value(z), rtol=1e-12)
+        for name in ("gradient", "diagonal"):
+            assert relative(get(getattr(models[1], name)), getattr(models[0], name)) < 1e-12
+        for _ in range(2):  # the second product works in memory of the first
+            assert relative(get(models[1].curvature(there[2])), models[0].curvature(v)) < 1e-12
+        if duals[0] is not None:
+            assert relative(get(duals[1]), duals[0]) < 1e-12
+
+
+def both(prior, z, dz):
+    dual = prior.step_dual(prior.start_dual(), z, dz)
+    return dual, prior.linearize(z, dual)
+
+
 def test_critic(memory):
     pytest.importorskip("torch")
     put, get = memory

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from math import prod
-from typing import Any, NamedTuple
+from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_array, diags_array, eye_array, kron, vstack
 
 from ..arrays import HOST, home_of, namespace, to_host
-from ..geometry import Grid
+from ..fusion import fused
+from .differences import difference_operator, dot
 
 __all__ = ["Linearization", "Tikhonov", "TotalVariation"]
 
@@ -19,38 +19,25 @@ class Linearization(NamedTuple):
 
     value: np.ndarray  # on the host, one number for each map
     gradient: np.ndarray
-    curvature: object  # callable (..., N) -> (..., N)
+    curvature: object  # callable on fields of z's shape
     diagonal: np.ndarray  # of the curvature, without the coupling of axes: for preconditioning
-
-
-class _Tables(NamedTuple):
-    """Sparse difference operator, its transpose and the transpose's squares, and the cells' weights."""
-
-    operator: Any
-    transpose: Any
-    squares: Any
-    weights: Any
 
 
 class _LogGradient:
     """What the priors on the gradient of log x share: its values, one d-vector a cell, and volume weights.
 
-    Lengths are measured in cells and volumes in units of the body's, so that values hardly depend on the mesh:
-    ``_operator @ z`` is the change of log x over one cell, ``_weights`` are volumes times (body size / cell size).
+    Lengths are measured in cells and volumes in units of the body's, so that values hardly depend on the mesh: scaled
+    differences are the change of log x over one cell, weights are volumes times (body size / cell size).
     """
 
     power = 1
 
     def __init__(self, geometry):
         self.geometry = geometry
-        gradient, volumes = _gradient(geometry)
-        d = geometry.dim
-        size = volumes ** (1 / d)  # of a cell
-        body = geometry.node_weights.sum() ** (1 / d)
-        operator = csr_array(diags_array(np.tile(size, d)) @ gradient)
-        transpose = csr_array(operator.T)
-        weights = volumes / body**d * (body / size) ** self.power
-        self._tables = {HOST: _Tables(operator, transpose, csr_array(transpose.power(2)), weights)}
+        operator = difference_operator(geometry)
+        body = float(geometry.node_weights.sum()) ** (1 / geometry.dim)
+        weights = operator.volumes / body**geometry.dim * (body / operator.size) ** self.power
+        self._places = {HOST: (operator, weights)}
 
     def check(self, geometry):
         """Raise ValueError unless a geometry is the one that the prior was made for."""
@@ -58,21 +45,13 @@ class _LogGradient:
         if geometry.node_shape != own.node_shape or not np.allclose(geometry.points, own.points, atol=0):
             raise ValueError(f"the prior was made for {own!r}, the measurement is on {geometry!r}")
 
-    def _table(self, z):
-        """The tables where z lives; copied there once."""
+    def _at(self, z):
+        """Difference operator and weights where z lives; copied there once."""
         home = home_of(z=z).own
-        if home not in self._tables:
-            *matrices, weights = self._tables[HOST]
-            self._tables[home] = _Tables(*map(home.matrix, matrices), home.upload(weights))
-        return self._tables[home]
-
-    def _changes(self, z):
-        """Change of log x over each cell along each axis, (..., d, cells)."""
-        return _product(self._table(z).operator, z).reshape(*z.shape[:-1], self.geometry.dim, -1)
-
-    def _back(self, g):
-        """The transpose of `_changes`, of shape (..., N)."""
-        return _product(self._table(g).transpose, g.reshape(*g.shape[:-2], -1))
+        if home not in self._places:
+            operator, weights = self._places[HOST]
+            self._places[home] = operator.on(home), weights if np.isscalar(weights) else home.upload(weights)
+        return self._places[home]
 
     def __call__(self, x):
         """Value and gradient per pascal.
@@ -99,7 +78,7 @@ class _LogGradient:
             if not (xp.isfinite(x).all() and (x > 0).all()):
                 raise ValueError("x must be positive and finite (pascals)")
             batch = x.shape[: x.ndim - len(tail)]
-            value, gradient = self._value_gradient(xp.log(x.reshape(*batch, n)))
+            value, gradient, *_ = self._model(xp.log(x.reshape(*batch, n)))
             return (home.give(value) if batch else float(value)), home.give(gradient.reshape(x.shape) / x)
 
 
@@ -117,24 +96,33 @@ class Tikhonov(_LogGradient):
 
     power = 2
 
-    def _value_gradient(self, z):
-        g, weights = self._changes(z), self._table(z).weights
-        return 0.5 * (weights * g**2).sum(axis=(-2, -1)), self._back(weights * g)
+    def _model(self, z):
+        """Value and gradient at z, and a field."""
+        operator, weights = self._at(z)
+        field = operator.gradient(z)
+        energy = _energy(field.parts, weights)
+        _weigh(field.parts, (1.0,) * len(operator.scales), weights)
+        return energy.sum(axis=-1), operator.gradient_back(field), field
 
     def linearize(self, z, dual=None) -> Linearization:
         """Value, gradient and curvature at z = log x (..., N); the curvature does not depend on z."""
-        value, gradient = self._value_gradient(z)
-        table = self._table(z)
+        operator, weights = self._at(z)
+        value, gradient, field = self._model(z)
+        squares = tuple(scale**2 for scale in operator.scales)
 
         def curvature(v):
-            return self._back(table.weights * self._changes(v))
+            flux = operator.changes(v, out=field)  # the same memory for every product
+            _weigh(flux.parts, squares, weights)
+            return operator.back(flux)
 
-        weights = np.tile(table.weights, self.geometry.dim)
-        return Linearization(to_host(value), gradient, curvature, table.squares @ weights)
+        ones = namespace(z).ones(operator.cells)
+        diagonal = operator.diagonal(tuple(ones * (square * weights) for square in squares))
+        return Linearization(to_host(value), gradient, curvature, diagonal)
 
     def value(self, z):
         """R at z = log x (..., N), on the host."""
-        return to_host(0.5 * (self._table(z).weights * self._changes(z) ** 2).sum(axis=(-2, -1)))
+        operator, weights = self._at(z)
+        return to_host(_energy(operator.gradient(z).parts, weights).sum(axis=-1))
 
     def start_dual(self):
         """Nothing: a quadratic needs no dual variable."""
@@ -167,92 +155,141 @@ class TotalVariation(_LogGradient):
         super().__init__(geometry)
         self.smoothing = float(smoothing)
 
-    def _length(self, g):
-        return np.sqrt((g**2).sum(axis=-2, keepdims=True) + self.smoothing**2)
-
-    def _value(self, z, q):
-        return (self._table(z).weights * (q - self.smoothing)).sum(axis=(-2, -1))
-
-    def _value_gradient(self, z):
-        g = self._changes(z)
-        q = self._length(g)
-        return self._value(z, q), self._back(self._table(z).weights / q * g)
-
     def value(self, z):
         """R at z = log x (..., N), on the host."""
-        return to_host(self._value(z, self._length(self._changes(z))))
+        operator, weights = self._at(z)
+        return to_host(_density(operator.gradient(z).parts, weights, self.smoothing).sum(axis=-1))
 
     def start_dual(self):
-        """The dual variable of a constant map: none stands for zeros (..., d, cells)."""
+        """The dual variable of a constant map: none stands for a field of zeros."""
         return None
+
+    def _model(self, z, dual=None):
+        """Value and gradient at z, the curvature's tensor in each cell (its diagonal, its couplings), and a field."""
+        operator, weights = self._at(z)
+        d, field = len(operator.scales), operator.gradient(z)
+        dual = operator.parts(np.zeros_like(field.array) if dual is None else dual)
+        density, *tensor = _tensor(field.parts, operator.scales, dual, weights, self.smoothing)
+        return density.sum(axis=-1), operator.gradient_back(field), tuple(tensor[:d]), tuple(tensor[d:]), field
 
     def linearize(self, z, dual) -> Linearization:
         """Value, gradient and primal-dual curvature at z = log x (..., N)."""
-        g, table = self._changes(z), self._table(z)
-        q = self._length(g)
-        a, w = table.weights / q, g / q
-        dual = np.zeros_like(g) if dual is None else dual
+        operator, _ = self._at(z)
+        value, gradient, own, coupling, field = self._model(z, dual)
 
         def curvature(v):
-            e = self._changes(v)
-            # a (I - (dual w^T + w dual^T) / 2) e
-            e -= 0.5 * (dual * _along(w, e) + w * _along(dual, e))
-            e *= a
-            return self._back(e)
+            flux = operator.changes(v, out=field)  # the same memory for every product
+            _apply(flux.parts, own, coupling)
+            return operator.back(flux)
 
-        diagonal = _product(table.squares, (a * (1 - dual * w)).reshape(*g.shape[:-2], -1))
-        return Linearization(to_host(self._value(z, q)), self._back(a * g), curvature, diagonal)
+        return Linearization(to_host(value), gradient, curvature, operator.diagonal(own))
 
     def step_dual(self, dual, z, dz):
         """Dual variable after a step dz from z: its own Newton step, shortened to keep every length below one."""
-        g, e = self._changes(z), self._changes(dz)
-        q = self._length(g)
-        w = g / q
-        dual = np.zeros_like(g) if dual is None else dual
-        step = w - dual + (e - dual * _along(w, e)) / q
-        square, inner = _along(step, step) + 1e-300, _along(dual, step)
-        room = 1 - _along(dual, dual)
-        reach = (np.sqrt(np.maximum(inner**2 + square * room, 0)) - inner) / square
-        return dual + np.minimum(1.0, 0.95 * reach.min(axis=-1, keepdims=True)) * step
+        operator, _ = self._at(z)
+        g, field = operator.gradient(z), operator.gradient(dz)
+        dual = operator.parts(np.zeros_like(g.array) if dual is None else dual)
+        reach = _newton(field.parts, g.parts, dual, self.smoothing)
+        _shorten(field.parts, dual, reach.min(axis=-1, keepdims=True))
+        return field.array
 
 
-def _along(a, b):
-    """Products of the vectors of each cell, (..., 1, cells)."""
-    return (a * b).sum(axis=-2, keepdims=True)
+# Pointwise functions of the components of fields, in place where that saves memory traffic.
 
 
-def _product(matrix, fields):
-    """Sparse matrix times each of some fields (..., n)."""
-    lead = fields.shape[:-1]
-    if prod(lead) == 1:
-        return (matrix @ fields.reshape(-1)).reshape(*lead, -1)
-    return namespace(fields).ascontiguousarray((matrix @ fields.reshape(-1, fields.shape[-1]).T).T).reshape(*lead, -1)
+def _length(xp, g, smoothing):
+    q = dot(g, g)
+    q += smoothing * smoothing
+    return xp.sqrt(q)
 
 
-def _gradient(geometry):
-    """Sparse gradient operator (d * cells, N), per metre, and cell volumes.
+@fused
+def _energy(xp, g, weights):
+    energy = dot(g, g)
+    energy *= 0.5 * weights
+    return energy
 
-    On a grid the "cells" are nodes with forward differences (zero on the last line): unlike differences at cell
-    centres they see a checkerboard.
+
+@fused
+def _weigh(xp, g, squares, weights):
+    """Change differences into Tikhonov's flux."""
+    for each, square in zip(g, squares, strict=True):
+        each *= square * weights
+
+
+@fused
+def _density(xp, g, weights, smoothing):
+    density = _length(xp, g, smoothing)
+    density -= smoothing
+    density *= weights
+    return density
+
+
+@fused
+def _tensor(xp, g, scales, dual, weights, smoothing):
+    """The value's density and a (I - (dual w^T + w dual^T) / 2), w = g / q and a = weights / q, times scales.
+
+    Of the symmetric tensor first the diagonal, then what lies above it. Changes g into the gradient's flux.
     """
-    if isinstance(geometry, Grid):
-        parts = []
-        for axis, (n, h) in enumerate(zip(geometry.shape, geometry.spacing, strict=True)):
-            difference = diags_array([-np.ones(n), np.ones(n - 1)], offsets=[0, 1], shape=(n, n)).tolil()
-            difference[n - 1, n - 1] = 0
-            factors = [eye_array(m) for m in geometry.shape]
-            factors[axis] = csr_array(difference) / h
-            parts.append(kron(*factors))
-        gradient = csr_array(vstack(parts))
-        gradient.eliminate_zeros()
-        return gradient, np.full(geometry.n_nodes, np.prod(geometry.spacing))
-    edges = geometry.points[geometry.cells[:, 1:]] - geometry.points[geometry.cells[:, :1]]
-    slopes = np.linalg.inv(edges).transpose(0, 2, 1)  # (M, node 1..d, axis)
-    slopes = np.concatenate([-slopes.sum(axis=1, keepdims=True), slopes], axis=1)
-    m, k = geometry.cells.shape
-    rows = np.repeat(np.arange(m), k)
-    parts = [
-        csr_array((slopes[:, :, i].ravel(), (rows, geometry.cells.ravel())), shape=(m, geometry.n_nodes))
-        for i in range(geometry.dim)
-    ]
-    return csr_array(vstack(parts)), geometry.cell_volumes
+    q = _length(xp, g, smoothing)
+    a = weights / q
+    for each in g:
+        each /= q  # this is w
+    q -= smoothing
+    q *= weights
+    own, coupling = [], []
+    for scale, p, w in zip(scales, dual, g, strict=True):
+        t = p * w
+        t *= -scale * scale
+        t += scale * scale
+        t *= a
+        own.append(t)
+    for i, k in combinations(range(len(g)), 2):
+        t = dot((dual[i], dual[k]), (g[k], g[i]))
+        t *= -0.5 * scales[i] * scales[k]
+        t *= a
+        coupling.append(t)
+    for each in g:
+        each *= weights
+    return (q, *own, *coupling)
+
+
+@fused
+def _apply(xp, g, own, coupling):
+    """Change differences into the tensor's product with them."""
+    axes = range(len(own))
+    # in two and three dimensions the coupling of axes i and k is number i + k - 1
+    across = [dot([coupling[i + k - 1] for k in axes if k != i], [g[k] for k in axes if k != i]) for i in axes]
+    for each, t, other in zip(g, own, across, strict=True):
+        each *= t
+        each += other
+
+
+@fused
+def _newton(xp, step, g, dual, smoothing):
+    """Change a step's gradient into the Newton step of the dual, and g into w; how far it stays inside length one."""
+    q = _length(xp, g, smoothing)
+    for each in g:
+        each /= q
+    along = dot(g, step)
+    for each, p, w in zip(step, dual, g, strict=True):
+        each -= p * along
+        each /= q
+        each += w
+        each -= p
+    square, inner, room = dot(step, step), dot(dual, step), dot(dual, dual)
+    square += 1e-300
+    # the positive root t of |dual + t step|^2 = 1
+    reach = 1.0 - room
+    reach *= square
+    reach += inner * inner
+    return (xp.sqrt(xp.maximum(reach, 0.0)) - inner) / square
+
+
+@fused
+def _shorten(xp, step, dual, reach):
+    """Change a step of the dual into the dual after it."""
+    share = xp.minimum(1.0, 0.95 * reach)
+    for each, p in zip(step, dual, strict=True):
+        each *= share
+        each += p
