@@ -205,6 +205,10 @@ __global__ void __launch_bounds__(Tile::kColumns* Tile::kRows)
 struct CudaBlock {
   static constexpr int kThreads = 1024;
   int member = 0;
+  static __device__ float* room() {  // one for all gathers of a kernel
+    __shared__ float values[4 * kThreads];
+    return values;
+  }
   template <class Body>
   __device__ void each(long, long n, const Body& body) const {
     for (long k = threadIdx.x; k < n; k += kThreads) body(member, k);
@@ -212,22 +216,25 @@ struct CudaBlock {
   }
   template <class T, class Cell, class Out>  // for up to kThreads nodes
   __device__ void gather(long, int n0, int n1, const Cell& cell, const Out& out) const {
-    __shared__ T sums[2][2][kThreads];  // of the nodes, from the cells above and below; component
+    static_assert(sizeof(T) == sizeof(float), "single precision only");
+    T* sums = room();  // what cells give to the nodes at their right: below, above; two components each
     const int k = threadIdx.x, j = k / n1, i = k % n1;
     const bool there = j < n0;
     CornerForces<T> f{};
     if (there) f = cell_if_there<T>(n0, n1, cell, member, j, i);
-    auto put = [&](int side, T u, T v) { sums[side][0][k] = u, sums[side][1][k] = v; };
-    put(0, f.u.d, f.v.d), put(1, f.u.b, f.v.b);
+    auto put = [&](int which, T value) { sums[which * kThreads + k] = value; };
+    auto take = [&](int which, bool exists, int distance) {
+      return exists ? sums[which * kThreads + k - distance] : T(0);
+    };
+    put(0, f.u.d), put(1, f.v.d), put(2, f.u.b), put(3, f.v.b);
     __syncthreads();
-    const bool left = there && i > 0;
-    const T cu = (left ? sums[0][0][k - 1] : T(0)) + f.u.c, cv = (left ? sums[0][1][k - 1] : T(0)) + f.v.c;
-    const T u = (left ? sums[1][0][k - 1] : T(0)) + f.u.a, v = (left ? sums[1][1][k - 1] : T(0)) + f.v.a;
+    const bool left = there && i > 0, above = there && j > 0;
+    const T cu = take(0, left, 1) + f.u.c, cv = take(1, left, 1) + f.v.c;
+    const T u = take(2, left, 1) + f.u.a, v = take(3, left, 1) + f.v.a;
     __syncthreads();
-    put(0, cu, cv);
+    put(0, cu), put(1, cv);
     __syncthreads();
-    const bool above = there && j > 0;
-    if (there) out(member, k, (above ? sums[0][0][k - n1] : T(0)) + u, (above ? sums[0][1][k - n1] : T(0)) + v);
+    if (there) out(member, k, take(0, above, n1) + u, take(1, above, n1) + v);
     __syncthreads();
   }
   template <class Term, class Finish>

@@ -232,10 +232,17 @@ class DeviceSolver(GridSolver):
 
     def _accelerated(self, r, steps):
         r = self.home.xp.asarray(r, self.home.xp.float64).reshape(self._fields)
-        d = w = 0.0
+        d = w = None
         for number, (keep, gain) in enumerate(steps):
-            d = keep * d + gain * self._cycle(r)
-            w = w + d
+            z = self._cycle(r)
+            if gain != 1:
+                z *= gain
+            if d is None:
+                d, w = z, z.copy() if len(steps) > 1 else z
+            else:
+                d *= keep
+                d += z
+                w += d
             if number + 1 < len(steps):
                 r = r - self._product(d)
         return w.reshape(self.shape)

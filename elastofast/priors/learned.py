@@ -89,6 +89,14 @@ class _Network:
         return (x - np.log(self.standard.reference)) / self.standard.scale
 
 
+def _single_precision():
+    """Convolutions in full single precision on a GPU too, where ten bits would be the default."""
+    import torch
+
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, allow_tf32=False)
+
+
 def _shared(x):
     """An array of any library as a tensor on its device, without a copy unless it is read-only."""
     import torch
@@ -165,7 +173,7 @@ class Critic(_Network):
         """
         import torch
 
-        with torch.enable_grad():
+        with torch.enable_grad(), _single_precision():
             leaf = _shared(x).detach().requires_grad_(True)
             value = self.network(self._tensor(leaf))
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
@@ -179,7 +187,7 @@ class Critic(_Network):
         """What the critic takes for the nearest true map to z = log x: z - F(z), in standardised units."""
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), _single_precision():
             error = self.network.error(self._tensor(z.reshape(-1, *shape), logarithm=True))
         return z - self.standard.scale * _given_back(error, z, z.shape)
 
@@ -206,7 +214,7 @@ class PlugAndPlay(_Network):
         """The denoised maps, as log x of shape (..., N)."""
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), _single_precision():
             s = self._tensor(z.reshape(-1, *shape), logarithm=True)
             error = s - self.network(s)
         return z - self.standard.scale * _given_back(error, z, z.shape)
@@ -229,6 +237,6 @@ class PostProcessing(_Network):
         """Corrected modulus in pascals, shape of x (..., H, W)."""
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), _single_precision():
             out = self.standard.invert(self.network(self._tensor(x)))
         return _given_back(out, x, x.shape)
