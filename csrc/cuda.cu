@@ -5,10 +5,9 @@ using namespace elastofast;
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of elastofast on structured grids";
-  py::class_<CudaQueue>(m, "Queue").def(py::init([](int device, uintptr_t stream) {
-                                          return CudaQueue(device, address<void>(stream));
-                                        }),
-                                        py::arg("device"), py::arg("stream"));
+  py::class_<CudaQueue>(m, "Queue").def(
+      py::init([](int device, uintptr_t stream) { return CudaQueue{device, address<void>(stream)}; }), py::arg("device"),
+      py::arg("stream"));
   bind_device<CudaQueue>(m);
 
   m.def("device_count", [] {

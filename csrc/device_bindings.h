@@ -23,20 +23,24 @@ void bind_form(py::class_<FormSpec>& c, const char* suffix) {
   const std::string s = suffix;
   c.def(("force_" + s).c_str(),
         [](const FormSpec& f, const Queue& q, long batch, uintptr_t x, long stride, uintptr_t u, uintptr_t out) {
+          q.begin();
           launch_force<T>(q, f.form<T>(), batch, Fields<const T>{address<T>(x), stride}, address<const T>(u),
                           StoreForce<T>{address<T>(out), f.nodes()});
         });
   c.def(("sensitivity_" + s).c_str(),
         [](const FormSpec& f, const Queue& q, long batch, uintptr_t u, uintptr_t v, uintptr_t out) {
+          q.begin();
           launch_sensitivity<T>(q, f.form<T>(), batch, address<const T>(u), address<const T>(v), address<T>(out));
         });
   c.def(("stiffness_values_" + s).c_str(),
         [](const FormSpec& f, const Queue& q, uintptr_t x, uintptr_t indptr, uintptr_t values) {
+          q.begin();
           launch_rows<StiffnessBody>(q, f.form<T>(), address<const T>(x), address<const long long>(indptr),
                                      address<T>(values));
         });
   c.def(("contraction_values_" + s).c_str(),
         [](const FormSpec& f, const Queue& q, uintptr_t u, uintptr_t indptr, uintptr_t values) {
+          q.begin();
           launch_rows<ContractionBody>(q, f.form<T>(), address<const T>(u), address<const long long>(indptr),
                                        address<T>(values));
         });
@@ -45,7 +49,10 @@ void bind_form(py::class_<FormSpec>& c, const char* suffix) {
 template <class Queue>
 void bind_device(py::module_& m) {
   m.def("sum_room", sum_room, py::arg("n"), py::arg("batch"));
+  py::class_<typename Queue::Recording>(m, "Recording", "A cycle on one workspace, to be repeated", py::module_local())
+      .def(py::init());
   m.def("dots", [](const Queue& q, long batch, long n, uintptr_t a, uintptr_t b, uintptr_t room, uintptr_t out) {
+    q.begin();
     q.sum(batch, n, ProductTerm{address<const double>(a), address<const double>(b), n}, address<double>(room),
           StoreSum{address<double>(out)});
   });
@@ -77,19 +84,23 @@ void bind_device(py::module_& m) {
       .def("set_up",
            [](const DeviceMultigrid& p, const Queue& q, uintptr_t constants, uintptr_t workspace, uintptr_t scratch,
               uintptr_t x, long x_stride, uintptr_t shift, long shift_stride) {
+             q.begin();
              p.set_up(q, memory(constants, workspace, scratch), {address<const double>(x), x_stride},
                       {address<const double>(shift), shift_stride});
            })
       .def("precondition",
-           [](const DeviceMultigrid& p, const Queue& q, uintptr_t constants, uintptr_t workspace, bool pinned,
-              uintptr_t mode, long mode_stride, double t0, double t1, uintptr_t r, uintptr_t z) {
+           [](const DeviceMultigrid& p, const Queue& q, typename Queue::Recording& recording, uintptr_t constants,
+              uintptr_t workspace, bool pinned, uintptr_t mode, long mode_stride, double t0, double t1, uintptr_t r,
+              uintptr_t z) {
+             q.begin();
              const double translation[2] = {t0, t1};
-             p.precondition(q, memory(constants, workspace, 0), pinned, {address<const double>(mode), mode_stride},
+             p.precondition(q, recording, memory(constants, workspace, 0), pinned, {address<const double>(mode), mode_stride},
                             translation, address<const double>(r), address<double>(z));
            })
       .def("apply",
            [](const DeviceMultigrid& p, const Queue& q, uintptr_t constants, bool pinned, uintptr_t x, long x_stride,
               uintptr_t shift, uintptr_t p_, uintptr_t q_) {
+             q.begin();
              p.apply(q, memory(constants, 0, 0), pinned, {address<const double>(x), x_stride},
                      address<const double>(shift), address<const double>(p_), address<double>(q_));
            });

@@ -185,7 +185,7 @@ struct CoarsestInverse {
       queue.each(1, size, PivotBody{matrix, row, size, pivot});
       queue.each(1, size * SweepBody::kRows, SweepBody{matrix, row, size, pivot});
     }
-    queue.each(1, size * size, NegateBody{matrix, size});
+    queue.each(1, size * size, MirrorBody{matrix, size});
   }
 };
 
@@ -207,10 +207,10 @@ class DeviceMultigrid {
   }
 
   // z = one V-cycle on r. The pin's motion is `mode`, or the translation where that is null; without `pinned` the pin
-  // counts as free.
+  // counts as free. The recording belongs to the workspace.
   template <class Queue>
-  void precondition(const Queue& queue, const DeviceMemory& m, bool pinned, Fields<const double> mode,
-                    const double* translation, const double* r, double* z) const;
+  void precondition(const Queue& queue, typename Queue::Recording& recording, const DeviceMemory& m, bool pinned,
+                    Fields<const double> mode, const double* translation, const double* r, double* z) const;
 
   // q = (K(x) + diag(shift)) p, zero at fixed dofs; p must be zero there.
   template <class Queue>
@@ -499,8 +499,9 @@ void DeviceMultigrid::cycle(const Queue& queue, const DeviceMemory& m) const {
 }
 
 template <class Queue>
-void DeviceMultigrid::precondition(const Queue& queue, const DeviceMemory& m, bool pinned, Fields<const double> mode,
-                                   const double* translation, const double* r, double* z) const {
+void DeviceMultigrid::precondition(const Queue& queue, typename Queue::Recording& recording, const DeviceMemory& m,
+                                   bool pinned, Fields<const double> mode, const double* translation, const double* r,
+                                   double* z) const {
   const Level& L = levels_[0];
   const long n = L.nodes();
   const uint8_t* fixed = at<uint8_t>(m.constants, pinned ? pinned_at_ : L.fixed);
@@ -508,7 +509,7 @@ void DeviceMultigrid::precondition(const Queue& queue, const DeviceMemory& m, bo
   double *scale = at<double>(m.workspace, scale_), *net = at<double>(m.workspace, net_);
   queue.sum(batch_, 2 * n, LoadTerm{r, fixed, n, pin}, at<double>(m.workspace, sums_), LoadSums{scale, net});
   queue.each(batch_, 2 * n, LowerBody{r, fixed, n, pin, scale, net, at<float>(m.workspace, L.r)});
-  cycle(queue, m);
+  recording.run(queue, [&](const Queue& q) { cycle(q, m); });
   queue.each(batch_, 2 * n,
              RaiseBody{at<float>(m.workspace, L.x), fixed, n, pin, scale, at<double>(m.workspace, modulus_), z});
 }

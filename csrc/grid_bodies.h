@@ -24,12 +24,15 @@ struct Fields {
   EF_HD T* of(int b) const { return data + b * stride; }
 };
 
-// What becomes of the forces: out(b, node, force of component 0, of component 1).
+// What becomes of the forces: see `gather`.
+struct Nothing {};
+
 template <class T>
 struct StoreForce {
   T* f;
   long n;
-  EF_HD void operator()(int b, long node, T u, T v) const {
+  EF_HD Nothing keep(int, long) const { return {}; }
+  EF_HD void operator()(int b, long node, T u, T v, Nothing) const {
     T* o = f + 2 * n * b + node;
     o[0] = u, o[n] = v;
   }
@@ -42,11 +45,20 @@ struct StoreShifted {
   long n;
   const T *d, *shift;  // shift may be null
   const uint8_t* fixed;
-  EF_HD void operator()(int b, long node, T u, T v) const {
+  struct Kept {
+    T u, v;
+    bool fixed0, fixed1;
+  };
+  EF_HD Kept keep(int b, long node) const {
     const long at = 2 * n * b + node;
-    if (shift) u += shift[at] * d[at], v += shift[at + n] * d[at + n];
-    f[at] = fixed[node] ? T(0) : u;
-    f[at + n] = fixed[node + n] ? T(0) : v;
+    Kept k{0, 0, fixed[node] != 0, fixed[node + n] != 0};
+    if (shift) k.u = shift[at] * d[at], k.v = shift[at + n] * d[at + n];
+    return k;
+  }
+  EF_HD void operator()(int b, long node, T u, T v, const Kept& k) const {
+    const long at = 2 * n * b + node;
+    f[at] = k.fixed0 ? T(0) : u + k.u;
+    f[at + n] = k.fixed1 ? T(0) : v + k.v;
   }
 };
 
@@ -82,7 +94,8 @@ template <class T>
 struct StoreNode {
   T* g;
   long n;
-  EF_HD void operator()(int b, long node, T sum, T) const { g[n * b + node] = sum; }
+  EF_HD Nothing keep(int, long) const { return {}; }
+  EF_HD void operator()(int b, long node, T sum, T, Nothing) const { g[n * b + node] = sum; }
 };
 
 // Calls put(neighbour 0 ... 8) for the neighbours of a node that exist, in order.

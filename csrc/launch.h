@@ -5,11 +5,13 @@
 // A queue offers
 //   each(batch, n, body)               body(member, index) for all indices
 //   gather<T>(batch, n0, n1, cell, out)  cell(member, row, column) gives CornerForces<T> of a cell of n0 x n1 nodes,
-//                                      out(member, node, u, v) takes what the cells around a node add up to
+//                                      out(member, node, u, v, kept) takes what the cells around a node add up to; kept is
+//                                      what out.keep(member, node) has read before: memory is waited for once, not twice
 //   sum(batch, n, term, room, finish)  term(member, index, sums) adds up, finish(member, sums) gets the result; in a fixed
 //                                      order and without atomics; room: sum_room(n, batch) doubles
 //   together(blocks, body)             body(queue, block): a sequence of each, gather and sum on small data in one go, with
 //                                      a queue whose `member` the body sets
+//   Recording                          repeats a sequence of launches as one
 #pragma once
 #include <cstring>
 
@@ -43,8 +45,17 @@ EF_HD CornerForces<T> cell_if_there(int n0, int n1, const Cell& cell, int member
   return cell(member, j, i);
 }
 
+template <class Out, class T>
+EF_HD void finish_node(const Out& out, int member, long node, T u, T v) {
+  out(member, node, u, v, out.keep(member, node));
+}
+
 // Runs bodies on the processor, for tests.
 struct HostQueue {
+  struct Recording {
+    template <class Work>
+    void run(const HostQueue& queue, const Work& work) { work(queue); }
+  };
   template <class Body>
   void each(long batch, long n, const Body& body) const {
     for (long b = 0; b < batch; ++b)
@@ -63,7 +74,7 @@ struct HostQueue {
               const int i = Tile::column(x, tx);
               const CornerForces<T> f = cell_if_there<T>(n0, n1, cell, b, j, i);
               if (ty && tx && j < n0 && i < n1)
-                out(b, long(j) * n1 + i, low[tx][0] + (left.u.b + f.u.a), low[tx][1] + (left.v.b + f.v.a));
+                finish_node(out, b, long(j) * n1 + i, low[tx][0] + (left.u.b + f.u.a), low[tx][1] + (left.v.b + f.v.a));
               low[tx][0] = left.u.d + f.u.c, low[tx][1] = left.v.d + f.v.c;
               left = f;
             }
@@ -81,6 +92,7 @@ struct HostQueue {
   template <class Body>
   void together(long blocks, const Body& body) const;
   void zero(void* data, size_t bytes) const { std::memset(data, 0, bytes); }
+  void begin() const {}
 };
 
 // What `together` gives on the processor.
@@ -92,9 +104,15 @@ struct HostBlock {
   }
   template <class T, class Cell, class Out>
   void gather(long, int n0, int n1, const Cell& cell, const Out& out) const {
-    auto own = [&](int, int j, int i) { return cell(member, j, i); };
-    auto to = [&](int, long node, T u, T v) { out(member, node, u, v); };
-    HostQueue{}.gather<T>(1, n0, n1, own, to);
+    struct Own {
+      const Out& out;
+      int member;
+      auto keep(int, long node) const { return out.keep(member, node); }
+      void operator()(int, long node, T u, T v, const decltype(out.keep(0, 0))& kept) const {
+        out(member, node, u, v, kept);
+      }
+    };
+    HostQueue{}.gather<T>(1, n0, n1, [&](int, int j, int i) { return cell(member, j, i); }, Own{out, member});
   }
   template <class Term, class Finish>
   void sum(long, long n, const Term& term, double*, const Finish& finish) const {
@@ -111,9 +129,11 @@ void HostQueue::together(long blocks, const Body& body) const {
 
 // Runs bodies on a CUDA device, in the order of a stream.
 struct CudaQueue {
+  int device;
   void* stream;
+  class Recording;
 
-  CudaQueue(int device, void* stream);  // makes the device current
+  void begin() const;  // makes the device current
   template <class Body>
   void each(long batch, long n, const Body& body) const;
   template <class T, class Cell, class Out>
@@ -193,12 +213,16 @@ __global__ void __launch_bounds__(Tile::kColumns* Tile::kRows)
   __shared__ T low[Tile::kRows][2][Tile::kColumns];
   const int tx = threadIdx.x, ty = threadIdx.y, b = blockIdx.z;
   const int j = Tile::row(blockIdx.y, ty), i = Tile::column(blockIdx.x, tx);
+  const bool own = ty && tx && j < n0 && i < n1;
+  const long node = long(j) * n1 + i;
+  decltype(out.keep(0, 0)) kept{};
+  if (own) kept = out.keep(b, node);
   const CornerForces<T> f = cell_if_there<T>(n0, n1, cell, b, j, i);
   auto left = [](T value) { return __shfl_up_sync(0xffffffffu, value, 1); };
   low[ty][0][tx] = left(f.u.d) + f.u.c, low[ty][1][tx] = left(f.v.d) + f.v.c;
   const T u = left(f.u.b) + f.u.a, v = left(f.v.b) + f.v.a;
   __syncthreads();
-  if (ty && tx && j < n0 && i < n1) out(b, long(j) * n1 + i, low[ty - 1][0][tx] + u, low[ty - 1][1][tx] + v);
+  if (own) out(b, node, low[ty - 1][0][tx] + u, low[ty - 1][1][tx] + v, kept);
 }
 
 // What `together` gives: the threads of one block, which wait for each other after each step.
@@ -221,7 +245,11 @@ struct CudaBlock {
     const int k = threadIdx.x, j = k / n1, i = k % n1;
     const bool there = j < n0;
     CornerForces<T> f{};
-    if (there) f = cell_if_there<T>(n0, n1, cell, member, j, i);
+    decltype(out.keep(0, 0)) kept{};
+    if (there) {
+      kept = out.keep(member, k);
+      f = cell_if_there<T>(n0, n1, cell, member, j, i);
+    }
     auto put = [&](int which, T value) { sums[which * kThreads + k] = value; };
     auto take = [&](int which, bool exists, int distance) {
       return exists ? sums[which * kThreads + k - distance] : T(0);
@@ -234,7 +262,7 @@ struct CudaBlock {
     __syncthreads();
     put(0, cu), put(1, cv);
     __syncthreads();
-    if (there) out(member, k, take(0, above, n1) + u, take(1, above, n1) + v);
+    if (there) out(member, k, take(0, above, n1) + u, take(1, above, n1) + v, kept);
     __syncthreads();
   }
   template <class Term, class Finish>
@@ -291,7 +319,53 @@ inline void CudaQueue::zero(void* data, size_t bytes) const {
   check(cudaMemsetAsync(data, 0, bytes, static_cast<cudaStream_t>(stream)), "cudaMemsetAsync");
 }
 
-inline CudaQueue::CudaQueue(int device, void* stream) : stream(stream) { check(cudaSetDevice(device), "cudaSetDevice"); }
+inline void CudaQueue::begin() const { check(cudaSetDevice(device), "cudaSetDevice"); }
+
+// Runs a sequence of launches one by one the first times, then as a graph, which takes the processor a tenth of the time.
+// It must always be the same sequence on the same memory; the stream may change.
+class CudaQueue::Recording {
+ public:
+  Recording() = default;
+  Recording(const Recording&) = delete;
+  ~Recording() {
+    if (graph_) cudaGraphExecDestroy(graph_);
+  }
+  template <class Work>
+  void run(const CudaQueue& queue, const Work& work) {
+    if (runs_++ < kPlain) return work(queue);
+    if (!graph_) record(queue, work);
+    check(cudaGraphLaunch(graph_, static_cast<cudaStream_t>(queue.stream)), "cudaGraphLaunch");
+  }
+
+ private:
+  static constexpr int kPlain = 2;  // making a graph takes about as long as that saves
+  template <class Work>
+  void record(const CudaQueue& queue, const Work& work) {
+    cudaStream_t stream;  // the caller's may be the default stream, which cannot record
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+    cudaGraph_t recorded = nullptr;
+    try {
+      check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
+      try {
+        work(CudaQueue{queue.device, stream});
+      } catch (...) {
+        cudaStreamEndCapture(stream, &recorded);
+        throw;
+      }
+      check(cudaStreamEndCapture(stream, &recorded), "cudaStreamEndCapture");
+      check(cudaGraphInstantiateWithFlags(&graph_, recorded, 0), "cudaGraphInstantiateWithFlags");
+    } catch (...) {
+      if (recorded) cudaGraphDestroy(recorded);
+      cudaStreamDestroy(stream);
+      throw;
+    }
+    cudaGraphDestroy(recorded);
+    check(cudaStreamDestroy(stream), "cudaStreamDestroy");
+  }
+
+  int runs_ = 0;
+  cudaGraphExec_t graph_ = nullptr;
+};
 
 }  // namespace elastofast
 #endif

@@ -22,23 +22,27 @@ struct StoreSum {
 
 // ------------------------------------------------------------------------------------------------- smoothing
 
-// d = a d + b / lmax v, y += d, for v at one node; or d = y = b / lmax v first.
+// d = a d + b / lmax v, y += d; or d = y = b / lmax v first. For sums (u, v) of patches at a node.
 struct Update {
   float *d, *y;
   long n;
   bool first;
   float a, b;
   const double* lmax;  // of each member, or null for one
-  EF_HD void one(int member, long at, float v) const {
-    const float scaled = lmax ? float(b / lmax[member]) : b;
-    const float e = first ? scaled * v : a * d[at] + scaled * v;
-    d[at] = e;
-    y[at] = first ? e : y[at] + e;
+  struct Kept {
+    float d0, d1, y0, y1, gain;
+  };
+  EF_HD Kept keep(int member, long node) const {
+    const long at = 2 * n * member + node;
+    const float gain = lmax ? b / float(lmax[member]) : b;
+    if (first) return {0, 0, 0, 0, gain};
+    return {a * d[at], a * d[at + n], y[at], y[at + n], gain};
   }
-  EF_HD void operator()(int b_, long node, float u, float v) const {
-    const long at = 2 * n * b_ + node;
-    one(b_, at, u);
-    one(b_, at + n, v);
+  EF_HD void operator()(int member, long node, float u, float v, const Kept& k) const {
+    const long at = 2 * n * member + node;
+    const float e = k.d0 + k.gain * u, f = k.d1 + k.gain * v;
+    d[at] = e, d[at + n] = f;
+    y[at] = k.y0 + e, y[at + n] = k.y1 + f;
   }
 };
 
@@ -49,12 +53,22 @@ struct Residual {
   const float *d, *shift;
   const uint8_t* fixed;
   float* y;
-  EF_HD void operator()(int b, long node, float u, float v) const {
+  struct Kept {
+    float r0, r1, y0, y1;
+    bool fixed0, fixed1;
+  };
+  EF_HD Kept keep(int b, long node) const {
     const long at = 2 * n * b + node;
-    if (shift) u += shift[at] * d[at], v += shift[at + n] * d[at + n];
-    r[at] = fixed[node] ? 0.f : r[at] - u;
-    r[at + n] = fixed[node + n] ? 0.f : r[at + n] - v;
-    if (y) y[at] += d[at], y[at + n] += d[at + n];
+    Kept k{r[at], r[at + n], 0, 0, fixed[node] != 0, fixed[node + n] != 0};
+    if (shift) k.r0 -= shift[at] * d[at], k.r1 -= shift[at + n] * d[at + n];
+    if (y) k.y0 = y[at] + d[at], k.y1 = y[at + n] + d[at + n];
+    return k;
+  }
+  EF_HD void operator()(int b, long node, float u, float v, const Kept& k) const {
+    const long at = 2 * n * b + node;
+    r[at] = k.fixed0 ? 0.f : k.r0 - u;
+    r[at + n] = k.fixed1 ? 0.f : k.r1 - v;
+    if (y) y[at] = k.y0, y[at + n] = k.y1;
   }
 };
 
@@ -95,6 +109,7 @@ struct StencilBody {
   EF_HD void operator()(int b, long k) const {
     const long n = long(n0) * n1;
     const int j = row_of(k, n1), i = column_of(k, n1);
+    const auto kept = out.keep(b, k);
     const float *A = planes + kPlanes * n * b, *u = x + 2 * n * b, *v = u + n;
     const float d01 = A[n + k];
     float f0 = A[k] * u[k] + d01 * v[k], f1 = d01 * u[k] + A[2 * n + k] * v[k];
@@ -120,7 +135,7 @@ struct StencilBody {
     backward(kSouthWest, above && right, -(n1 - 1));
     backward(kSouth, above, -n1);
     backward(kSouthEast, above && left, -(n1 + 1));
-    out(b, k, f0, f1);
+    out(b, k, f0, f1, kept);
   }
 };
 
@@ -511,12 +526,15 @@ struct DiagonalBody {
 };
 
 // Inverse of a symmetric positive definite matrix in place by sweeps (Goodnight, Amer. Statist. 33, 1979): the pivot's row
-// is copied first, so that all entries can change at once.
+// is copied first, so that all entries can change at once. What lies below the diagonal is not kept up to date.
 struct PivotBody {
   const double* matrix;
   double* row;
   long size, pivot;
-  EF_HD void operator()(int b, long k) const { row[(size + 1) * b + k] = matrix[(size * b + pivot) * size + k]; }
+  EF_HD void operator()(int b, long k) const {
+    const double* a = matrix + size * size * b;
+    row[(size + 1) * b + k] = k < pivot ? a[k * size + pivot] : a[pivot * size + k];
+  }
 };
 
 struct SweepBody {
@@ -530,26 +548,29 @@ struct SweepBody {
     const double d = 1 / (r[pivot] > least ? r[pivot] : least), rq = r[q] * d;
     double* a = matrix + size * size * b + q;
     constexpr int kAtOnce = 4;  // read before any is written: all these may be on their way at the same time
-    for (long first = row_of(k, int(size)); first < size; first += kAtOnce * kRows) {
+    for (long first = row_of(k, int(size)); first <= q; first += kAtOnce * kRows) {
       double e[kAtOnce];
       EF_UNROLL
       for (int s = 0; s < kAtOnce; ++s) {
         const long p = first + s * kRows;
-        e[s] = p >= size ? 0 : p != pivot && q != pivot ? a[p * size] - r[p] * rq : p == q ? -d : p == pivot ? rq : r[p] * d;
+        e[s] = p > q ? 0 : p != pivot && q != pivot ? a[p * size] - r[p] * rq : p == q ? -d : p == pivot ? rq : r[p] * d;
       }
       EF_UNROLL
       for (int s = 0; s < kAtOnce; ++s)
-        if (first + s * kRows < size) a[(first + s * kRows) * size] = e[s];
+        if (first + s * kRows <= q) a[(first + s * kRows) * size] = e[s];
     }
   }
 };
 
-struct NegateBody {
+// Ends the sweeps: changes the sign and fills in what lies below the diagonal.
+struct MirrorBody {
   double* matrix;
   long size;
   EF_HD void operator()(int b, long k) const {
-    double& e = matrix[size * size * b + k];
-    e = -e;
+    const long p = row_of(k, int(size)), q = column_of(k, int(size));
+    if (p > q) return;
+    double* a = matrix + size * size * b;
+    a[q * size + p] = a[p * size + q] = -a[p * size + q];
   }
 };
 

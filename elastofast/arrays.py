@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -115,18 +115,11 @@ class CudaHome(Home):
     @property
     def kernels(self):
         """The compiled kernels."""
-        try:
-            from . import _cuda
-        except ImportError as error:
-            raise RuntimeError(
-                f"arrays on {self} need elastofast._cuda, which this installation does not have ({error}). Install "
-                "again with nvcc on PATH and ELASTOFAST_CUDA=1, or move the arrays to host memory"
-            ) from None
-        return _cuda
+        return _kernels(self)
 
     def queue(self):
         """The current stream, for launches."""
-        return self.kernels.Queue(self.device, self.xp.cuda.get_current_stream().ptr)
+        return _queue(self, self.xp.cuda.get_current_stream().ptr)
 
     def address(self, array) -> int:
         """Where a contiguous array begins; 0 for None."""
@@ -247,6 +240,23 @@ def _home(value) -> Home:
 @cache
 def _cuda_home(device, tensors):
     return CudaHome(device, tensors)
+
+
+@cache
+def _kernels(home):
+    try:
+        from . import _cuda
+    except ImportError as error:
+        raise RuntimeError(
+            f"arrays on {home} need elastofast._cuda, which this installation does not have ({error}). Install "
+            "again with nvcc on PATH and ELASTOFAST_CUDA=1, or move the arrays to host memory"
+        ) from None
+    return _cuda
+
+
+@lru_cache(maxsize=64)  # asked for at every launch
+def _queue(home, stream):
+    return home.kernels.Queue(home.device, stream)
 
 
 def _place(home):

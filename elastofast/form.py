@@ -206,6 +206,27 @@ class ElasticForm:
                 _refuse_not_finite(u=u)
             return self._on(home).contraction(u.reshape(self.geometry.dim, -1), out)
 
+    def products(self, u):
+        """D(u) and D(u)^T as functions of node fields (..., N) and of dof fields (..., d, N).
+
+        For use inside a computation, over and over: nothing is checked.
+
+        Parameters
+        ----------
+        u : array of float64, shape (..., d, N), C-contiguous
+            Displacement; an array of the library's own.
+        """
+        backend = self._on(home_of(u=u))
+        flat, nodes = u.reshape(-1, *u.shape[-2:]), (*u.shape[:-2], u.shape[-1])
+
+        def product(x):
+            return backend.force(x.reshape(-1, u.shape[-1]), flat)[0].reshape(u.shape)
+
+        def transposed(v):
+            return backend.sensitivity(flat, v.reshape(flat.shape))[0].reshape(nodes)
+
+        return product, transposed
+
     def solver(self, x, active, shift=None):
         """Solver for K(x) + diag(shift) restricted to the active dofs.
 

@@ -148,6 +148,7 @@ class DeviceSolver(GridSolver):
         plan.core.set_up(
             home.queue(), at(plan.constants), at(self._workspace), at(scratch), at(self._x), n, at(self._shift), 2 * n
         )
+        self._recording = home.kernels.Recording()
         self._mode, self._stride = plan.mode, 0
         if plan.pin >= 0 and shift is not None:
             self._mode, self._stride = self._response_at_pin(), 2 * n
@@ -217,8 +218,8 @@ class DeviceSolver(GridSolver):
         z, at, plan = self.home.xp.empty(self._fields), self.home.address, self._plan
         r = self.home.xp.ascontiguousarray(r)
         plan.core.precondition(
-            self.home.queue(), at(plan.constants), at(self._workspace), pinned, at(self._mode), self._stride,
-            *plan.translation, at(r), at(z),
+            self.home.queue(), self._recording, at(plan.constants), at(self._workspace), pinned, at(self._mode),
+            self._stride, *plan.translation, at(r), at(z),
         )  # fmt: skip
         return z
 
@@ -260,15 +261,15 @@ class DeviceSolver(GridSolver):
 
 def device_dots(a, b, axes):
     """`elastofast.form.dots` of arrays of one shape that live on a device."""
-    home = home_of(a=a, b=b).own
+    home = home_of(a=a).own
     if a.shape != b.shape:
         raise ValueError(f"a and b must have one shape, got {a.shape} and {b.shape}")
     xp, at, lead = home.xp, home.address, a.shape[: a.ndim - axes]
     batch, n = prod(lead), prod(a.shape[a.ndim - axes :])
-    out, room = xp.empty(lead + (1,) * axes), xp.empty(home.kernels.sum_room(n, batch))
+    memory = xp.empty(batch + home.kernels.sum_room(n, batch))
     a, b = xp.ascontiguousarray(a, xp.float64), xp.ascontiguousarray(b, xp.float64)
-    home.kernels.dots(home.queue(), _batch(batch), n, at(a), at(b), at(room), at(out))
-    return out
+    home.kernels.dots(home.queue(), _batch(batch), n, at(a), at(b), at(memory[batch:]), at(memory))
+    return memory[:batch].reshape(lead + (1,) * axes)
 
 
 def _batch(count):

@@ -174,12 +174,17 @@ def data_curvature(fidelity, x, now):
 
     With ones in place of x it is the Hessian in x itself.
     """
-    form = fidelity.measurement.form
+    form, xp = fidelity.measurement.form, fidelity.home.xp
     through = now.displacement if fidelity.kind == "exact" else fidelity.measured
+    through = xp.ascontiguousarray(xp.broadcast_to(through, (*x.shape[:-1], *through.shape[-2:])))
+    product, back = form.products(through)
 
     def apply(v):
-        t = np.where(fidelity.equations, form.force(x * v, through), 0.0)
-        return x * form.sensitivity(through, now.weighting(t))
+        t = product(x * v)
+        t *= fidelity.equations
+        g = back(now.weighting(t))
+        g *= x
+        return g
 
     return fidelity.watch.wrap(apply)
 

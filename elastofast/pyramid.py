@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.linalg import solve_banded
+from scipy.sparse import csr_array, diags_array
 
 from .arrays import namespace
 from .boundary import Boundary, check_support
@@ -83,7 +84,7 @@ def sample(fine, coarse):
     displacement = coarse.displacement + np.stack([component[nodes] for component in rest])
     std = np.stack([component[nodes] for component in fine.displacement_std])
     std = np.where(std > 0, std, coarse.displacement_std)
-    return Measurement(coarse.geometry, coarse.law, coarse.load, displacement, std, coarse.force_std, home=fine.home)
+    return Measurement(coarse.geometry, coarse.law, coarse.load, displacement, std, coarse.force_std, home=coarse.home)
 
 
 def refine(field, coarse, fine):
@@ -106,15 +107,12 @@ def _places(n, k):
 
 def _spread(field, axis, cell, share, k, average=False):
     """Transposed interpolation along one axis; with ``average`` divided by the weights that arrive."""
-    rows = np.moveaxis(field, axis, 0)
-    out = np.zeros((k, *rows.shape[1:]))
-    weight = share.reshape(-1, *[1] * (rows.ndim - 1))
-    np.add.at(out, cell, rows * (1 - weight))
-    np.add.at(out, cell + 1, rows * weight)
+    rows, n = np.moveaxis(field, axis, 0), len(cell)
+    weights, to = np.concatenate([1 - share, share]), np.concatenate([cell, cell + 1])
+    transposed = csr_array((weights, (to, np.tile(np.arange(n), 2))), shape=(k, n))
     if average:
-        total = np.bincount(cell, 1 - share, k) + np.bincount(cell + 1, share, k)
-        out /= total.reshape(-1, *[1] * (rows.ndim - 1))
-    return np.moveaxis(out, 0, axis)
+        transposed = diags_array(1 / transposed.sum(axis=1)) @ transposed
+    return np.moveaxis((transposed @ rows.reshape(n, -1)).reshape(k, *rows.shape[1:]), 0, axis)
 
 
 def _fit(field, axis, cell, share, k):

@@ -35,12 +35,13 @@ def test_without_a_device_the_reason_is_said(cuda):
     with pytest.raises(RuntimeError, match="no CUDA device can be used: "):
         cuda.device_count()
     with pytest.raises(RuntimeError, match="cudaSetDevice: "):
-        cuda.Queue(0, 0)
+        cuda.dots(cuda.Queue(0, 0), 1, 1, 0, 0, 0, 0)
 
 
 def test_without_the_module_the_way_to_it_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "elastofast._cuda", None)
     monkeypatch.delattr(ef, "_cuda", raising=False)
+    arrays._kernels.cache_clear()
     with pytest.raises(RuntimeError, match=r"cuda:0 \(CuPy\) need elastofast._cuda.* ELASTOFAST_CUDA=1"):
         _ = arrays.CudaHome(0).kernels
 

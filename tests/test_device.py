@@ -184,8 +184,8 @@ def test_covariance(memory, law, force_std, opened):
 BODIES = [(1, 100.0), (2, 150.0), (3, 80.0)]  # seed, pressure
 
 
-def measured(law, put=None, force_std=0.0, seed=1, pressure=100.0):
-    grid = ef.Grid((40, 53), (6e-4, 6e-4))
+def measured(law, put=None, force_std=0.0, seed=1, pressure=100.0, shape=(40, 53)):
+    grid = ef.Grid(shape, (6e-4, 6e-4))
     load = ef.compression(grid, pressure=pressure)
     truth, _ = ef.lesion(grid, seed=seed)
     m = ef.simulate(grid, law, load, truth, snr=35.0)
@@ -303,6 +303,19 @@ def test_automatic_weight(memory):
     put, _ = memory
     (host, _), (there, _) = measured(LAWS["stress"]), measured(LAWS["stress"], put)
     np.testing.assert_allclose(ef.reconstruct(there).weight, ef.reconstruct(host).weight, rtol=0.1)
+
+
+def test_small_levels_are_worked_on_by_the_processor(memory, monkeypatch):
+    """From the coarse grid in host memory to the fine one on the device, to the map that the processor finds."""
+    put, get = memory
+    (host, _), (there, _) = (measured(LAWS["stress"], p, shape=(100, 104)) for p in (None, put))
+    expected, found = ef.reconstruct(host, "tv", weight=300.0), ef.reconstruct(there, "tv", weight=300.0)
+    assert [e["shape"] for e in found.history[:1]] == [(50, 52)]
+    assert type(found.modulus) is type(put(np.ones(1)))
+    assert np.linalg.norm(get(found.modulus) - expected.modulus) < 0.01 * np.linalg.norm(expected.modulus)
+    assert ef.reconstruct(there, "tv", max_iterations=2).weight == pytest.approx(
+        ef.reconstruct(host, "tv", max_iterations=2).weight, rel=0.1
+    )
 
 
 @pytest.mark.parametrize("prior", [ef.priors.Tikhonov, ef.priors.TotalVariation])
@@ -485,7 +498,8 @@ def test_workspace_needs_no_initial_values(monkeypatch):
         plan.set_up(queue, at(constants), at(workspace), at(scratch), at(x), 0, 0, 0)
         scratch[:] = 255  # free again
         z = np.full_like(r, np.nan)
-        plan.precondition(queue, at(constants), at(workspace), True, 0, 0, 0.0, 0.0, at(r), at(z))
+        recording = kernels.Recording()
+        plan.precondition(queue, recording, at(constants), at(workspace), True, 0, 0, 0.0, 0.0, at(r), at(z))
         results.append(z)
     assert np.isfinite(results[0]).all()
     np.testing.assert_array_equal(*results)
