@@ -84,7 +84,7 @@ def sample(fine, coarse):
     displacement = coarse.displacement + np.stack([component[nodes] for component in rest])
     std = np.stack([component[nodes] for component in fine.displacement_std])
     std = np.where(std > 0, std, coarse.displacement_std)
-    return Measurement(coarse.geometry, coarse.law, coarse.load, displacement, std, coarse.force_std, home=coarse.home)
+    return Measurement(coarse.geometry, coarse.law, coarse.load, displacement, std, coarse.force_std, home=fine.home)
 
 
 def refine(field, coarse, fine):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import priors
-from .arrays import HOST, to_host
+from .arrays import to_host
 from .boundary import check_support
 from .descent import projected_descent
 from .fidelity import GRADIENTS, Fidelity
@@ -50,7 +50,7 @@ LOOSEST = 1e-4  # relative tolerance of the solves inside the optimisation; valu
 MAX_ITERATIONS = {"exact": 60, "frozen": 20}  # the fixed point either settles soon or wanders
 RANGE = 100.0  # default bounds about the start, against runaway where the data say nothing
 GROWTH = 0.45  # exponent of the best weight's growth with the number of data: .3 to .5 on phantoms, 65^2 to 512^2
-HOST_NODES = 96**2  # up to which a processor takes Gauss-Newton's steps faster than a GPU, which waits for launches
+AT_ONCE = 5  # weights that a device tries side by side; more than most searches take would cost more than they save
 TOLERANCE = {False: 2e-4, True: 1e-5}  # relative fall of the objective that ends a coarse level, the finest
 
 
@@ -208,13 +208,11 @@ class Run:
             smallest = TRAINED if self.optimizer == "splitting" else SMALLEST
             while all(coarse := [coarsen(m, smallest) for m in self.levels[-1]]):
                 self.levels.append(coarse)
-                if named and self.count == 1 and coarse[0].geometry.n_nodes <= HOST_NODES:
-                    coarse[0].home = HOST
         z = self._homogeneous(self.levels[-1]) if self.starts is None else np.log(self.home.own.xp.stack(self.starts))
         if self.limits is None:
-            middle = numbers(z.mean(axis=-1))
+            middle = z.mean(axis=-1, keepdims=True)
             self.limits = middle - np.log(RANGE), middle + np.log(RANGE)
-        z = np.clip(z, *self._bounds(z))
+        z = np.clip(z, *self.limits)
         for number in reversed(range(len(self.levels))):
             fidelity = self.fidelity = self._fidelity(number)
             prior = self._prior(fidelity.measurement.geometry)
@@ -238,10 +236,11 @@ class Run:
         """Weights from the coarsest level, tried on single displacements, and maps to start that level from."""
         fine, level = self.levels[0], self.levels[number]
         trial = [sample(m, coarse) for m, coarse in zip(fine, level, strict=True)] if number else fine
-        fidelity = self._fidelity(number, trial)
+        at_once = AT_ONCE if self.home.on_device else 1
         weight, found = predictive_weight(
-            fidelity, prior, point, rtol=self.rtol, limits=self._bounds(point.z), report=self._report(number, fidelity)
-        )
+            self._fidelity(number, trial * at_once), prior, point, rtol=self.rtol, limits=self.limits,
+            report=self._report(number, self.fidelity), at_once=at_once,
+        )  # fmt: skip
         return weight * (fine[0].geometry.n_nodes / level[0].geometry.n_nodes) ** GROWTH, found
 
     def _balanced_weight(self, fidelity, prior, point):
@@ -287,7 +286,7 @@ class Run:
             start = start._replace(z=self.home.own.xp.where(column(going, z), start.z, found.z))
 
     def _minimise(self, number, fidelity, prior, point):
-        options = dict(rtol=self.rtol, limits=self._bounds(point.z), report=self._report(number, fidelity))
+        options = dict(rtol=self.rtol, limits=self.limits, report=self._report(number, fidelity))
         if self.optimizer == "descent":
             return projected_descent(
                 fidelity, prior, self.weight, point, length=self.step, steps=self.max_iterations or 100, **options
@@ -358,16 +357,11 @@ class Run:
         return self.home.give((row.copy() if self.count > 1 else row).reshape(shape))
 
     def _homogeneous(self, level):
-        return level[0].home.own.xp.stack([homogeneous(m) for m in level])
-
-    def _bounds(self, z):
-        """The limits so that they broadcast against z, where it lives."""
-        return tuple(column(limit, z) for limit in self.limits)
+        return self.home.own.xp.stack([homogeneous(m) for m in level])
 
     def _refined(self, z, number):
         """Maps carried from a level to the next finer one."""
         coarse, fine = (self.levels[k][0].geometry for k in (number, number - 1))
-        z = self.levels[number - 1][0].home.own.upload(z)
         return refine(z.reshape(-1, *coarse.shape), coarse, fine).reshape(len(z), -1)
 
     def _corrected(self, x):
@@ -376,7 +370,7 @@ class Run:
         level = self.home.own.xp.where(column(self.relative, x), TISSUE / middle, 1.0)
         x = self.prior_watch.wrap(self.correct.apply)((level * x).reshape(-1, *self.geometry.shape))
         x = x.reshape(len(level), -1) / level
-        return np.clip(x, *map(np.exp, self._bounds(x)))
+        return np.clip(x, *map(np.exp, self.limits))
 
     @staticmethod
     def _scaled(m, x, u):

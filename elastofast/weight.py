@@ -23,20 +23,23 @@ SHARPEN = 0.8  # best maps want a little less weight than best displacements: me
 MOST = 14  # weights tried
 PARAMETERS = 0.08  # largest effective number of parameters, over the number of data
 TOLERANCE = 1e-4
+SHARED = ("value", "gradient", "displacement", "dual")  # of an `Evaluation`, with one entry for each map
 
 
-def predictive_weight(fidelity, prior, start, *, rtol, limits, report):
+def predictive_weight(fidelity, prior, start, *, rtol, limits, report, at_once=1):
     """Weights for a prior, and the maps that they give, for each member of a batch by itself.
 
     Parameters
     ----------
     fidelity : Fidelity
-        Of the (coarse) measurements to try weights on.
+        Of the (coarse) measurements to try weights on, all of them ``at_once`` times over.
     prior : object with ``linearize``
     start : Iterate
         Where to start.
     rtol, limits, report
         As in `gauss_newton`; ``report`` also gets the weights (B,).
+    at_once : int
+        Number of weights to try side by side: on a GPU that takes hardly longer than one.
 
     Returns
     -------
@@ -44,37 +47,66 @@ def predictive_weight(fidelity, prior, start, *, rtol, limits, report):
     point : Iterate
         With z and dual alone.
     """
-    members = range(len(start.z))
-    searches = [_search(PARAMETERS * n) for n in np.broadcast_to(fidelity.n_data, len(members))]
+    count, xp = len(start.z), fidelity.home.xp
+    searches = [_search(PARAMETERS * n) for n in np.broadcast_to(fidelity.n_data, count * at_once)[:count]]
     asked = [next(search) for search in searches]  # exponents to try and to start from, None at the end
-    maps = [{None: (start.z[k], None if start.dual is None else start.dual[k])} for k in members]
-    weight, best = np.ones(len(members)), [None] * len(members)
+    maps = [{None: (start.z[k], None if start.dual is None else start.dual[k])} for k in range(count)]
+    found: list[dict] = [{} for _ in range(count)]
+    weight, best = np.ones(count), [None] * count
+    limits = tuple(_repeated(limit, at_once, xp) for limit in limits)
 
-    def assembled():
-        """The maps to start from: of the last exponents, or in the end of the best ones."""
-        chosen = [maps[k][asked[k][1] if asked[k] else best[k]] for k in members]
-        z, dual = zip(*chosen, strict=True)
-        xp, some = fidelity.home.xp, next((d for d in dual if d is not None), None)
+    def assembled(chosen):
+        """Maps of the members, in order, for the given exponents."""
+        z, dual = zip(*(maps[k % count][e] for k, e in enumerate(chosen)), strict=True)
+        some = next((d for d in dual if d is not None), None)
         if some is not None:
             dual = xp.stack([np.zeros_like(some) if d is None else d for d in dual])
         return Iterate(xp.stack(z), None, None, None if some is None else dual)
 
+    def report_each(point, step, norm, moved, trial):
+        """What `report` is told of the maps side by side, one after the other."""
+        stop = np.zeros(len(moved), bool)
+        for part in (slice(k, k + count) for k in range(0, len(moved), count)):
+            if moved[part].any():
+                data = point.data._replace(**{name: getattr(point.data, name)[part] for name in SHARED})
+                own = Iterate(point.z[part], data, point.prior[part], None)
+                stop[part] = report(own, step[part], norm[part], moved[part], trial[part])
+        return stop
+
     while any(asked):
-        going = np.array([ask is not None for ask in asked])
-        trial = np.array([FIRST * RATIO ** ask[0] if ask else found for ask, found in zip(asked, weight, strict=True)])
+        # the one that is asked for, and those that follow if the search goes on in its direction
+        waves = [[_following(ask, n) if ask else 0 for ask in asked] for n in range(at_once)]
+        exponents = np.array(waves, dtype=float).ravel()
+        trial, going = FIRST * RATIO**exponents, np.tile([ask is not None for ask in asked], at_once)
+        origins = [ask[1] if ask else b for ask, b in zip(asked, best, strict=True)]
         point, _ = gauss_newton(
-            fidelity, prior, trial, assembled(), rtol=rtol, tolerance=TOLERANCE, max_iterations=30, limits=limits,
-            report=lambda point, step, norm, moved, trial=trial: report(point, step, norm, moved, trial), going=going,
+            fidelity, prior, trial, assembled(origins * at_once), rtol=rtol, tolerance=TOLERANCE, max_iterations=30,
+            limits=limits, going=going, report=lambda *now, trial=trial: report_each(*now, trial),
         )  # fmt: skip
         dof = degrees_of_freedom(fidelity, prior, trial, point, rtol)
         risk = 2 * point.data.value + 2 * dof
-        for k in np.flatnonzero(going):
-            maps[k][asked[k][0]] = point.z[k], None if point.dual is None else point.dual[k]
-            try:
-                asked[k] = searches[k].send((risk[k], dof[k]))
-            except StopIteration as end:
-                asked[k], (weight[k], best[k]) = None, end.value
-    return weight, assembled()
+        for n in np.flatnonzero(going):
+            k, exponent = n % count, int(exponents[n])
+            maps[k][exponent] = point.z[n], None if point.dual is None else point.dual[n]
+            found[k][exponent] = risk[n], dof[n]
+        for k in range(count):
+            while asked[k] and asked[k][0] in found[k]:
+                try:
+                    asked[k] = searches[k].send(found[k][asked[k][0]])
+                except StopIteration as end:
+                    asked[k], (weight[k], best[k]) = None, end.value
+    return weight, assembled(best)
+
+
+def _repeated(limit, times, xp):
+    """A bound for all members (B, 1), or a number, for every member several times over."""
+    return xp.concatenate([limit] * times) if np.ndim(limit) else limit
+
+
+def _following(ask, steps):
+    """The exponent that a search asks for after some more steps if nothing makes it turn or end."""
+    exponent, origin = ask
+    return exponent - steps if origin is None or exponent < origin else exponent + steps
 
 
 def _search(parameters):
