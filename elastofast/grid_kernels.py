@@ -254,22 +254,26 @@ def _lone_pin(grid, fixed):
     """
     n = grid.n_nodes
     nothing = -1, np.zeros(0)
-    maps = fixed.reshape(2, *grid.shape)
-    if not 0 < fixed.sum() < 0.5 * fixed.size:
+    held = np.flatnonzero(fixed)
+    if not 0 < len(held) < 0.5 * fixed.size:
         return nothing
-    around = np.zeros(maps.shape, np.uint8)
-    wide = np.pad(maps, ((0, 0), (1, 1), (1, 1))).astype(np.uint8)
-    for i in range(3):
-        for j in range(3):
-            around += wide[:, i : i + grid.shape[0], j : j + grid.shape[1]]
-    alone = np.flatnonzero(maps & (around == 1))
-    modes = rigid_modes(grid).reshape(3, 2 * n)
-    rest = fixed.ravel().copy()
-    rest[alone] = False
-    values, vectors = np.linalg.eigh(modes[:, rest] @ modes[:, rest].T / n)
+    wide = np.pad(fixed.reshape(2, *grid.shape), ((0, 0), (1, 1), (1, 1)))
+    k, j, i = np.unravel_index(held, (2, *grid.shape))
+    around = sum(wide[k, j + a, i + b].astype(int) for a in range(3) for b in range(3))
+    alone, rest = held[around == 1], held[around > 1]
+
+    def motions(dofs):
+        return rigid_modes(grid, dofs % n)[:, dofs // n, np.arange(len(dofs))]
+
+    values, vectors = np.linalg.eigh(motions(rest) @ motions(rest).T / n)
     vectors[np.abs(vectors) < 1e-12] = 0  # a pure translation is then constant to the last bit, and cheaper
-    free = vectors[:, values < 1e-12].T @ modes  # motions that only pins hold
-    if len(free) != 1 or not len(alone):
+    free = vectors[:, values < 1e-12]  # motions that only pins hold
+    if free.shape[1] != 1 or not len(alone):
         return nothing
-    pin = int(alone[np.argmax(np.abs(free[0, alone]))])
-    return pin, (free[0] / free[0, pin]).reshape(2, n)
+    free = free[:, 0]
+    at_pins = free @ motions(alone)
+    best = int(np.argmax(np.abs(at_pins)))
+    free = free / at_pins[best]
+    # a translation needs no memory
+    mode = np.tensordot(free, rigid_modes(grid), 1) if free[2] else np.broadcast_to(free[:2, None], (2, n))
+    return int(alone[best]), mode

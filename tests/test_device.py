@@ -306,12 +306,12 @@ def test_automatic_weight(memory):
 
 
 def test_automatic_weight_over_levels(memory):
-    """On a device several weights are tried at once, each from the homogeneous map; the choice is the same."""
+    """On a device several weights are tried at once, each from the homogeneous map: they are as good."""
     put, get = memory
     (host, truth), (there, _) = (measured(LAWS["stress"], p, shape=(100, 104)) for p in (None, put))
     expected, found = ef.reconstruct(host, "tv"), ef.reconstruct(there, "tv")
     assert found.history[0]["shape"] == (50, 52)
-    assert found.weight == pytest.approx(expected.weight, rel=0.1)
+    assert 2 / 3 < found.weight / expected.weight < 3 / 2  # weights are tried in steps of two
     one, other = (np.linalg.norm(x - truth) for x in (expected.modulus, get(found.modulus)))
     assert other == pytest.approx(one, rel=0.02)
     assert [entry["iteration"] for entry in found.history] == [*range(1, len(found.history) + 1)]
