@@ -19,7 +19,8 @@ def fused(function):
 
     Arguments are float arrays, Python floats, or tuples of these. The function may use arithmetic, comparisons and
     in-place operations on them, and the elementwise functions of ``xp``; it returns an array of the shape to which the
-    arguments broadcast, a tuple of such arrays of one dtype, or nothing.
+    arguments broadcast, a tuple of such arrays of one dtype, or nothing. A number meets arrays only, never another
+    number: CuPy would take their product, say, in half precision.
     """
 
     @cache

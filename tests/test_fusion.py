@@ -7,7 +7,10 @@ import device
 import numpy as np
 import pytest
 
+import elastofast as ef
+from elastofast import newton
 from elastofast.fusion import BLOCK, fused
+from elastofast.priors import differences, variation
 
 
 @fused
@@ -73,3 +76,43 @@ def test_cupy_arrays_are_fused_once_for_each_form_of_arguments(monkeypatch):
     assert made == ["pieces"]
     assert pieces(1.0, (x,), (y, z)) == (cupy, (1.0, (x,), (y, z)))
     assert made == ["pieces", "pieces"]
+
+
+class Lone(float):
+    """A number that refuses to meet another one."""
+
+    def _refuse(self, *other):
+        assert any(isinstance(o, np.ndarray) and o.ndim for o in other), f"{self!r} meets {other}, not an array"
+        return NotImplemented  # the array's turn
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __pow__ = _refuse
+    __neg__ = __abs__ = _refuse
+
+
+def test_numbers_meet_arrays_only(monkeypatch):
+    """CuPy's fusion takes the product of two numbers in half precision."""
+    called = set()
+
+    def with_lone_numbers(name, function):
+        def lone(a):
+            return tuple(map(lone, a)) if isinstance(a, tuple) else Lone(a) if isinstance(a, float) else a
+
+        def apply(*arguments):
+            called.add(name)
+            return function(*map(lone, arguments))
+
+        return apply
+
+    with pytest.raises(AssertionError, match="meets"):
+        with_lone_numbers("", fused(lambda xp, x, s: x * (s * s)))(np.ones(3), 2.0)
+    modules = (newton, differences, variation)
+    for module in modules:
+        for name, function in list(vars(module).items()):
+            if hasattr(function, "__wrapped__"):
+                monkeypatch.setattr(module, name, with_lone_numbers(name, function))
+    grid = ef.Grid((20, 22), (1e-3, 1.3e-3))
+    m = ef.simulate(grid, ef.PlaneStress(0.495), ef.compression(grid, pressure=100.0), np.full(grid.shape, 1e4), snr=35.0)
+    for prior in ("tv", "tikhonov"):
+        ef.reconstruct(m, prior, weight=10.0, max_iterations=2)
+    fusions = {n for module in modules for n, f in vars(module).items() if getattr(f, "__name__", "") == "apply"}
+    assert called == fusions | {""} and len(called) > 8

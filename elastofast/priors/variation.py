@@ -158,7 +158,7 @@ class TotalVariation(_LogGradient):
     def value(self, z):
         """R at z = log x (..., N), on the host."""
         operator, weights = self._at(z)
-        return to_host(_density(operator.gradient(z).parts, weights, self.smoothing).sum(axis=-1))
+        return to_host(_density(operator.gradient(z).parts, weights, self.smoothing, self.smoothing**2).sum(axis=-1))
 
     def start_dual(self):
         """The dual variable of a constant map: none stands for a field of zeros."""
@@ -169,7 +169,9 @@ class TotalVariation(_LogGradient):
         operator, weights = self._at(z)
         d, field = len(operator.scales), operator.gradient(z)
         dual = operator.parts(np.zeros_like(field.array) if dual is None else dual)
-        density, *tensor = _tensor(field.parts, operator.scales, dual, weights, self.smoothing)
+        squares = tuple(scale**2 for scale in operator.scales)
+        products = tuple(a * b for a, b in combinations(operator.scales, 2))
+        density, *tensor = _tensor(field.parts, squares, products, dual, weights, self.smoothing, self.smoothing**2)
         return density.sum(axis=-1), operator.gradient_back(field), tuple(tensor[:d]), tuple(tensor[d:]), field
 
     def linearize(self, z, dual) -> Linearization:
@@ -189,7 +191,7 @@ class TotalVariation(_LogGradient):
         operator, _ = self._at(z)
         g, field = operator.gradient(z), operator.gradient(dz)
         dual = operator.parts(np.zeros_like(g.array) if dual is None else dual)
-        reach = _newton(field.parts, g.parts, dual, self.smoothing)
+        reach = _newton(field.parts, g.parts, dual, self.smoothing**2)
         _shorten(field.parts, dual, reach.min(axis=-1, keepdims=True))
         return field.array
 
@@ -197,16 +199,17 @@ class TotalVariation(_LogGradient):
 # Pointwise functions of the components of fields, in place where that saves memory traffic.
 
 
-def _length(xp, g, smoothing):
+def _length(xp, g, smoothing_square):
     q = dot(g, g)
-    q += smoothing * smoothing
+    q += smoothing_square
     return xp.sqrt(q)
 
 
 @fused
 def _energy(xp, g, weights):
     energy = dot(g, g)
-    energy *= 0.5 * weights
+    energy *= weights
+    energy *= 0.5
     return energy
 
 
@@ -214,39 +217,41 @@ def _energy(xp, g, weights):
 def _weigh(xp, g, squares, weights):
     """Change differences into Tikhonov's flux."""
     for each, square in zip(g, squares, strict=True):
-        each *= square * weights
+        each *= square
+        each *= weights
 
 
 @fused
-def _density(xp, g, weights, smoothing):
-    density = _length(xp, g, smoothing)
+def _density(xp, g, weights, smoothing, smoothing_square):
+    density = _length(xp, g, smoothing_square)
     density -= smoothing
     density *= weights
     return density
 
 
 @fused
-def _tensor(xp, g, scales, dual, weights, smoothing):
+def _tensor(xp, g, squares, products, dual, weights, smoothing, smoothing_square):
     """The value's density and a (I - (dual w^T + w dual^T) / 2), w = g / q and a = weights / q, times scales.
 
-    Of the symmetric tensor first the diagonal, then what lies above it. Changes g into the gradient's flux.
+    Of the symmetric tensor first the diagonal, then what lies above it. Changes g into the gradient's flux. ``squares``
+    and ``products`` are those of the scales of each axis and of two axes.
     """
-    q = _length(xp, g, smoothing)
+    q = _length(xp, g, smoothing_square)
     a = weights / q
     for each in g:
         each /= q  # this is w
     q -= smoothing
     q *= weights
     own, coupling = [], []
-    for scale, p, w in zip(scales, dual, g, strict=True):
-        t = p * w
-        t *= -scale * scale
-        t += scale * scale
+    for square, p, w in zip(squares, dual, g, strict=True):
+        t = 1.0 - p * w
+        t *= square
         t *= a
         own.append(t)
-    for i, k in combinations(range(len(g)), 2):
+    for (i, k), product in zip(combinations(range(len(g)), 2), products, strict=True):
         t = dot((dual[i], dual[k]), (g[k], g[i]))
-        t *= -0.5 * scales[i] * scales[k]
+        t *= -0.5
+        t *= product
         t *= a
         coupling.append(t)
     for each in g:
@@ -266,9 +271,9 @@ def _apply(xp, g, own, coupling):
 
 
 @fused
-def _newton(xp, step, g, dual, smoothing):
+def _newton(xp, step, g, dual, smoothing_square):
     """Change a step's gradient into the Newton step of the dual, and g into w; how far it stays inside length one."""
-    q = _length(xp, g, smoothing)
+    q = _length(xp, g, smoothing_square)
     for each in g:
         each /= q
     along = dot(g, step)
