@@ -22,7 +22,7 @@ from setuptools.modified import newer_group
 
 HEADERS = "host_device cell multigrid_cell hierarchy banded lanczos kernels memory parallel multigrid".split()
 HEADERS = [f"csrc/{name}.h" for name in HEADERS]
-DEVICE_HEADERS = "launch grid_bodies multigrid_bodies device_multigrid device_bindings".split()
+DEVICE_HEADERS = "launch cuda_queue grid_bodies multigrid_bodies device_multigrid device_bindings".split()
 DEVICE_HEADERS = [*HEADERS, *(f"csrc/{name}.h" for name in DEVICE_HEADERS)]
 # Not -ffast-math: at link time it would flush subnormal numbers in the whole process.
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]

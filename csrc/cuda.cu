@@ -1,4 +1,5 @@
 // elastofast._cuda: the device bodies as CUDA kernels. Loads on machines without a GPU.
+#include "cuda_queue.h"
 #include "device_bindings.h"
 
 using namespace elastofast;

@@ -325,9 +325,13 @@ def rigid_modes(geometry, nodes=slice(None)) -> np.ndarray:
     array of float, shape (3, 2, N) or (6, 3, N)
         In 3-D the rotations are in the planes (0, 1), (0, 2), (1, 2), that is, about the axes 2, 1, 0.
     """
-    d, columns = geometry.dim, geometry.points.T  # by columns: reductions along rows of two numbers are slow
-    centre = np.array([column.mean() for column in columns])
-    reach = max(max(column.max() - c, c - column.min()) for column, c in zip(columns, centre, strict=True))
+    d = geometry.dim
+    if isinstance(geometry, Grid):
+        centre = np.array([(n - 1) * h / 2 for n, h in zip(geometry.shape, geometry.spacing, strict=True)])
+        reach = centre.max()
+    else:
+        centre = geometry.points.mean(axis=0)
+        reach = np.abs(geometry.points - centre).max()
     centred = (geometry.points[nodes] - centre) / reach
     planes = list(combinations(range(d), 2))
     modes = np.zeros((d + len(planes), d, len(centred)))

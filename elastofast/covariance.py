@@ -89,7 +89,7 @@ class NoiseCovariance:
             d, n = form.geometry.dim, form.geometry.n_nodes
             std = check_displacement_std(displacement_std, form.dof_shape, load.fixed).reshape(d, n)
             force_std = check_force_std(force_std, form.dof_shape).reshape(d, n)
-            self._assemble(x.reshape(n), home.xp.asarray(std), home.xp.asarray(force_std))
+            self._assemble(x.reshape(n), home.spread(std), home.spread(force_std))
 
     @classmethod
     def _of(cls, form, x, load, std, force_std):

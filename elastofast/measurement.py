@@ -82,7 +82,7 @@ class Measurement:
             raise ValueError(
                 f"displacement must have shape {shape}, components first, got {u.shape}{_hint(u, shape)}"
             )
-        std = check_displacement_std(displacement_std, shape, load.fixed)
+        std = check_displacement_std(displacement_std, shape, load.fixed).copy()
         u[load.fixed] = load.displacement[load.fixed]
         u[np.isinf(std) & ~load.fixed] = 0.0
         if not np.isfinite(u).all():
@@ -90,7 +90,7 @@ class Measurement:
                 f"displacement must be finite (metres), {_first_bad(~np.isfinite(u), u)}; "
                 "set displacement_std to inf where nothing was measured"
             )
-        force = check_force_std(force_std, shape)
+        force = check_force_std(force_std, shape).copy()
 
         if reference is not None:
             reference = _real(reference, "reference").copy()
@@ -183,7 +183,10 @@ def load_measurement(path, **overrides):
 
 
 def check_displacement_std(value, shape, fixed) -> np.ndarray:
-    """Standard deviations (d, *node_shape) in metres, positive except on fixed dofs; inf = not measured."""
+    """Standard deviations (d, *node_shape) in metres, positive except on fixed dofs; inf = not measured.
+
+    A read-only view of what was given, which a single number leaves as small as it is.
+    """
     d, nodes = shape[0], shape[1:]
     std = _real(value, "displacement_std")
     if std.shape == (d,):
@@ -194,29 +197,30 @@ def check_displacement_std(value, shape, fixed) -> np.ndarray:
         raise ValueError(
             f"displacement_std must be a scalar or have shape {(d,)}, {nodes} or {shape}, got {std.shape}"
         )
-    std = np.broadcast_to(std, shape).copy()
-    bad = ~((std > 0) | (fixed & (std == 0)))
-    if bad.any():
+    some_bad, some_infinite = not (std > 0).all(), np.isinf(std).any()
+    std = np.broadcast_to(std, shape)
+    if some_bad and (bad := ~((std > 0) | (fixed & (std == 0)))).any():
         raise ValueError(
             f"displacement_std must be positive (metres), {_first_bad(bad, std)}; use inf where nothing was measured"
         )
     if fixed.all():
         raise ValueError("load fixes every dof: there is nothing to measure")
-    if np.isinf(std[~fixed]).all():
+    if some_infinite and np.isinf(std[~fixed]).all():
         raise ValueError("displacement_std is infinite everywhere: nothing was measured")
     return std
 
 
 def check_force_std(value, shape) -> np.ndarray:
-    """Standard deviations (d, *node_shape) of the force noise in newtons, zero or more."""
+    """Standard deviations (d, *node_shape) of the force noise in newtons, zero or more; a read-only view."""
     std = _real(value, "force_std")
     if std.shape == (shape[0], np.prod(shape[1:])):
         std = std.reshape(shape)
     if std.shape not in ((), shape):
         raise ValueError(f"force_std must be a scalar or have shape {shape}, got shape {std.shape}")
-    std = np.broadcast_to(std, shape).copy()
-    bad = ~(np.isfinite(std) & (std >= 0))
-    if bad.any():
+    good = np.isfinite(std) & (std >= 0)
+    std = np.broadcast_to(std, shape)
+    if not good.all():
+        bad = np.broadcast_to(~good, shape)
         raise ValueError(f"force_std must be finite and not negative (newtons), {_first_bad(bad, std)}")
     return std
 

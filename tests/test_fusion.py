@@ -111,7 +111,8 @@ def test_numbers_meet_arrays_only(monkeypatch):
             if hasattr(function, "__wrapped__"):
                 monkeypatch.setattr(module, name, with_lone_numbers(name, function))
     grid = ef.Grid((20, 22), (1e-3, 1.3e-3))
-    m = ef.simulate(grid, ef.PlaneStress(0.495), ef.compression(grid, pressure=100.0), np.full(grid.shape, 1e4), snr=35.0)
+    load, x = ef.compression(grid, pressure=100.0), np.full(grid.shape, 1e4)
+    m = ef.simulate(grid, ef.PlaneStress(0.495), load, x, snr=35.0)
     for prior in ("tv", "tikhonov"):
         ef.reconstruct(m, prior, weight=10.0, max_iterations=2)
     fusions = {n for module in modules for n, f in vars(module).items() if getattr(f, "__name__", "") == "apply"}
