@@ -28,7 +28,9 @@ struct CudaQueue {
 };
 
 inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next launch would be blamed
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
 template <class Body>

@@ -4,8 +4,8 @@
 // the work, run together in one block of threads for each member.
 //
 // A plan holds no device memory. Its caller provides three blocks: constants (written once by the plan), a workspace that
-// carries the hierarchy of one batch of moduli, and scratch that is free again after the set-up. So nothing is allocated
-// and nothing waits for the device, and launches can be captured.
+// carries the hierarchy of one batch of moduli, and scratch that is free again after the set-up. So a cycle allocates
+// nothing and waits for nothing, and its launches can be recorded.
 #pragma once
 #include <stdexcept>
 #include <vector>

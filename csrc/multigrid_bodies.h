@@ -364,7 +364,7 @@ struct FinestScaleBody {
     float trace = 0.25f * whole * sum(x32 + n * b + at);
     if (shift32)
       for (int c = 0; c < 2; ++c) trace += sum(shift32 + (2 * long(b) + c) * n + at);
-    scale[cells * b + k] = whole / trace;
+    scale[cells * b + k] = std::abs(whole / trace);  // a sign would mark a special cell, also that of NaN
   }
 };
 
@@ -379,7 +379,7 @@ struct StencilScaleBody {
     const long n = long(n0) * n1, cells = long(n0 - 1) * (n1 - 1);
     const float* d = planes + kPlanes * n * b + long(j) * n1 + i;
     const Corners<float> u = corners_at(d, n1), v = corners_at(d + 2 * n, n1);
-    scale[cells * b + k] = whole / (u.a + v.a + (u.b + v.b) + (u.c + v.c) + (u.d + v.d));
+    scale[cells * b + k] = std::abs(whole / (u.a + v.a + (u.b + v.b) + (u.c + v.c) + (u.d + v.d)));
   }
 };
 

@@ -17,7 +17,7 @@ BLOCK = 1 << 14  # values at a time on the processor: intermediate results stay 
 def fused(function):
     """Decorator of a pointwise function ``function(xp, *arguments)``, which is then called without ``xp``.
 
-    Arguments are float arrays, Python floats, or tuples of these. The function may use arithmetic, comparisons and
+    Arguments are arrays, Python floats, or tuples of these. The function may use arithmetic, comparisons and
     in-place operations on them, and the elementwise functions of ``xp``; it returns an array of the shape to which the
     arguments broadcast, a tuple of such arrays of one dtype, or nothing. A number meets arrays only, never another
     number: CuPy would take their product, say, in half precision.

@@ -16,6 +16,7 @@ __all__ = ["DeviceBackend", "DeviceSolver", "device_dots"]
 
 RESTARTS = 4  # of conjugate gradients, from the true residual
 LARGEST_BATCH = 65535  # what one launch can hold
+MOST_ROWS = 11 * 65535
 
 
 class DeviceBackend:
@@ -31,6 +32,8 @@ class DeviceBackend:
     def __init__(self, host, home):
         self.host, self.grid, self.law, self.home = host, host.grid, host.law, home
         law = self.law
+        if self.grid.shape[0] > MOST_ROWS:
+            raise ValueError(f"a grid may have up to {MOST_ROWS} rows of nodes on a device, got {self.grid.shape[0]}")
         self.core = home.kernels.GridForm(
             *self.grid.shape, *self.grid.spacing, law.lame_lambda, law.lame_mu, law.name == "plane_strain"
         )

@@ -50,6 +50,7 @@ LOOSEST = 1e-4  # relative tolerance of the solves inside the optimisation; valu
 MAX_ITERATIONS = {"exact": 60, "frozen": 20}  # the fixed point either settles soon or wanders
 RANGE = 100.0  # default bounds about the start, against runaway where the data say nothing
 GROWTH = 0.45  # exponent of the best weight's growth with the number of data: .3 to .5 on phantoms, 65^2 to 512^2
+SMALL = 128**2  # nodes up to which a device takes several maps' steps in hardly more time than one's
 AT_ONCE = 5  # weights that a device tries side by side; more than most searches take would cost more than they save
 TOLERANCE = {False: 2e-4, True: 1e-5}  # relative fall of the objective that ends a coarse level, the finest
 
@@ -236,7 +237,8 @@ class Run:
         """Weights from the coarsest level, tried on single displacements, and maps to start that level from."""
         fine, level = self.levels[0], self.levels[number]
         trial = [sample(m, coarse) for m, coarse in zip(fine, level, strict=True)] if number else fine
-        at_once = AT_ONCE if self.home.on_device else 1
+        small = level[0].geometry.n_nodes <= SMALL
+        at_once = AT_ONCE if self.home.on_device and small else 1
         weight, found = predictive_weight(
             self._fidelity(number, trial * at_once), prior, point, rtol=self.rtol, limits=self.limits,
             report=self._report(number, self.fidelity), at_once=at_once,

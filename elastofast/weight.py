@@ -63,14 +63,13 @@ def predictive_weight(fidelity, prior, start, *, rtol, limits, report, at_once=1
             dual = xp.stack([np.zeros_like(some) if d is None else d for d in dual])
         return Iterate(xp.stack(z), None, None, None if some is None else dual)
 
-    def report_each(point, step, norm, moved, trial):
-        """What `report` is told of the maps side by side, one after the other."""
-        stop = np.zeros(len(moved), bool)
-        for part in (slice(k, k + count) for k in range(0, len(moved), count)):
-            if moved[part].any():
-                data = point.data._replace(**{name: getattr(point.data, name)[part] for name in SHARED})
-                own = Iterate(point.z[part], data, point.prior[part], None)
-                stop[part] = report(own, step[part], norm[part], moved[part], trial[part])
+    def report_asked(point, step, norm, moved, trial):
+        """Tells `report` of the maps that the searches ask for, not of those tried beside them."""
+        stop, own = np.zeros(len(moved), bool), slice(count)
+        if moved[own].any():
+            data = point.data._replace(**{name: getattr(point.data, name)[own] for name in SHARED})
+            asked_for = Iterate(point.z[own], data, point.prior[own], None)
+            stop[own] = report(asked_for, step[own], norm[own], moved[own], trial[own])
         return stop
 
     while any(asked):
@@ -81,7 +80,7 @@ def predictive_weight(fidelity, prior, start, *, rtol, limits, report, at_once=1
         origins = [ask[1] if ask else b for ask, b in zip(asked, best, strict=True)]
         point, _ = gauss_newton(
             fidelity, prior, trial, assembled(origins * at_once), rtol=rtol, tolerance=TOLERANCE, max_iterations=30,
-            limits=limits, going=going, report=lambda *now, trial=trial: report_each(*now, trial),
+            limits=limits, going=going, report=lambda *now, trial=trial: report_asked(*now, trial),
         )  # fmt: skip
         dof = degrees_of_freedom(fidelity, prior, trial, point, rtol)
         risk = 2 * point.data.value + 2 * dof

@@ -144,6 +144,16 @@ def test_solvers_do_what_the_cpu_does(memory, law, load, shape, shifted):
     assert np.linalg.norm((b - host.apply(get(found.value)))[active]) <= 1.01e-9 * np.linalg.norm(b[active])
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_moduli_that_are_not_finite_end_in_an_error(memory, law, value):
+    put, _ = own(memory)
+    form, x, b, _ = body((40, 53), law)
+    x[20, 30] = value
+    solver = form.solver(put(x.ravel()), LOADS["pressure"](form.geometry).loaded.reshape(2, -1))
+    with pytest.raises(RuntimeError, match="stopped at a relative residual of nan"):
+        solver.solve(put(b.reshape(2, -1)))
+
+
 def test_batch_of_forward_solves(memory, law):
     put, get = memory
     form, x, _, _ = body((40, 53), law, batch=(4,))
@@ -315,6 +325,8 @@ def test_automatic_weight_over_levels(memory):
     one, other = (np.linalg.norm(x - truth) for x in (expected.modulus, get(found.modulus)))
     assert other == pytest.approx(one, rel=0.02)
     assert [entry["iteration"] for entry in found.history] == [*range(1, len(found.history) + 1)]
+    weights = [e["weight"] for e in found.history if e["shape"] == (50, 52)]
+    assert weights[0] == 1000.0 and len(found.history) < 1.5 * len(expected.history)  # one map's steps, not all five's
 
 
 @pytest.mark.parametrize("prior", [ef.priors.Tikhonov, ef.priors.TotalVariation])

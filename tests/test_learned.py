@@ -357,3 +357,19 @@ def test_moves_of_a_batch_are_those_of_its_members(rng):
         expected = plateau_range(z[k].reshape(shape))
         np.testing.assert_array_equal(low[k], expected[0])
         np.testing.assert_array_equal(high[k], expected[1])
+
+
+@pytest.mark.parametrize("chosen", ["ieee", "tf32"])
+def test_networks_leave_the_callers_precision_alone(chosen):
+    conv = getattr(torch.backends.cudnn, "conv", None)
+    if conv is None:
+        pytest.skip("this torch has no precision of convolutions")
+    critic, before = ef.priors.Critic.load(), conv.fp32_precision
+    inside = []
+    critic.network.register_forward_hook(lambda *_: inside.append(conv.fp32_precision))
+    try:
+        conv.fp32_precision = chosen
+        critic(np.full((32, 32), 1e4))
+        assert inside == ["ieee"] and conv.fp32_precision == chosen
+    finally:
+        conv.fp32_precision = before

@@ -6,6 +6,7 @@ cross to torch and back through DLPack; a network follows them to their GPU.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 
 import numpy as np
@@ -89,12 +90,21 @@ class _Network:
         return (x - np.log(self.standard.reference)) / self.standard.scale
 
 
+@contextmanager
 def _single_precision():
     """Convolutions in full single precision on a GPU too, where ten bits would be the default."""
     import torch
 
     cudnn = torch.backends.cudnn
-    return cudnn.flags(cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, allow_tf32=False)
+    if not hasattr(cudnn, "conv"):  # before torch 2.9
+        with cudnn.flags(cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, allow_tf32=False):
+            yield
+        return
+    before, cudnn.conv.fp32_precision = cudnn.conv.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        cudnn.conv.fp32_precision = before
 
 
 def _shared(x):
