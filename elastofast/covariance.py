@@ -8,8 +8,9 @@ import numpy as np
 
 from .arrays import home_of, namespace, on
 from .boundary import check_support
-from .form import ElasticForm, as_float, check_modulus, dots, numbers
+from .form import ElasticForm, as_float, check_modulus
 from .measurement import check_displacement_std, check_force_std
+from .products import dots, numbers
 from .solve import check_rtol
 
 __all__ = ["CovarianceSolution", "NoiseCovariance"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import namespace
-from .form import dots, numbers
 from .newton import data_curvature
+from .products import dots, numbers
 
 __all__ = ["projected_descent"]
 

@@ -9,8 +9,9 @@ import numpy as np
 from .arrays import home_of, on, to_host
 from .boundary import check_support
 from .covariance import NoiseCovariance, finite_std
-from .form import check_modulus, dots
+from .form import check_modulus
 from .measurement import Measurement
+from .products import dots
 from .solve import check_rtol, state
 from .stopwatch import Stopwatch
 

@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from .arrays import home_of, namespace, to_host
+from .arrays import home_of, namespace
 from .geometry import Grid, Mesh
 from .laws import Law
 
@@ -300,29 +300,6 @@ def check_body(geometry, law):
         raise TypeError(f"law must be PlaneStress, PlaneStrain or Solid, got {type(law).__name__}")
     if law.dim != geometry.dim:
         raise ValueError(f"law {type(law).__name__} is {law.dim}-D, but the geometry is {geometry.dim}-D")
-
-
-def dots(a, b, axes=1):
-    """Sums of products over the last axes of fields, kept as axes of length one: one number for each of a batch.
-
-    Without BLAS, whose threads would go on spinning beside those of the kernels.
-    """
-    if not isinstance(a, np.ndarray):
-        from .grid_device import device_dots
-
-        return device_dots(a, b, axes)
-    lead = a.shape[: a.ndim - axes]
-    return np.einsum("...i,...i->...", a.reshape(*lead, -1), b.reshape(*lead, -1)).reshape(*lead, *[1] * axes)
-
-
-def numbers(values) -> np.ndarray:
-    """What `dots` gives, or anything of one number for each of a batch, as a host array (B,)."""
-    return np.asarray(to_host(values)).reshape(-1)
-
-
-def column(values, field):
-    """Numbers (B,) of the host so that they broadcast against fields (B, ...) like the given one, and live there."""
-    return namespace(field).asarray(values).reshape(-1, *[1] * (field.ndim - 1))
 
 
 def as_float(value, name) -> np.ndarray:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from functools import cached_property
-from math import prod
 
 import numpy as np
 
-from .arrays import home_of, to_host
-from .form import dots
+from .arrays import to_host
 from .grid_kernels import GridSolver, smoother
 from .mesh_solver import Solution
+from .products import dots
 
-__all__ = ["DeviceBackend", "DeviceSolver", "device_dots"]
+__all__ = ["DeviceBackend", "DeviceSolver"]
 
 RESTARTS = 4  # of conjugate gradients, from the true residual
 LARGEST_BATCH = 65535  # what one launch can hold
@@ -260,19 +259,6 @@ class DeviceSolver(GridSolver):
         at, levels = self._plan.core.bounds
         count = levels * self._fields[0]
         return to_host(self._workspace[at : at + 8 * count]).view(np.float64).reshape(levels, self._fields[0])
-
-
-def device_dots(a, b, axes):
-    """`elastofast.form.dots` of arrays of one shape that live on a device."""
-    home = home_of(a=a).own
-    if a.shape != b.shape:
-        raise ValueError(f"a and b must have one shape, got {a.shape} and {b.shape}")
-    xp, at, lead = home.xp, home.address, a.shape[: a.ndim - axes]
-    batch, n = prod(lead), prod(a.shape[a.ndim - axes :])
-    memory = xp.empty(batch + home.kernels.sum_room(n, batch))
-    a, b = xp.ascontiguousarray(a, xp.float64), xp.ascontiguousarray(b, xp.float64)
-    home.kernels.dots(home.queue(), _batch(batch), n, at(a), at(b), at(memory[batch:]), at(memory))
-    return memory[:batch].reshape(lead + (1,) * axes)
 
 
 def _batch(count):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .arrays import namespace, to_host
-from .form import column, dots, numbers
 from .fusion import fused
+from .products import column, dots, numbers
 
 __all__ = [
     "Iterate", "conjugate_gradients", "curvature_scale", "data_curvature", "first_step", "gauss_newton", "quasi_newton",

@@ -12,9 +12,9 @@ from .arrays import to_host
 from .boundary import check_support
 from .descent import projected_descent
 from .fidelity import GRADIENTS, Fidelity
-from .form import column, dots, numbers
 from .geometry import Grid
 from .newton import Iterate, curvature_scale, data_curvature, gauss_newton, quasi_newton
+from .products import column, dots, numbers
 from .pyramid import SMALLEST, coarsen, refine, sample
 from .result import Result, message
 from .splitting import FIRST, FURTHER, WORTH, Settings, half_quadratic_splitting, schedule_steps

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .form import column, dots, numbers
 from .moves import Moves, plateau_range
 from .newton import Iterate, conjugate_gradients, data_curvature, first_step
+from .products import column, dots, numbers
 
 __all__ = ["Settings", "half_quadratic_splitting", "schedule_steps"]
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .form import column, dots, numbers
 from .newton import Iterate, conjugate_gradients, data_curvature, gauss_newton
+from .products import column, dots, numbers
 
 __all__ = ["predictive_weight"]
 
