@@ -172,11 +172,12 @@ struct SmallLanczos {
 template <class Cells>
 struct CoarsestInverse {
   DenseBody<Cells> assemble;
-  long size;
-  double regularization, *matrix, *row;
+  double regularization, *row;
   EF_ANY_QUEUE
   template <class Queue>
   EF_HD void operator()(Queue queue, int block) const {
+    const long size = 2 * long(assemble.n0) * assemble.n1;
+    double* matrix = assemble.matrix;
     queue.member = block;
     queue.each(1, size, assemble);
     queue.sum(1, size, DiagonalTerm{matrix, size}, nullptr, MeanDiagonal{row, size});
@@ -477,10 +478,9 @@ void DeviceMultigrid::coarsen(const Queue& queue, const DeviceMemory& m, size_t 
 template <class Cells, class Queue>
 void DeviceMultigrid::factor(const Queue& queue, const DeviceMemory& m, Cells cells) const {
   const double regularization = pin_ < 0 ? 0.0 : 1e-6;
-  double* inverse = at<double>(m.workspace, inverse_);
   if (dense())
-    queue.together(batch_, CoarsestInverse<Cells>{{cells, shape_.n0, shape_.n1, inverse}, long(shape_.size()),
-                                                  regularization, inverse, at<double>(m.scratch, row_)});
+    queue.together(batch_, CoarsestInverse<Cells>{{cells, shape_.n0, shape_.n1, at<double>(m.workspace, inverse_)},
+                                                  regularization, at<double>(m.scratch, row_)});
   else
     queue.each(batch_, 1, FactorBody<Cells>{cells, shape_, regularization, at<double>(m.workspace, band_)});
 }

@@ -45,57 +45,7 @@ EF_HD CornerForces<T> cell_if_there(int n0, int n1, const Cell& cell, int member
   return cell(member, j, i);
 }
 
-template <class Out, class T>
-EF_HD void finish_node(const Out& out, int member, long node, T u, T v) {
-  out(member, node, u, v, out.keep(member, node));
-}
-
-// Runs bodies on the processor, for tests.
-struct HostQueue {
-  struct Recording {
-    template <class Work>
-    void run(const HostQueue& queue, const Work& work) { work(queue); }
-  };
-  template <class Body>
-  void each(long batch, long n, const Body& body) const {
-    for (long b = 0; b < batch; ++b)
-      for (long k = 0; k < n; ++k) body(int(b), k);
-  }
-  template <class T, class Cell, class Out>
-  void gather(long batch, int n0, int n1, const Cell& cell, const Out& out) const {
-    for (int b = 0; b < batch; ++b)
-      for (long y = 0; y < Tile::down(n0); ++y)
-        for (long x = 0; x < Tile::across(n1); ++x) {
-          T low[Tile::kColumns][2];
-          for (int ty = 0; ty < Tile::kRows; ++ty) {
-            const int j = Tile::row(y, ty);
-            CornerForces<T> left{};
-            for (int tx = 0; tx < Tile::kColumns; ++tx) {
-              const int i = Tile::column(x, tx);
-              const CornerForces<T> f = cell_if_there<T>(n0, n1, cell, b, j, i);
-              if (ty && tx && j < n0 && i < n1)
-                finish_node(out, b, long(j) * n1 + i, low[tx][0] + (left.u.b + f.u.a), low[tx][1] + (left.v.b + f.v.a));
-              low[tx][0] = left.u.d + f.u.c, low[tx][1] = left.v.d + f.v.c;
-              left = f;
-            }
-          }
-        }
-  }
-  template <class Term, class Finish>
-  void sum(long batch, long n, const Term& term, double*, const Finish& finish) const {
-    for (long b = 0; b < batch; ++b) {
-      double sums[kChannels] = {};
-      for (long k = 0; k < n; ++k) term(int(b), k, sums);
-      finish(int(b), sums);
-    }
-  }
-  template <class Body>
-  void together(long blocks, const Body& body) const;
-  void zero(void* data, size_t bytes) const { std::memset(data, 0, bytes); }
-  void begin() const {}
-};
-
-// What `together` gives on the processor.
+// What `together` gives on the processor, for tests: one member of a batch.
 struct HostBlock {
   int member = 0;
   template <class Body>
@@ -104,15 +54,23 @@ struct HostBlock {
   }
   template <class T, class Cell, class Out>
   void gather(long, int n0, int n1, const Cell& cell, const Out& out) const {
-    struct Own {
-      const Out& out;
-      int member;
-      auto keep(int, long node) const { return out.keep(member, node); }
-      void operator()(int, long node, T u, T v, const decltype(out.keep(0, 0))& kept) const {
-        out(member, node, u, v, kept);
+    for (long y = 0; y < Tile::down(n0); ++y)
+      for (long x = 0; x < Tile::across(n1); ++x) {
+        T low[Tile::kColumns][2];
+        for (int ty = 0; ty < Tile::kRows; ++ty) {
+          const int j = Tile::row(y, ty);
+          CornerForces<T> left{};
+          for (int tx = 0; tx < Tile::kColumns; ++tx) {
+            const int i = Tile::column(x, tx);
+            const CornerForces<T> f = cell_if_there<T>(n0, n1, cell, member, j, i);
+            const long node = long(j) * n1 + i;
+            if (ty && tx && j < n0 && i < n1)
+              out(member, node, low[tx][0] + (left.u.b + f.u.a), low[tx][1] + (left.v.b + f.v.a), out.keep(member, node));
+            low[tx][0] = left.u.d + f.u.c, low[tx][1] = left.v.d + f.v.c;
+            left = f;
+          }
+        }
       }
-    };
-    HostQueue{}.gather<T>(1, n0, n1, [&](int, int j, int i) { return cell(member, j, i); }, Own{out, member});
   }
   template <class Term, class Finish>
   void sum(long, long n, const Term& term, double*, const Finish& finish) const {
@@ -122,9 +80,30 @@ struct HostBlock {
   }
 };
 
-template <class Body>
-void HostQueue::together(long blocks, const Body& body) const {
-  for (long k = 0; k < blocks; ++k) body(HostBlock{}, int(k));
-}
+// Runs bodies on the processor, for tests: member by member.
+struct HostQueue {
+  struct Recording {
+    template <class Work>
+    void run(const HostQueue& queue, const Work& work) { work(queue); }
+  };
+  template <class Body>
+  void each(long batch, long n, const Body& body) const {
+    for (int b = 0; b < batch; ++b) HostBlock{b}.each(1, n, body);
+  }
+  template <class T, class Cell, class Out>
+  void gather(long batch, int n0, int n1, const Cell& cell, const Out& out) const {
+    for (int b = 0; b < batch; ++b) HostBlock{b}.gather<T>(1, n0, n1, cell, out);
+  }
+  template <class Term, class Finish>
+  void sum(long batch, long n, const Term& term, double* room, const Finish& finish) const {
+    for (int b = 0; b < batch; ++b) HostBlock{b}.sum(1, n, term, room, finish);
+  }
+  template <class Body>
+  void together(long blocks, const Body& body) const {
+    for (int k = 0; k < blocks; ++k) body(HostBlock{}, k);
+  }
+  void zero(void* data, size_t bytes) const { std::memset(data, 0, bytes); }
+  void begin() const {}
+};
 
 }  // namespace elastofast

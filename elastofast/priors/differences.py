@@ -8,6 +8,7 @@ over one cell's length: whoever takes many products puts the scales into the fac
 from __future__ import annotations
 
 from copy import copy
+from itertools import combinations
 from math import prod
 from typing import Any, NamedTuple
 
@@ -38,11 +39,14 @@ class Field(NamedTuple):
 class _Differences:
     """What both operators share.
 
-    ``volumes`` and ``size`` are those of the cells, one number on a grid.
+    ``volumes`` and ``size`` are those of the cells, one number on a grid. ``squares`` and ``products`` are those of the
+    scales of each axis and of two axes.
     """
 
     def __init__(self, cells, scales, volumes, size, front=0):
         self.cells, self.scales, self.volumes, self.size, self._front = cells, scales, volumes, size, front
+        self.squares = tuple(scale**2 for scale in scales)
+        self.products = tuple(a * b for a, b in combinations(scales, 2))
 
     def parts(self, array):
         """Components of a field's array, each (..., cells)."""

@@ -108,15 +108,14 @@ class Tikhonov(_LogGradient):
         """Value, gradient and curvature at z = log x (..., N); the curvature does not depend on z."""
         operator, weights = self._at(z)
         value, gradient, field = self._model(z)
-        squares = tuple(scale**2 for scale in operator.scales)
 
         def curvature(v):
             flux = operator.changes(v, out=field)  # the same memory for every product
-            _weigh(flux.parts, squares, weights)
+            _weigh(flux.parts, operator.squares, weights)
             return operator.back(flux)
 
         ones = namespace(z).ones(operator.cells)
-        diagonal = operator.diagonal(tuple(ones * (square * weights) for square in squares))
+        diagonal = operator.diagonal(tuple(ones * (square * weights) for square in operator.squares))
         return Linearization(to_host(value), gradient, curvature, diagonal)
 
     def value(self, z):
@@ -169,9 +168,9 @@ class TotalVariation(_LogGradient):
         operator, weights = self._at(z)
         d, field = len(operator.scales), operator.gradient(z)
         dual = operator.parts(np.zeros_like(field.array) if dual is None else dual)
-        squares = tuple(scale**2 for scale in operator.scales)
-        products = tuple(a * b for a, b in combinations(operator.scales, 2))
-        density, *tensor = _tensor(field.parts, squares, products, dual, weights, self.smoothing, self.smoothing**2)
+        density, *tensor = _tensor(
+            field.parts, operator.squares, operator.products, dual, weights, self.smoothing, self.smoothing**2
+        )
         return density.sum(axis=-1), operator.gradient_back(field), tuple(tensor[:d]), tuple(tensor[d:]), field
 
     def linearize(self, z, dual) -> Linearization:
