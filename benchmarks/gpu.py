@@ -190,6 +190,7 @@ def seconds(work, repeats=20):
 
 def seconds_each(work, calls=20):
     """The same of one of several calls in turn: Python's share would count beside a short kernel."""
+
     def several():
         for _ in range(calls):
             work()
@@ -230,6 +231,7 @@ def copy_bandwidth():
 
 def force(dtype):
     """K(x) u on 4096 x 4096 nodes, against the copy: five values a node move at least."""
+
     def measure():
         import cupy
 
@@ -264,6 +266,7 @@ def plane_strain():
 
 def forward(n, law=lambda: None):
     """Forward solve to 1e-8 and its parts."""
+
     def measure():
         form, x, load = problem(n, law=law())
         active = load.loaded.reshape(2, -1)
@@ -375,6 +378,7 @@ def jax_fem(k, rhs):
 
 def gamma(n, force_std=0.0, law=lambda: None):
     """Solve with the noise covariance to 1e-8, with the solver's set-up and without."""
+
     def measure():
         import cupy
 

@@ -98,12 +98,8 @@ class Boundary:
             "displacement must be zero where nothing is fixed, but is not at {n}; "
             "measured displacements belong into the Measurement",
         )
-        _refuse(
-            (force != 0) & fixed, "force must be zero on fixed dofs (the support gives it), but is not at {n}"
-        )
-        _refuse(
-            (force != 0) & open, "force must be zero on open dofs (it is unknown there), but is not at {n}"
-        )
+        _refuse((force != 0) & fixed, "force must be zero on fixed dofs (the support gives it), but is not at {n}")
+        _refuse((force != 0) & open, "force must be zero on open dofs (it is unknown there), but is not at {n}")
         loaded = ~(fixed | open)
         if total_force is not None:
             total_force = _total_force(total_force, ~loaded)
@@ -128,9 +124,7 @@ class Boundary:
         """Raise ValueError unless the masks fit the geometry, that is, have shape (d, *node_shape)."""
         expected = (geometry.dim, *geometry.node_shape)
         if self.fixed.shape != expected:
-            raise ValueError(
-                f"load has shape {self.fixed.shape}, but the geometry needs {expected} (d, *node_shape)"
-            )
+            raise ValueError(f"load has shape {self.fixed.shape}, but the geometry needs {expected} (d, *node_shape)")
 
 
 def _mask(name, a, shape):
@@ -168,9 +162,7 @@ def _total_force(total_force, unknown):
         raise ValueError(f"total_force must be (component, value, nodes), got {total_force!r}") from None
     d, *node_shape = unknown.shape
     if not isinstance(component, int | np.integer) or not 0 <= component < d:
-        raise ValueError(
-            f"total_force: component must be a whole number from 0 to {d - 1}, got {component!r}"
-        )
+        raise ValueError(f"total_force: component must be a whole number from 0 to {d - 1}, got {component!r}")
     if not (isinstance(value, Real) and np.isfinite(float(value)) and value != 0):
         raise ValueError(f"total_force: value must be finite and not zero (newtons), got {value!r}")
     nodes = _mask("total_force: nodes", nodes, node_shape)
@@ -180,9 +172,7 @@ def _total_force(total_force, unknown):
             f"got shape {nodes.shape} with {nodes.sum()}"
         )
     if not unknown[component][nodes].all():
-        raise ValueError(
-            "total_force must be a sum over fixed or open dofs, but some are loaded: their force is known"
-        )
+        raise ValueError("total_force must be a sum over fixed or open dofs, but some are loaded: their force is known")
     nodes.setflags(write=False)
     return TotalForce(int(component), float(value), nodes)
 
@@ -256,9 +246,7 @@ def compression(geometry, pressure=None, strain=None, total_force=None, axis=Non
     top_area = _face_area(geometry, top, axis)
     for name, area in (("top", top_area), ("bottom", _face_area(geometry, bottom, axis))):
         if not area.any():
-            raise ValueError(
-                f"geometry has no flat {name} across axis {axis}; describe the load by a Boundary instead"
-            )
+            raise ValueError(f"geometry has no flat {name} across axis {axis}; describe the load by a Boundary instead")
 
     fixed = np.zeros((d, geometry.n_nodes), bool)
     displacement, force = np.zeros((2, d, geometry.n_nodes))
@@ -409,9 +397,7 @@ def _free_motions(held_modes, axes):
     turning = u[:, s > 1e-8]  # the rotations that are part of a free motion
     if d == 2:
         return names + ["rotation"] * turning.shape[1]
-    about = [
-        axes[3 - i - j] for i, j in combinations(range(d), 2)
-    ]  # a plane of two axes turns about the third
+    about = [axes[3 - i - j] for i, j in combinations(range(d), 2)]  # a plane of two axes turns about the third
     pure = sorted(about[k] for k in range(3) if np.linalg.norm(turning[k]) > 1 - 1e-8)
     names += [f"rotation about {axis}" for axis in pure]
     return names + ["rotation about an oblique line"] * (turning.shape[1] - len(pure))

@@ -116,9 +116,7 @@ def _demo(options) -> int:
         weight = "-" if result.weight is None else f"{result.weight:.3g}"
         cells += [f"{result.chi2:.3f}", weight, f"{seconds:.1f}"]
         # text to the left, numbers to the right
-        row = (
-            f"{c:{'<' if i < 2 else '>'}{len(h)}}" for i, (c, h) in enumerate(zip(cells, heads, strict=True))
-        )
+        row = (f"{c:{'<' if i < 2 else '>'}{len(h)}}" for i, (c, h) in enumerate(zip(cells, heads, strict=True)))
         print("  ".join(row), flush=True)
         maps[f"{prior}, {gradient}"] = result.modulus
         if result.status == "interrupted":
@@ -426,9 +424,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser = _Parser(
-        prog="elastofast", description="Tissue stiffness maps from noisy ultrasound displacement fields."
-    )
+    parser = _Parser(prog="elastofast", description="Tissue stiffness maps from noisy ultrasound displacement fields.")
     parser.add_argument(
         "--version", action="version", version=f"elastofast {_version('elastofast') or '(not installed)'}"
     )
@@ -530,9 +526,7 @@ def _parser() -> argparse.ArgumentParser:
     interval("--edge", 1.0, 3.0, "width of soft margins in node distances")
     option("--texture", type=float, default=0.0, help="relative standard deviation of a texture everywhere")
     option("--variation", type=float, default=0.0, help="the same of a slow variation of the background")
-    option(
-        "--no-unregularised", dest="unregularised", action="store_false", help="leave out the unregularised maps"
-    )
+    option("--no-unregularised", dest="unregularised", action="store_false", help="leave out the unregularised maps")
     option("--errors", type=int, default=2, help="draws of the reconstruction error a map, to train critics on")
     option("--seed", type=int, default=0, help="of maps and noise")
     option("--jobs", type=int, help="processes (default: all processors)")
@@ -563,9 +557,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("gauss-newton", "splitting", "l-bfgs", "descent"),
         help="descent: the paper's projected gradient (default: what suits the prior)",
     )
-    option(
-        "--bounds", type=float, nargs=2, metavar=("LO", "HI"), help="least and greatest modulus in pascals"
-    )
+    option("--bounds", type=float, nargs=2, metavar=("LO", "HI"), help="least and greatest modulus in pascals")
     option("--displacement-std", type=float, help="displacement noise in metres, in place of the file's")
     option("--plot", help="figure to write: .png, .pdf or .svg")
     option("--quiet", action="store_true", help="no progress bar")

@@ -178,9 +178,7 @@ class NoiseCovariance:
             x0 = self._on_equations("x0", self.form._field(x0, "x0", 1)[0].reshape(d, n))
         z, iterations, *residuals = self._find(self._on_equations("r", field.reshape(d, n)), rtol, x0, maxiter)
         residual, stage = (float(numbers(value)[0]) for value in residuals)
-        return CovarianceSolution(
-            home.give(z.reshape(*batch, d, *self.form._tail(flat))), iterations, residual, stage
-        )
+        return CovarianceSolution(home.give(z.reshape(*batch, d, *self.form._tail(flat))), iterations, residual, stage)
 
     def find(self, r, rtol, x0=None):
         """Gamma^-1 r for checked fields (..., d, N), one for each modulus and zero off the equations."""

@@ -140,9 +140,7 @@ class Mesh:
             raise ValueError(f"cells must have positive area; cell {flat[0]} {cells[flat[0]]} has none")
         lonely = np.setdiff1d(np.arange(len(points)), cells)
         if len(lonely):
-            raise ValueError(
-                f"every node must belong to a cell; {len(lonely)} do not, the first is node {lonely[0]}"
-            )
+            raise ValueError(f"every node must belong to a cell; {len(lonely)} do not, the first is node {lonely[0]}")
         # one orientation for all, so that volumes are positive
         flip = volume < 0
         cells[np.ix_(flip, [0, 1])] = cells[np.ix_(flip, [1, 0])]

@@ -33,9 +33,7 @@ class GridBackend:
     def __init__(self, grid, law):
         self.grid = grid
         self.law = law
-        self.core = _core.GridForm(
-            *grid.shape, *grid.spacing, law.lame_lambda, law.lame_mu, law.name == "plane_strain"
-        )
+        self.core = _core.GridForm(*grid.shape, *grid.spacing, law.lame_lambda, law.lame_mu, law.name == "plane_strain")
         self._last_pin = None
 
     def force(self, x, u, out=None):
@@ -118,9 +116,7 @@ def _matrix(out, pattern, dtype, n_columns):
         if not ours or out.dtype != dtype:
             raise ValueError("out must be a matrix that this form returned for arguments of the same dtype")
         return out
-    matrix = csr_array(
-        (np.empty(len(indices), dtype), indices, indptr), shape=(len(indptr) - 1, n_columns), copy=False
-    )
+    matrix = csr_array((np.empty(len(indices), dtype), indices, indptr), shape=(len(indptr) - 1, n_columns), copy=False)
     matrix.has_canonical_format = True
     return matrix
 

@@ -66,9 +66,7 @@ def measurement_arguments(path, overrides):
     arguments = ("geometry", "law", "load", "displacement", "displacement_std", "force_std", "reference")
     for name in overrides:
         if name not in arguments:
-            raise TypeError(
-                f"load_measurement() has no argument {name!r}, expected one of {', '.join(arguments)}"
-            )
+            raise TypeError(f"load_measurement() has no argument {name!r}, expected one of {', '.join(arguments)}")
     path = Path(path)
     fields, names = _read(path)
     with _naming(path):
@@ -254,9 +252,7 @@ def _pack_geometry(geometry) -> dict:
 def _unpack_geometry(fields):
     version = _number(fields, "version")
     if version > VERSION:
-        raise ValueError(
-            f"the file has layout version {version:g}, this elastofast reads up to {VERSION}: update it"
-        )
+        raise ValueError(f"the file has layout version {version:g}, this elastofast reads up to {VERSION}: update it")
     kind = str(_need(fields, "geometry"))
     if kind == "grid":
         shape, spacing = np.ravel(_need(fields, "grid_shape")), np.ravel(_need(fields, "grid_spacing"))
@@ -492,9 +488,7 @@ def _read(path):
     except (ImportError, MemoryError):
         raise
     except Exception as error:  # the parsers raise nearly anything on damaged bytes
-        raise ValueError(
-            f"{path}: cannot be read as a {kind} file, it is damaged or cut short: {error}"
-        ) from error
+        raise ValueError(f"{path}: cannot be read as a {kind} file, it is damaged or cut short: {error}") from error
 
 
 def _wanted(names):

@@ -67,9 +67,7 @@ class Measurement:
 
         check_body(geometry, law)
         if not isinstance(load, Boundary):
-            raise TypeError(
-                f"load must be a Boundary, for example from compression(), got {type(load).__name__}"
-            )
+            raise TypeError(f"load must be a Boundary, for example from compression(), got {type(load).__name__}")
         load.check(geometry)
         self.geometry, self.law, self.load = geometry, law, load
 
@@ -79,9 +77,7 @@ class Measurement:
         if u.shape == (geometry.dim, geometry.n_nodes):
             u = u.reshape(shape)
         if u.shape != shape:
-            raise ValueError(
-                f"displacement must have shape {shape}, components first, got {u.shape}{_hint(u, shape)}"
-            )
+            raise ValueError(f"displacement must have shape {shape}, components first, got {u.shape}{_hint(u, shape)}")
         std = check_displacement_std(displacement_std, shape, load.fixed).copy()
         u[load.fixed] = load.displacement[load.fixed]
         u[np.isinf(std) & ~load.fixed] = 0.0
@@ -96,14 +92,11 @@ class Measurement:
             reference = _real(reference, "reference").copy()
             if reference.shape != geometry.node_shape:
                 raise ValueError(
-                    f"reference must have one modulus per node, shape {geometry.node_shape}, "
-                    f"got {reference.shape}"
+                    f"reference must have one modulus per node, shape {geometry.node_shape}, got {reference.shape}"
                 )
             bad = ~(np.isfinite(reference) & (reference > 0))
             if bad.any():
-                raise ValueError(
-                    f"reference must be positive and finite (pascals), {_first_bad(bad, reference)}"
-                )
+                raise ValueError(f"reference must be positive and finite (pascals), {_first_bad(bad, reference)}")
             reference.setflags(write=False)
 
         self.displacement, self.displacement_std, self.force_std, self.reference = u, std, force, reference
@@ -194,9 +187,7 @@ def check_displacement_std(value, shape, fixed) -> np.ndarray:
     elif std.shape == (d, np.prod(nodes)):
         std = std.reshape(shape)
     elif std.shape not in ((), nodes, shape):
-        raise ValueError(
-            f"displacement_std must be a scalar or have shape {(d,)}, {nodes} or {shape}, got {std.shape}"
-        )
+        raise ValueError(f"displacement_std must be a scalar or have shape {(d,)}, {nodes} or {shape}, got {std.shape}")
     some_bad, some_infinite = not (std > 0).all(), np.isinf(std).any()
     std = np.broadcast_to(std, shape)
     if some_bad and (bad := ~((std > 0) | (fixed & (std == 0)))).any():
@@ -230,9 +221,7 @@ def _real(value, name) -> np.ndarray:
     try:
         value = np.asarray(to_host(value))
     except Exception as error:  # CUDA tensors and CuPy arrays refuse implicit copies
-        raise TypeError(
-            f"{name} must be an array in host memory, got {type(value).__name__}: {error}"
-        ) from error
+        raise TypeError(f"{name} must be an array in host memory, got {type(value).__name__}: {error}") from error
     if value.dtype.kind not in "fiu":
         raise TypeError(f"{name} must hold real numbers, got dtype {value.dtype}")
     return value.astype(np.float64, order="C", copy=False)

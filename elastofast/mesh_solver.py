@@ -78,9 +78,7 @@ class MeshSolver:
             self._inverse = _factorise(self._matrix)
         else:
             self._order = np.arange(self.active.size).reshape(self.active.shape).T.ravel()
-            self._matrix, self._inverse = _multigrid(
-                pyamg, matrix, self.active, rigid_modes(mesh), self._order
-            )
+            self._matrix, self._inverse = _multigrid(pyamg, matrix, self.active, rigid_modes(mesh), self._order)
 
     def solve(self, b, x0=None, rtol=1e-8, maxiter=500, energy=False) -> Solution:
         """Solve to a true relative residual of ``rtol`` by preconditioned conjugate gradients.
@@ -117,12 +115,8 @@ class MeshSolver:
 
         precondition = LinearOperator(self._matrix.shape, matvec=self._inverse, dtype=np.float64)
         w = None if x0 is None else self._take(x0)
-        for _ in range(
-            3
-        ):  # the residual that CG carries along drifts from the true one: look, and go on from there
-            w, _ = cg(
-                self._matrix, rhs, w, rtol=rtol, maxiter=maxiter - iterations, M=precondition, callback=count
-            )
+        for _ in range(3):  # the residual that CG carries along drifts from the true one: look, and go on from there
+            w, _ = cg(self._matrix, rhs, w, rtol=rtol, maxiter=maxiter - iterations, M=precondition, callback=count)
             residual = float(np.linalg.norm(rhs - self._matrix @ w) / norm)
             if residual <= rtol:
                 return Solution(self._put(w).reshape(np.shape(b)), iterations, residual)

@@ -264,9 +264,7 @@ def evaluate(modulus, truth, geometry, mask=None, guard=2, relative=False) -> di
     x, truth = (np.asarray(to_host(value), dtype=np.float64) for value in (modulus, truth))
     for name, value in (("modulus", x), ("truth", truth)):
         if value.shape != geometry.node_shape:
-            raise ValueError(
-                f"{name} must have the geometry's shape {geometry.node_shape}, got {value.shape}"
-            )
+            raise ValueError(f"{name} must have the geometry's shape {geometry.node_shape}, got {value.shape}")
     on_grid = isinstance(geometry, Grid)
     weights = None if on_grid else geometry.node_weights
     *_, w = _pair(x, truth, weights)
@@ -318,11 +316,7 @@ def _pair(x, truth, weights):
 def _range(truth, data_range) -> float:
     value = float(np.ptp(truth)) if data_range is None else float(data_range)
     if not (np.isfinite(value) and value > 0):
-        what = (
-            "the truth is constant, so data_range must be given"
-            if data_range is None
-            else f"got {data_range}"
-        )
+        what = "the truth is constant, so data_range must be given" if data_range is None else f"got {data_range}"
         raise ValueError(f"data_range must be positive and finite: {what}")
     return value
 

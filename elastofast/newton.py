@@ -293,7 +293,11 @@ def quasi_newton(fidelity, prior, weight, start, *, rtol, max_iterations, limits
 
     try:
         found = minimize(
-            objective, to_host(start.z).ravel(), jac=True, method="L-BFGS-B", callback=accepted,
+            objective,
+            to_host(start.z).ravel(),
+            jac=True,
+            method="L-BFGS-B",
+            callback=accepted,
             bounds=[(low, high)] * start.z.size,
             options={"maxiter": max_iterations, "maxcor": 30, "ftol": 1e-6},
         )

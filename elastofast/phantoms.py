@@ -186,9 +186,7 @@ def inclusion(geometry, center, radius, modulus, background):
             raise ValueError(f"{name} must be positive and finite, got {value}")
     mask = np.linalg.norm(geometry.points - center, axis=1) <= radius
     if not mask.any():
-        raise ValueError(
-            f"the inclusion at center {center} with radius {radius} m holds no node of the geometry"
-        )
+        raise ValueError(f"the inclusion at center {center} with radius {radius} m holds no node of the geometry")
     mask = mask.reshape(geometry.node_shape)
     return np.where(mask, float(modulus), float(background)), mask
 
@@ -213,9 +211,7 @@ def _check_values(background, lesion, edge, texture, variation):
 def _check_range(name, pair, unit):
     pair = np.asarray(pair, dtype=np.float64)
     if pair.shape != (2,) or not np.isfinite(pair).all() or not 0 < pair[0] <= pair[1]:
-        raise ValueError(
-            f"{name} must be a pair (low, high) with 0 < low <= high ({unit}), got {pair.tolist()}"
-        )
+        raise ValueError(f"{name} must be a pair (low, high) with 0 < low <= high ({unit}), got {pair.tolist()}")
 
 
 _ANGLES = np.linspace(0, 2 * np.pi, 720, endpoint=False)
@@ -229,8 +225,7 @@ def _margin(rng, kind) -> np.ndarray:
     r = 1 / np.hypot(np.cos(t) / aspect, np.sin(t))
     if kind == "lobulated":
         bulges = sum(
-            rng.uniform(0.3, 1.0) / k * np.cos(k * (_ANGLES - rng.uniform(0, 2 * np.pi)))
-            for k in (2, 3, 4, 5)
+            rng.uniform(0.3, 1.0) / k * np.cos(k * (_ANGLES - rng.uniform(0, 2 * np.pi))) for k in (2, 3, 4, 5)
         )
         r *= 1 + rng.uniform(0.15, 0.25) * bulges / np.abs(bulges).max()
     elif kind == "spiculated":
@@ -250,9 +245,7 @@ def _place(rng, reach, low, high, placed) -> np.ndarray:
             center = rng.uniform(low, high)
             if all(np.hypot(*(center - c)) > 1.1 * (reach + r) for c, r in placed):
                 return center
-    raise NoRoomError(
-        f"lesion number {len(placed) + 1} does not fit into the body; use a smaller size or n_lesions"
-    )
+    raise NoRoomError(f"lesion number {len(placed) + 1} does not fit into the body; use a smaller size or n_lesions")
 
 
 def _depth(points, center, margin) -> np.ndarray:

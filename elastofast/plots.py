@@ -76,17 +76,11 @@ def plot_maps(maps, geometry, path=None, truth=None, *, limits=None, depth=None,
     if truth is not None:
         truth = _field(truth, geometry, "truth")
     limits = _limits(maps, truth) if limits is None else tuple(np.asarray(limits, dtype=float) / 1e3)
-    depth = (
-        _lesion_depth(next(iter(maps.values())) if truth is None else truth, geometry)
-        if depth is None
-        else depth
-    )
+    depth = _lesion_depth(next(iter(maps.values())) if truth is None else truth, geometry) if depth is None else depth
 
     rows = 1 if len(maps) <= 3 else math.ceil(len(maps) / 4)
     columns = math.ceil(len(maps) / rows)
-    wide = (
-        (1.0 + 0.35 * (rows - 1),) if truth is not None else ()
-    )  # the truth gets more room beside several rows
+    wide = (1.0 + 0.35 * (rows - 1),) if truth is not None else ()  # the truth gets more room beside several rows
     widths = (*wide, *[1.0] * columns)
     tall = _aspect(geometry)
     panel = min(2.6, 11.0 / sum(widths))
@@ -106,9 +100,7 @@ def plot_maps(maps, geometry, path=None, truth=None, *, limits=None, depth=None,
             image = _draw(axes, field / 1e3, geometry, limits)
             error = "" if truth is None else f"\nrelative error {_error(field, truth, geometry):.3f}"
             axes.set_title(name + error)
-            first = column == 0 and (
-                rows > 1 or not wide
-            )  # beside the truth one row needs no labels of its own
+            first = column == 0 and (rows > 1 or not wide)  # beside the truth one row needs no labels of its own
             axes.tick_params(labelleft=first, labelbottom=row == rows - 1)
             if not first:
                 axes.set_ylabel("")
@@ -212,9 +204,7 @@ def plot_result(result, measurement, path=None):
         axes.legend(frameon=False)
         axes = figure.add_subplot(bottom[1])
         steps = [entry["iteration"] for entry in result.history]
-        axes.semilogy(
-            steps, [entry["chi2"] for entry in result.history], "o-", ms=3, lw=1.2, color=_COLORS[0]
-        )
+        axes.semilogy(steps, [entry["chi2"] for entry in result.history], "o-", ms=3, lw=1.2, color=_COLORS[0])
         axes.axhline(1.0, color="black", lw=0.8, ls="--")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel="iteration", ylabel="chi2")

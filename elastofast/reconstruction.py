@@ -167,5 +167,3 @@ def _alike(one, other):
     return kind(one) == kind(other) and all(
         np.array_equal(getattr(one.load, name), getattr(other.load, name)) for name in ("fixed", "open")
     )
-
-

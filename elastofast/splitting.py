@@ -52,8 +52,23 @@ def schedule_steps(scale):
 
 
 def half_quadratic_splitting(
-    fidelity, prior, weight, start, *, anchor, first, loose, slack, scale, worth, rtol, steps, max_iterations, limits,
-    report, going=True,
+    fidelity,
+    prior,
+    weight,
+    start,
+    *,
+    anchor,
+    first,
+    loose,
+    slack,
+    scale,
+    worth,
+    rtol,
+    steps,
+    max_iterations,
+    limits,
+    report,
+    going=True,
 ):
     """Minimise J(x) + weight / 2 |z - P(z)|^2 over z = log x, P(z) being the prior's idea of the true map, for each
     member of a batch by itself.

@@ -42,9 +42,7 @@ def one_error(code, out, err, text):
 def test_simulate_writes_what_it_was_asked_for(tmp_path, capsys, suffix):
     path = tmp_path / f"scan{suffix}"
     options = "--size 20 16 --spacing 1e-3 2e-3 --law plane_strain --poisson 0.45 --snr 40 --noise relative"
-    code, out, _ = run(
-        "simulate", "-o", path, *options.split(), "--phantom", "oval", "--pressure", 50, capsys=capsys
-    )
+    code, out, _ = run("simulate", "-o", path, *options.split(), "--phantom", "oval", "--pressure", 50, capsys=capsys)
     assert code == 0 and str(path) in out
     m = load_measurement(path)
     assert m.geometry.shape == (20, 16) and m.geometry.spacing == (1e-3, 2e-3)
@@ -56,9 +54,7 @@ def test_simulate_writes_what_it_was_asked_for(tmp_path, capsys, suffix):
 
 def test_simulate_by_strain_and_seed(tmp_path):
     for name in "ab":
-        assert (
-            run("simulate", "-o", tmp_path / f"{name}.npz", "--size", 16, "--strain", 0.02, "--seed", 9) == 0
-        )
+        assert run("simulate", "-o", tmp_path / f"{name}.npz", "--size", 16, "--strain", 0.02, "--seed", 9) == 0
     a, b = (load_measurement(tmp_path / f"{name}.npz") for name in "ab")
     assert np.array_equal(a.displacement, b.displacement)
     assert np.allclose(a.displacement[0, 0], 0.02 * 40e-3)

@@ -30,9 +30,7 @@ def on_grid():
     load = compression(GRID, strain=0.01, total_force=3.0)
     open_ = np.zeros(load.fixed.shape, bool)
     open_[1, 2:4, 0] = True
-    load = Boundary(
-        fixed=load.fixed, displacement=load.displacement, open=open_, total_force=load.total_force
-    )
+    load = Boundary(fixed=load.fixed, displacement=load.displacement, open=open_, total_force=load.total_force)
     std = RNG.uniform(1e-8, 1e-7, load.fixed.shape)
     std[0, 3, 3] = np.inf
     return Measurement(
@@ -47,9 +45,7 @@ def on_grid():
 
 
 def on_mesh():
-    return Measurement(
-        MESH, PlaneStress(-0.2), compression(MESH, pressure=100.0), RNG.normal(size=(2, 5)), [1.0, 2.0]
-    )
+    return Measurement(MESH, PlaneStress(-0.2), compression(MESH, pressure=100.0), RNG.normal(size=(2, 5)), [1.0, 2.0])
 
 
 def same(one, other):
@@ -142,9 +138,7 @@ def test_overrides(tmp_path):
 # the layout of the comp-elast data ---------------------------------------------------------------
 
 POINTS = np.array([[x, y] for y in (0.0, 10e-3, 20e-3) for x in (0.0, 15e-3, 30e-3)])
-CELLS = np.array(
-    [[a, a + 1, a + 4] for a in (0, 1, 3, 4)] + [[a, a + 4, a + 3] for a in (0, 1, 3, 4)], np.int32
-)
+CELLS = np.array([[a, a + 1, a + 4] for a in (0, 1, 3, 4)] + [[a, a + 4, a + 3] for a in (0, 1, 3, 4)], np.int32)
 
 
 def comp_elast():
@@ -182,10 +176,7 @@ def test_comp_elast_v5(tmp_path):
     data, u, f = comp_elast()
     savemat(tmp_path / "d.mat", data)
     check_comp_elast(load_measurement(tmp_path / "d.mat", displacement_std=1e-9), u, f)
-    assert (
-        load_measurement(tmp_path / "d.mat", displacement_std=1, law=PlaneStress(0.3)).law.name
-        == "plane_stress"
-    )
+    assert load_measurement(tmp_path / "d.mat", displacement_std=1, law=PlaneStress(0.3)).law.name == "plane_stress"
 
 
 def test_comp_elast_v73(tmp_path):
@@ -197,9 +188,7 @@ def test_comp_elast_v73(tmp_path):
 
 def test_comp_elast_needs_a_noise_level(tmp_path):
     savemat(tmp_path / "d.mat", comp_elast()[0])
-    with pytest.raises(
-        ValueError, match=r'states no noise level.*load_measurement\("d.mat", displacement_std=1e-8\)'
-    ):
+    with pytest.raises(ValueError, match=r'states no noise level.*load_measurement\("d.mat", displacement_std=1e-8\)'):
         load_measurement(tmp_path / "d.mat")
 
 
@@ -275,9 +264,7 @@ def test_empty_and_foreign_files(tmp_path):
     with pytest.raises(ValueError, match=r"scan\.h5: the file is empty"):
         load_measurement(path)
     path.write_bytes(b"%PDF-1.7 something else entirely")
-    with pytest.raises(
-        ValueError, match=r"not a file elastofast can read: expected HDF5 .*starts with b'%PDF-1.7'"
-    ):
+    with pytest.raises(ValueError, match=r"not a file elastofast can read: expected HDF5 .*starts with b'%PDF-1.7'"):
         load_measurement(path)
     (tmp_path / "scan.mat").write_bytes(b"%PDF-1.7 something else entirely")
     with pytest.raises(ValueError, match=r"scan.mat: cannot be read as a MATLAB v5 file"):
@@ -295,9 +282,7 @@ def test_files_of_someone_else(tmp_path, suffix):
         np.savez(path, **data)
     else:
         savemat(path, data)
-    with pytest.raises(
-        ValueError, match=r"expected a 'elastofast measurement' file.*holds the variables pressure, t"
-    ):
+    with pytest.raises(ValueError, match=r"expected a 'elastofast measurement' file.*holds the variables pressure, t"):
         load_measurement(path)
 
 
@@ -350,9 +335,7 @@ def test_nothing_is_unpickled(tmp_path):
 
 
 def test_unknown_suffix(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"path must end in one of \.h5, \.hdf5, \.npz, \.mat, got .*scan.csv"
-    ):
+    with pytest.raises(ValueError, match=r"path must end in one of \.h5, \.hdf5, \.npz, \.mat, got .*scan.csv"):
         on_grid().save(tmp_path / "scan.csv")
     with pytest.raises(ValueError, match=r"\.mat, \.vtu, got"):
         save_modulus(tmp_path / "x.csv", np.ones(GRID.shape), GRID)
@@ -459,12 +442,8 @@ def test_plain_arrays_and_bad_ones(tmp_path):
     assert (modulus == 1).all() and info == {"relative": False}
     with pytest.raises(ValueError, match=r"modulus must have the geometry's shape \(6, 5\), got \(5, 6\)"):
         save_modulus(tmp_path / "y.npz", np.ones((5, 6)), GRID)
-    with pytest.raises(
-        ValueError, match=r"x.npz: expected a 'elastofast measurement'.* holds a 'elastofast modulus'"
-    ):
+    with pytest.raises(ValueError, match=r"x.npz: expected a 'elastofast measurement'.* holds a 'elastofast modulus'"):
         load_measurement(tmp_path / "x.npz")
     on_grid().save(tmp_path / "scan.npz")
-    with pytest.raises(
-        ValueError, match=r"scan.npz: expected a 'elastofast modulus' file; it holds a 'elastofast m"
-    ):
+    with pytest.raises(ValueError, match=r"scan.npz: expected a 'elastofast modulus' file; it holds a 'elastofast m"):
         load_modulus(tmp_path / "scan.npz")

@@ -78,9 +78,7 @@ def test_reference_grid_against_scikit_fem(law):
 
     grid = Grid((4, 5), (2e-3, 1e-3))
     x = np.random.default_rng(4).uniform(1e4, 5e4, grid.n_nodes)
-    mesh = skfem.MeshQuad.init_tensor(
-        *(h * np.arange(n) for n, h in zip(grid.shape, grid.spacing, strict=True))
-    )
+    mesh = skfem.MeshQuad.init_tensor(*(h * np.arange(n) for n, h in zip(grid.shape, grid.spacing, strict=True)))
     number = np.ravel_multi_index(np.rint(mesh.p / np.array(grid.spacing)[:, None]).astype(int), grid.shape)
 
     @skfem.BilinearForm
@@ -213,9 +211,9 @@ def test_patch(law, method, monkeypatch):
         axial, across = -(1 - law.poisson**2) / 100, law.poisson * (1 + law.poisson) / 100
     else:
         axial, across = -1 / 100, law.poisson / 100
-    gradient = np.linalg.lstsq(
-        np.column_stack([mesh.points, np.ones(mesh.n_nodes)]), solution.value.T, rcond=None
-    )[0][:-1]
+    gradient = np.linalg.lstsq(np.column_stack([mesh.points, np.ones(mesh.n_nodes)]), solution.value.T, rcond=None)[0][
+        :-1
+    ]
     strain = (gradient + gradient.T) / 2
     expected = np.diag([across] * (law.dim - 1) + [axial])
     np.testing.assert_allclose(strain, expected, atol=1e-9)
@@ -295,9 +293,7 @@ def test_solver_messages():
     solver = MeshSolver(backend, x, load.loaded)
     with pytest.raises(ValueError, match="b must be finite"):
         solver.solve(np.full((2, mesh.n_nodes), np.nan))
-    with pytest.raises(
-        RuntimeError, match=r"stopped at a relative residual of .* Try a larger rtol or maxiter"
-    ):
+    with pytest.raises(RuntimeError, match=r"stopped at a relative residual of .* Try a larger rtol or maxiter"):
         solver.solve(load.force, rtol=1e-20)
 
 

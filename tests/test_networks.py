@@ -60,9 +60,7 @@ def test_paper_critic_is_table_1():
     critic = PaperCritic((128, 96))
     layers = [(c.in_channels, c.out_channels, c.kernel_size, c.stride[0]) for c in critic.convolutions]
     widths = [1, 16, 32, 32, 64, 64, 128]
-    assert layers == [
-        (a, b, (5, 5), s) for a, b, s in zip(widths[:-1], widths[1:], [1, 1, 2, 2, 2, 2], strict=True)
-    ]
+    assert layers == [(a, b, (5, 5), s) for a, b, s in zip(widths[:-1], widths[1:], [1, 1, 2, 2, 2, 2], strict=True)]
     assert critic.dense.in_features == 128 * 8 * 6 and critic.dense.out_features == 256
     assert critic.output.in_features == 256 and critic.output.out_features == 1
 

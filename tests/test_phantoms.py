@@ -52,9 +52,7 @@ def test_the_stated_diameter_is_that_of_the_circle_of_equal_area():
 
 def roughness(mask):
     """Perimeter squared over area of a mask, 4 pi for a disk (counted on the cell edges, so 16 there)."""
-    perimeter = (
-        np.abs(np.diff(mask.astype(int), axis=0)).sum() + np.abs(np.diff(mask.astype(int), axis=1)).sum()
-    )
+    perimeter = np.abs(np.diff(mask.astype(int), axis=0)).sum() + np.abs(np.diff(mask.astype(int), axis=1)).sum()
     return perimeter**2 / mask.sum()
 
 
@@ -98,9 +96,7 @@ def test_soft_edges_stay_between_the_two_moduli():
 
     step = np.sqrt(0.2 * 0.25)  # of a node, mm
     reach = np.where(mask, distance(mask, GRID.spacing), distance(~mask, GRID.spacing)) / (step * 1e-3)
-    assert (
-        reach[changed].max() <= 3 + 1.5
-    )  # half the width on each side, and the cell the margin runs through
+    assert reach[changed].max() <= 3 + 1.5  # half the width on each side, and the cell the margin runs through
 
 
 @pytest.mark.parametrize("rms", [0.05, 0.2])

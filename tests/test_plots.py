@@ -72,9 +72,7 @@ def test_result(tmp_path, geometry, reference):
     u = np.random.default_rng(0).normal(size=(2, *geometry.node_shape))
     truth = on(geometry, TRUTH)
     load = compression(geometry, pressure=1.0)
-    m = Measurement(
-        geometry, PlaneStress(0.4), load, u, [1.0, np.inf], reference=truth if reference else None
-    )
+    m = Measurement(geometry, PlaneStress(0.4), load, u, [1.0, np.inf], reference=truth if reference else None)
     result = SimpleNamespace(
         modulus=truth,
         displacement=0 * u,

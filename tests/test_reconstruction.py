@@ -258,9 +258,7 @@ def test_authors_file_at_35_db(tmp_path):
     clean = ef.load_measurement(file, displacement_std=1e-9)
     errors = []
     for seed in range(3):
-        u, std = add_noise(
-            clean.displacement, snr=35.0, noise="relative", seed=seed, axial=1, fixed=clean.load.fixed
-        )
+        u, std = add_noise(clean.displacement, snr=35.0, noise="relative", seed=seed, axial=1, fixed=clean.load.fixed)
         m = ef.Measurement(clean.geometry, clean.law, clean.load, u, std)
         errors.append(symmetric_rms(ef.reconstruct(m).modulus, clean.reference))
     assert np.mean(errors) <= 0.10  # published with a start from the true modulus: .086

@@ -446,7 +446,8 @@ class PaperCriticRecipe(Recipe):
         if maps.noisy is None:
             raise ValueError("the data set has no unregularised maps, which a critic is trained against")
         truth, noisy = (
-            maps.windows(self.batch, None, generator)(kind) for kind in (maps.truth, maps.noisy)  # unpaired
+            maps.windows(self.batch, None, generator)(kind)
+            for kind in (maps.truth, maps.noisy)  # unpaired
         )
         return truth, noisy
 
