@@ -272,7 +272,7 @@ def forward(n, law=lambda: None):
         active = load.loaded.reshape(2, -1)
         flat = x.reshape(-1)
         solver = form.solver(flat, active)
-        rhs = solver.home.xp.asarray(load.force.reshape(2, -1))
+        rhs = solver.device.xp.asarray(load.force.reshape(2, -1))
         return {"set-up ms": 1e3 * seconds(lambda: form.solver(flat, active), 5),
                 "solve ms": 1e3 * seconds(lambda: solver.solve(rhs), 5),
                 "cycle ms": 1e3 * seconds(lambda: solver.precondition(rhs)),

@@ -11,30 +11,31 @@ from importlib.metadata import version as _version
 
 __version__ = _version("elastofast")
 
-_HOMES = {
+_MODULE_NAMES = {
     "boundary": ("Boundary", "compression"),
-    "covariance": ("NoiseCovariance",),
-    "fidelity": ("Fidelity",),
-    "form": ("ElasticForm",),
+    "forward.form": ("ElasticForm",),
+    "forward.solve": ("solve_forward",),
     "geometry": ("Grid", "Mesh"),
+    "inversion.reconstruct": ("reconstruct",),
     "io": ("load_modulus", "save_modulus"),
     "laws": ("PlaneStrain", "PlaneStress", "Solid"),
     "measurement": ("Measurement", "load_measurement"),
+    "misfit.covariance": ("NoiseCovariance",),
+    "misfit.fidelity": ("Fidelity",),
     "phantoms": ("inclusion", "lesion"),
     "plots": ("plot_maps", "plot_result"),
-    "reconstruction": ("Result", "reconstruct"),
+    "result": ("Result",),
     "simulation": ("simulate",),
-    "solve": ("solve_forward",),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULE_NAMES.items() for name in names}
 _MODULES = ("metrics", "priors")
 
-__all__ = ["__version__", *sorted(_HOME), *_MODULES]
+__all__ = ["__version__", *sorted(_MODULE_OF), *_MODULES]
 
 
 def __getattr__(name):
-    if name in _HOME:
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    if name in _MODULE_OF:
+        return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
     if name in _MODULES:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

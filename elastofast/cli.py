@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 
-from .machine import processors
+from .backend.processors import processors
 from .phantoms import KINDS
 from .simulation import NOISES
 
@@ -82,11 +82,11 @@ _TABLE = {
 def _demo(options) -> int:
     from .boundary import compression
     from .geometry import Grid
+    from .inversion.reconstruct import reconstruct
     from .laws import PlaneStress
     from .metrics import evaluate
     from .phantoms import lesion
     from .plots import plot_maps
-    from .reconstruction import reconstruct
     from .simulation import simulate
 
     _check_output(options.out, (".png", ".pdf", ".svg"))
@@ -188,10 +188,10 @@ def _dataset(options) -> int:
 
 
 def _reconstruct(options) -> int:
+    from .inversion.reconstruct import reconstruct
     from .io import save_modulus
     from .measurement import load_measurement
     from .metrics import evaluate
-    from .reconstruction import reconstruct
 
     _check_output(options.output, (".npz", ".h5", ".hdf5", ".mat", ".vtu"))
     if options.plot:
@@ -242,7 +242,7 @@ def _reconstruct(options) -> int:
 
 
 def _compare(options) -> int:
-    from .learning.compare import compare
+    from .evaluation.experiment import compare
 
     settings = {name: getattr(options, name) for name in _COMPARE_OPTIONS}
     weights = {name: getattr(options, name) for name in ("critic", "unet", "dncnn")}

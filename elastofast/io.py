@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .arrays import to_host
+from .backend.device import to_host
 from .geometry import Grid, Mesh
 from .laws import LAWS, PlaneStrain
 

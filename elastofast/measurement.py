@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from .arrays import home_of, to_host
-from .form import check_body
+from .backend.device import device_of, to_host
+from .forward.form import check_body
 from .io import measurement_arguments, save_measurement
 
 __all__ = ["Measurement", "load_measurement"]
@@ -36,7 +36,7 @@ class Measurement:
         Standard deviation of the force noise in newtons (2-D: per metre of thickness), zero or more.
     reference : array_like of float, shape node_shape, optional
         The true modulus in pascals where it is known. For evaluation only: no reconstruction reads it.
-    home : Home, optional
+    device : Device, optional
         Where later work is done; default where the displacement lives.
 
     Attributes
@@ -44,7 +44,7 @@ class Measurement:
     displacement, displacement_std, force_std : numpy.ndarray, float64, shape (d, *node_shape)
         The arguments, checked, broadcast and read-only.
     reference : numpy.ndarray, float64, shape node_shape, or None
-    home : Home
+    device : Device
         Where the work is done: moduli go in and come out as arrays of that kind.
 
     Raises
@@ -61,7 +61,7 @@ class Measurement:
     """
 
     def __init__(
-        self, geometry, law, load, displacement, displacement_std, force_std=0.0, reference=None, *, home=None
+        self, geometry, law, load, displacement, displacement_std, force_std=0.0, reference=None, *, device=None
     ):
         from .boundary import Boundary
 
@@ -72,7 +72,7 @@ class Measurement:
         self.geometry, self.law, self.load = geometry, law, load
 
         shape = (geometry.dim, *geometry.node_shape)
-        self.home = home or home_of(displacement=displacement)
+        self.device = device or device_of(displacement=displacement)
         u = _real(displacement, "displacement").copy()
         if u.shape == (geometry.dim, geometry.n_nodes):
             u = u.reshape(shape)
@@ -113,7 +113,7 @@ class Measurement:
     @cached_property
     def form(self):
         """The `ElasticForm` of this geometry and law."""
-        from .form import ElasticForm
+        from .forward.form import ElasticForm
 
         return ElasticForm(self.geometry, self.law)
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from .arrays import to_host
+from .backend.device import to_host
 from .geometry import Grid
 
 

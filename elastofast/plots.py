@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .arrays import to_host
+from .backend.device import to_host
 from .geometry import Grid
 from .io import write_atomically
 from .metrics import region_masks, relative_l2

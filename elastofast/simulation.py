@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arrays import to_host
+from .backend.device import to_host
 from .geometry import Grid
 
 NOISES = ("white", "relative")
@@ -49,9 +49,9 @@ def simulate(geometry, law, load, modulus, snr=35.0, noise="white", seed=0, forc
     >>> m = ef.simulate(grid, ef.PlaneStress(0.495), load, x, snr=35.0)  # doctest: +SKIP
     """
     from .boundary import Boundary
-    from .form import ElasticForm
+    from .forward.form import ElasticForm
+    from .forward.solve import solve_forward
     from .measurement import Measurement
-    from .solve import solve_forward
 
     rng = np.random.default_rng(seed)
     applied = load

@@ -17,7 +17,7 @@ import scipy.ndimage
 import scipy.sparse
 import scipy.sparse.linalg
 
-from elastofast import arrays
+from elastofast.backend import device as arrays
 
 
 @cache
@@ -159,12 +159,12 @@ def cg(system, b, x0=None, *, M, callback, **options):
 
 
 @dataclass(frozen=True)
-class TestHome(arrays.Home):
+class TestDevice(arrays.Device):
     """Where device arrays live."""
 
     __test__ = False
-    device: int = 0
-    on_device = True
+    index: int = 0
+    is_gpu = True
     xp = Library()
     linalg = SimpleNamespace(LinearOperator=operator, cg=cg)
     ndimage = Filters()
@@ -193,11 +193,11 @@ class TestHome(arrays.Home):
         return Matrix(*(self.upload(a) for a in (host.data, host.indices, host.indptr)), host.shape)
 
 
-HOME = TestHome()
+DEVICE = TestDevice()
 
 
 def install(monkeypatch):
     """Let `DeviceArray` decide, as CuPy arrays do; returns the way in and the way out."""
-    original = arrays._home
-    monkeypatch.setattr(arrays, "_home", lambda value: HOME if isinstance(value, DeviceArray) else original(value))
-    return HOME.xp.asarray, HOME.xp.asnumpy
+    original = arrays._device
+    monkeypatch.setattr(arrays, "_device", lambda value: DEVICE if isinstance(value, DeviceArray) else original(value))
+    return DEVICE.xp.asarray, DEVICE.xp.asnumpy

@@ -5,10 +5,10 @@ import pytest
 from scipy.spatial import Delaunay
 
 from elastofast.boundary import Boundary
-from elastofast.form import ElasticForm
+from elastofast.forward.form import ElasticForm
+from elastofast.forward.solve import solve_forward
 from elastofast.geometry import Grid, Mesh
 from elastofast.laws import PlaneStrain, PlaneStress
-from elastofast.solve import solve_forward
 
 
 def edges(geometry):

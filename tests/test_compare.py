@@ -12,12 +12,12 @@ import pytest
 
 import elastofast as ef
 from elastofast import cli
-from elastofast.learning import compare as module
-from elastofast.learning import report
-from elastofast.learning.compare import compare
-from elastofast.learning.comparison import COLUMNS, Comparison
+from elastofast.evaluation import experiment as module
+from elastofast.evaluation import report
+from elastofast.evaluation.experiment import compare
+from elastofast.evaluation.results import COLUMNS, Comparison
+from elastofast.evaluation.scenarios import Condition, measure
 from elastofast.learning.dataset import Dataset, build_dataset
-from elastofast.learning.worlds import Condition, measure
 
 h5py = pytest.importorskip("h5py")
 for package in ("matplotlib", "skimage"):
@@ -244,15 +244,15 @@ def test_processes_give_what_one_gives(tmp_path, maps, quiet):
 
 
 def test_learned_methods_take_weights_of_ones_own(tmp_path, maps, quiet):
-    torch, weights = pytest.importorskip("torch"), pytest.importorskip("elastofast.learning.weights")
-    from elastofast.learning.networks import Standard, build
+    torch, weights_file = pytest.importorskip("torch"), pytest.importorskip("elastofast.priors.weights_file")
+    from elastofast.priors.networks import Standard, build
 
     torch.manual_seed(0)
     standard = {"standard": Standard()._asdict()}
     files = {name: tmp_path / f"{name}.safetensors" for name in ("critic", "unet", "dncnn")}
     sizes = {"critic": {"channels": (4, 4, 4)}, "unet": {"channels": 4}, "dncnn": {"channels": 4, "layers": 2}}
     for name, path in files.items():
-        weights.save(path, build(name, **sizes[name]), standard)
+        weights_file.save(path, build(name, **sizes[name]), standard)
     methods = ["unet", "pnp", "critic-paper", "critic"]
     done = compare(tmp_path / "out", data=maps, maps=1, methods=methods, weights=files)
     assert [row["method"] for row in done.rows] == methods
@@ -268,7 +268,7 @@ def test_learned_methods_take_weights_of_ones_own(tmp_path, maps, quiet):
     assert done.rows[0]["relative_error"] == pytest.approx(expected, rel=1e-6)
     with pytest.raises(ValueError, match="expected weights of unet, the file holds 'dncnn'"):
         compare(tmp_path / "wrong", data=maps, methods=["unet"], weights={"unet": files["dncnn"]})
-    weights.save(files["unet"], build("unet", channels=5), standard)  # other weights under the same name
+    weights_file.save(files["unet"], build("unet", channels=5), standard)  # other weights under the same name
     with pytest.raises(ValueError, match=r"comparison with weights\.unet"):
         compare(tmp_path / "out", data=maps, maps=1, methods=methods, weights=files)
 

@@ -8,10 +8,10 @@ from dense import dense_psi
 from scipy.spatial import Delaunay
 
 from elastofast.boundary import Boundary, compression
-from elastofast.covariance import NoiseCovariance
-from elastofast.form import ElasticForm
+from elastofast.forward.form import ElasticForm
 from elastofast.geometry import Grid, Mesh
 from elastofast.laws import PlaneStrain, PlaneStress
+from elastofast.misfit.covariance import NoiseCovariance
 
 LAWS = [PlaneStress(0.495), PlaneStrain(0.495)]
 GRID = Grid((6, 7), (1e-3, 2e-3))

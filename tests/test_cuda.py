@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import elastofast as ef
-from elastofast import arrays
+from elastofast.backend import device as arrays
 
 
 @pytest.fixture
@@ -43,15 +43,15 @@ def test_without_the_module_the_way_to_it_is_said(monkeypatch):
     monkeypatch.delattr(ef, "_cuda", raising=False)
     arrays._kernels.cache_clear()
     with pytest.raises(RuntimeError, match=r"cuda:0 \(CuPy\) need elastofast._cuda.* ELASTOFAST_CUDA=1"):
-        _ = arrays.CudaHome(0).kernels
+        _ = arrays.CudaDevice(0).kernels
 
 
 def test_host_arrays_need_no_array_library(monkeypatch):
     for name in ("cupy", "torch"):
         monkeypatch.setitem(sys.modules, name, None)
     for value in (np.ones(3), [1.0, 2.0], 3.0):
-        assert arrays.home_of(x=value) is arrays.HOST
-    assert arrays.home_of(x=None) is arrays.HOST
+        assert arrays.device_of(x=value) is arrays.HOST
+    assert arrays.device_of(x=None) is arrays.HOST
     assert arrays.namespace(np.ones(2)) is np
 
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 import elastofast as ef
-from elastofast import arrays, grid_device
-from elastofast.grid_kernels import smoother
-from elastofast.moves import Moves, plateau_range
+from elastofast.backend import device as arrays
+from elastofast.forward import grid_cuda as grid_device
+from elastofast.forward.grid import smoother
+from elastofast.inversion.unpenalised import Moves, plateau_range
 
 LAWS = {"stress": ef.PlaneStress(0.495), "strain": ef.PlaneStrain(0.495)}
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
@@ -117,7 +118,7 @@ def own(memory):
 
     def take(array):
         there = put(array)
-        return arrays.home_of(x=there).take(there)
+        return arrays.device_of(x=there).asarray(there)
 
     return take, get
 
@@ -345,9 +346,9 @@ def test_linearized_priors(memory, prior, spacing):
     put, get = memory
     prior, rng = prior(ef.Grid((20, 31), spacing)), np.random.default_rng(0)
     z, dz, v = 0.3 * rng.standard_normal((3, 2, 620))
-    home = arrays.home_of(z=put(z))
-    with home.working():
-        there = [home.take(put(a)) for a in (z, dz, v)]
+    device = arrays.device_of(z=put(z))
+    with device.working():
+        there = [device.asarray(put(a)) for a in (z, dz, v)]
         duals, models = zip(*(both(prior, *fields) for fields in ((z, dz), there[:2])), strict=True)
         np.testing.assert_allclose(models[1].value, models[0].value, rtol=1e-12)
         np.testing.assert_allclose(prior.value(there[0]), prior.value(z), rtol=1e-12)
@@ -402,7 +403,7 @@ def test_moves(memory):
     put, get = memory
     maps, which = discs(40, 53), np.array([True, False, True])
     z, v = maps.reshape(3, -1), np.random.default_rng(0).standard_normal((3, maps[0].size))
-    take = arrays.home_of(z=put(z)).take
+    take = arrays.device_of(z=put(z)).asarray
     for members in (which, ~which):
         host, there = Moves(z, (40, 53), members), Moves(take(put(z)), (40, 53), members)
         assert relative(get(there.part(take(put(v)))), host.part(v)) < 1e-10

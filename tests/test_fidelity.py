@@ -8,12 +8,12 @@ from dense import dense_psi
 from scipy.spatial import Delaunay
 
 from elastofast.boundary import Boundary, compression
-from elastofast.fidelity import Fidelity
-from elastofast.form import ElasticForm
+from elastofast.forward.form import ElasticForm
+from elastofast.forward.solve import solve_forward
 from elastofast.geometry import Grid, Mesh
 from elastofast.laws import PlaneStrain, PlaneStress
 from elastofast.measurement import Measurement
-from elastofast.solve import solve_forward
+from elastofast.misfit.fidelity import Fidelity
 
 SMALL = Grid((5, 6), (1e-3, 2e-3))
 GEOMETRIES = {

@@ -8,7 +8,7 @@ from scipy.spatial import Delaunay
 
 from elastofast import _core
 from elastofast.boundary import rigid_modes
-from elastofast.form import ElasticForm
+from elastofast.forward.form import ElasticForm
 from elastofast.geometry import Grid, Mesh
 from elastofast.laws import PlaneStrain, PlaneStress, Solid
 

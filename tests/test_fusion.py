@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import elastofast as ef
-from elastofast import newton
-from elastofast.fusion import BLOCK, fused
+from elastofast.backend.elementwise import BLOCK, fused
+from elastofast.inversion import gauss_newton as newton
 from elastofast.priors import differences, variation
 
 

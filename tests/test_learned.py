@@ -5,14 +5,16 @@ import pytest
 import torch
 
 import elastofast as ef
-from elastofast import priors, run, splitting
-from elastofast.fidelity import Fidelity
-from elastofast.learning import perturbation
-from elastofast.learning.networks import build
-from elastofast.moves import Moves, plateau_range
-from elastofast.newton import Iterate, curvature_scale, data_curvature
-from elastofast.splitting import half_quadratic_splitting
-from elastofast.start import homogeneous
+from elastofast import priors
+from elastofast.inversion import multilevel as run
+from elastofast.inversion import splitting
+from elastofast.inversion.gauss_newton import Iterate, curvature_scale, data_curvature
+from elastofast.inversion.initial import homogeneous
+from elastofast.inversion.splitting import half_quadratic_splitting
+from elastofast.inversion.unpenalised import Moves, plateau_range
+from elastofast.learning import posterior as perturbation
+from elastofast.misfit.fidelity import Fidelity
+from elastofast.priors.networks import build
 
 
 def network(kind, seed=0, **architecture):

@@ -12,12 +12,12 @@ import pytest
 from dense import dense_psi
 from scipy.spatial import Delaunay
 
-from elastofast import mesh_solver
 from elastofast.boundary import compression, rigid_modes
+from elastofast.forward import mesh_solver
+from elastofast.forward.mesh import MeshBackend
+from elastofast.forward.mesh_solver import MeshSolver
 from elastofast.geometry import Grid, Mesh
 from elastofast.laws import PlaneStrain, PlaneStress, Solid
-from elastofast.mesh_kernels import MeshBackend
-from elastofast.mesh_solver import MeshSolver
 
 LAWS = [PlaneStress(0.3), PlaneStress(-0.2), PlaneStrain(0.495), Solid(0.45)]
 
@@ -314,7 +314,7 @@ def test_kernels_are_cached_between_processes(tmp_path):
     code = (
         "import numpy as np\n"
         "from elastofast.geometry import Mesh\nfrom elastofast.laws import PlaneStress\n"
-        "from elastofast.mesh_kernels import MeshBackend\n"
+        "from elastofast.forward.mesh import MeshBackend\n"
         "b = MeshBackend(Mesh([[0, 0], [1, 0], [0, 1]], [[0, 1, 2]]), PlaneStress(0.3))\n"
         "b.force(np.ones((1, 3)), np.ones((1, 2, 3)))\n"
         "print(sum(b._run.force.stats.cache_hits.values()), sum(b._run.force.stats.cache_misses.values()))\n"

@@ -7,7 +7,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh, splu
 
 from elastofast import _core
 from elastofast.boundary import compression
-from elastofast.form import ElasticForm
+from elastofast.forward.form import ElasticForm
 from elastofast.geometry import Grid
 from elastofast.laws import PlaneStrain, PlaneStress
 

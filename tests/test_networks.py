@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from elastofast.learning.networks import KINDS, DnCNN, PaperCritic, Standard, UNet, build  # noqa: E402
+from elastofast.priors.networks import KINDS, DnCNN, PaperCritic, Standard, UNet, build  # noqa: E402
 
 SMALL = {"paper-critic": {"shape": (20, 17)}, "unet": {"channels": 4}, "dncnn": {"channels": 4, "layers": 3}}
 

@@ -3,7 +3,7 @@
 import device
 import numpy as np
 
-from elastofast.newton import conjugate_gradients
+from elastofast.inversion.gauss_newton import conjugate_gradients
 
 N = 12
 

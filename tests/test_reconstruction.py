@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import elastofast as ef
-from elastofast import run
+from elastofast.inversion import multilevel as run
+from elastofast.inversion.coarsen import coarsen, refine, sample
+from elastofast.inversion.initial import homogeneous
 from elastofast.metrics import relative_l2, symmetric_rms
-from elastofast.pyramid import coarsen, refine, sample
 from elastofast.simulation import add_noise
-from elastofast.start import homogeneous
 
 LAW = ef.PlaneStress(0.495)
 

@@ -6,10 +6,10 @@ from scipy.sparse.linalg import spsolve
 from scipy.spatial import Delaunay
 
 from elastofast.boundary import Boundary, compression
-from elastofast.form import ElasticForm
+from elastofast.forward.form import ElasticForm
+from elastofast.forward.solve import solve_forward
 from elastofast.geometry import Grid, Mesh
 from elastofast.laws import PlaneStrain, PlaneStress
-from elastofast.solve import solve_forward
 
 LAWS = [PlaneStress(0.3), PlaneStress(0.495), PlaneStrain(0.3), PlaneStrain(0.495)]
 GRID = Grid((17, 24), (1e-3, 2e-3))

@@ -16,10 +16,11 @@ pytest.importorskip("tqdm")
 
 import elastofast as ef  # noqa: E402
 from elastofast import cli  # noqa: E402
-from elastofast.learning import recipes, weights  # noqa: E402
-from elastofast.learning.networks import Standard  # noqa: E402
+from elastofast.learning import recipes  # noqa: E402
 from elastofast.learning.recipes import RECIPES, Maps, gradient_penalty, recipe  # noqa: E402
 from elastofast.learning.training import train  # noqa: E402
+from elastofast.priors import weights_file  # noqa: E402
+from elastofast.priors.networks import Standard  # noqa: E402
 
 SMALL = {
     "unet": {"channels": 4, "crop": 16, "batch": 4},
@@ -197,7 +198,7 @@ def test_unet_learns_the_correction(tmp_path):
     before = np.linalg.norm(toy.noisy[held] - toy.truths[held]) / np.linalg.norm(toy.truths[held])
     assert done["status"] == "finished" and done["best"]["relative_error"] < 0.7 * before
     # the figure is that of the weights in the file
-    network, configuration = weights.load(tmp_path / "w.safetensors", expected="unet")
+    network, configuration = weights_file.load(tmp_path / "w.safetensors", expected="unet")
     standard = Standard(**configuration["standard"])
     with torch.no_grad():
         s = standard.apply(torch.tensor(toy.noisy[held], dtype=torch.float32))
@@ -277,7 +278,7 @@ def test_what_is_written_beside_the_weights(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"w.safetensors", "w.jsonl"}
     assert [e["step"] for e in lines(tmp_path / "w.jsonl", "train")] == [2, 4, 6]
     assert [e["step"] for e in lines(tmp_path / "w.jsonl", "validation")] == [4, 6]
-    _, configuration = weights.load(tmp_path / "w.safetensors")
+    _, configuration = weights_file.load(tmp_path / "w.safetensors")
     made = configuration["training"]
     assert made["seed"] == 5 and made["maps"] == 4 and made["steps"] == 6 and made["data"] == {"snr": 35.0}
     assert made["recipe"]["kind"] == "dncnn" and made["recipe"]["noise"] == [0.02, 1.0]
@@ -557,7 +558,7 @@ def test_command_line_trains(tmp_path, capsys):
     small = ["--steps", "2", "--batch", "2", "--crop", "12", "--channels", "4", "--reconstructions", "1"]
     assert cli.main([*command, *small]) == 0
     assert "relative_error" in capsys.readouterr().out
-    assert weights.load(tmp_path / "w.safetensors", expected="dncnn")[1]["training"]["data"]["shape"] == [16, 16]
+    assert weights_file.load(tmp_path / "w.safetensors", expected="dncnn")[1]["training"]["data"]["shape"] == [16, 16]
     command[1], small = "unet", small[:-2]
     assert cli.main([*command, *small]) == 2
     assert "unregularised maps" in capsys.readouterr().err

@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
 
-from elastofast.learning import weights  # noqa: E402
-from elastofast.learning.networks import DnCNN, PaperCritic, Standard, UNet  # noqa: E402
+from elastofast.priors import weights_file  # noqa: E402
+from elastofast.priors.networks import DnCNN, PaperCritic, Standard, UNet  # noqa: E402
 
 CONFIGURATION = {"standard": Standard()._asdict(), "training": {"seed": 3, "note": "µ = 5"}}
 
@@ -20,7 +20,7 @@ def unet():
 
 @pytest.fixture
 def path(tmp_path):
-    weights.save(tmp_path / "unet.safetensors", unet(), CONFIGURATION)
+    weights_file.save(tmp_path / "unet.safetensors", unet(), CONFIGURATION)
     return tmp_path / "unet.safetensors"
 
 
@@ -40,8 +40,8 @@ def rewrite(path, change):
 )
 def test_round_trip(tmp_path, network):
     path = tmp_path / "weights.safetensors"
-    weights.save(path, network, CONFIGURATION)
-    again, configuration = weights.load(path, expected=network.kind)
+    weights_file.save(path, network, CONFIGURATION)
+    again, configuration = weights_file.load(path, expected=network.kind)
     s = torch.randn(2, 1, 16, 24)
     with torch.no_grad():
         assert torch.equal(again(s), network.half().float().eval()(s))
@@ -52,7 +52,7 @@ def test_round_trip(tmp_path, network):
 
 def test_memory_format_does_not_matter(path, tmp_path):
     network = unet().to(memory_format=torch.channels_last)
-    weights.save(tmp_path / "last.safetensors", network, CONFIGURATION)
+    weights_file.save(tmp_path / "last.safetensors", network, CONFIGURATION)
     assert (tmp_path / "last.safetensors").read_bytes() == path.read_bytes()
 
 
@@ -61,8 +61,8 @@ def test_header_of_any_length(tmp_path):
     first = set()
     for padding in range(0, 256, 8):
         path = tmp_path / f"{padding}.safetensors"
-        weights.save(path, unet(), {**CONFIGURATION, "padding": "-" * padding})
-        weights.load(path)
+        weights_file.save(path, unet(), {**CONFIGURATION, "padding": "-" * padding})
+        weights_file.load(path)
         first.add(path.read_bytes()[0])
     assert 0x80 in first
 
@@ -70,16 +70,16 @@ def test_header_of_any_length(tmp_path):
 def test_default_type_does_not_matter(path):
     torch.set_default_dtype(torch.float64)
     try:
-        network, _ = weights.load(path)
+        network, _ = weights_file.load(path)
     finally:
         torch.set_default_dtype(torch.float32)
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
 def test_expected_kinds(path):
-    weights.load(path, expected=("dncnn", "unet"))
+    weights_file.load(path, expected=("dncnn", "unet"))
     with pytest.raises(ValueError, match="expected weights of dncnn or paper-critic, the file holds 'unet'"):
-        weights.load(path, expected=("dncnn", "paper-critic"))
+        weights_file.load(path, expected=("dncnn", "paper-critic"))
 
 
 class Bomb:
@@ -94,7 +94,7 @@ class Bomb:
 def test_pickles_are_not_opened(tmp_path, write):
     write({"weights": Bomb(tmp_path / "exploded")}, tmp_path / "net.safetensors")
     with pytest.raises(ValueError, match="this is a pickle"):
-        weights.load(tmp_path / "net.safetensors")
+        weights_file.load(tmp_path / "net.safetensors")
     assert not (tmp_path / "exploded").exists()
 
 
@@ -106,7 +106,7 @@ def test_pickles_are_not_opened(tmp_path, write):
 def test_other_files(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ValueError, match=r"expected elastofast weights \(safetensors\), the file starts with"):
-        weights.load(tmp_path / "file")
+        weights_file.load(tmp_path / "file")
 
 
 def test_cut_short_anywhere(path):
@@ -114,7 +114,7 @@ def test_cut_short_anywhere(path):
     for share in (0.001, 0.01, 0.1, 0.5, 0.9, 0.9999):
         path.write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(ValueError, match=r"cut short|the file starts with"):
-            weights.load(path)
+            weights_file.load(path)
 
 
 def test_damaged_header_is_always_a_value_error(path):
@@ -124,7 +124,7 @@ def test_damaged_header_is_always_a_value_error(path):
     for place in range(0, length, 7):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x15]) + whole[place + 1 :])
         try:
-            weights.load(path)
+            weights_file.load(path)
         except ValueError:
             refused += 1
     assert refused > length / 7 / 4  # the rest is in the free text of the configuration
@@ -133,10 +133,10 @@ def test_damaged_header_is_always_a_value_error(path):
 def test_safetensors_of_others(tmp_path):
     safetensors.save_file(unet().state_dict(), tmp_path / "a")
     with pytest.raises(ValueError, match="expected elastofast weights, this safetensors file is not by elastofast"):
-        weights.load(tmp_path / "a")
-    weights.write_tensors(tmp_path / "b", "elastofast checkpoint", 1, {}, {})
+        weights_file.load(tmp_path / "a")
+    weights_file.write_tensors(tmp_path / "b", "elastofast checkpoint", 1, {}, {})
     with pytest.raises(ValueError, match="expected elastofast weights, this safetensors file is elastofast checkpoint"):
-        weights.load(tmp_path / "b")
+        weights_file.load(tmp_path / "b")
 
 
 def changed(name, value):
@@ -167,19 +167,19 @@ def changed(name, value):
 def test_what_does_not_fit_the_network(path, change, text):
     rewrite(path, change)
     with pytest.raises(ValueError, match=text):
-        weights.load(path)
+        weights_file.load(path)
 
 
 def test_metadata_that_is_no_json(path):
     for text in ("{", "[]", "[" * 100_000):
         safetensors.save_file(unet().state_dict(), path, {"elastofast": text})
         with pytest.raises(ValueError, match=r"damaged|not by elastofast"):
-            weights.load(path)
+            weights_file.load(path)
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
-        weights.load(tmp_path / "none.safetensors")
+        weights_file.load(tmp_path / "none.safetensors")
 
 
 def test_failed_save_leaves_the_old_file(path):
@@ -187,7 +187,7 @@ def test_failed_save_leaves_the_old_file(path):
     network = unet()
     network.output.bias.data.fill_(torch.nan)
     with pytest.raises(ValueError, match=r"output\.bias has values that are not finite"):
-        weights.save(path, network, CONFIGURATION)
+        weights_file.save(path, network, CONFIGURATION)
     with pytest.raises(ValueError, match="JSON"):
-        weights.save(path, unet(), {"training": {"loss": float("nan")}})
+        weights_file.save(path, unet(), {"training": {"loss": float("nan")}})
     assert path.read_bytes() == before and [*path.parent.iterdir()] == [path]

@@ -23,15 +23,15 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__, phantoms
+from ..backend.processors import processors
 from ..boundary import compression
 from ..geometry import Grid
 from ..io import write_atomically
 from ..laws import LAWS
-from ..machine import processors
 from ..measurement import Measurement
 from ..simulation import NOISES, simulate
 from .masks import Scan, collect, describe, on_grid, read_mask
-from .perturbation import posterior_errors
+from .posterior import posterior_errors
 from .workers import in_processes, progress_bar
 
 FORMAT = "elastofast data set"
@@ -520,7 +520,7 @@ def _make_body(shape, extent, law, poisson, pressure):
 
 def _sample(config, task) -> dict[str, np.ndarray]:
     """Arrays of one sample, by the names of `FIELDS`."""
-    from ..reconstruction import reconstruct
+    from ..inversion.reconstruct import reconstruct
 
     grid, law, load = _body(config)
     map_rng, noise_rng, error_rng = np.random.default_rng(task.seed).spawn(3)

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from ..inversion.reconstruct import reconstruct
 from ..metrics import relative_l2
 from ..priors import Critic, PlugAndPlay
-from ..reconstruction import reconstruct
-from .networks import Standard, build
+from ..priors.networks import Standard, build
 
 __all__ = [
     "RECIPES", "CriticRecipe", "DenoiserRecipe", "Maps", "PaperCriticRecipe", "Recipe", "UNetRecipe",

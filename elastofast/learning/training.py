@@ -21,7 +21,7 @@ from torch import distributed
 
 from .. import __version__
 from ..io import write_atomically
-from . import weights
+from ..priors import weights_file
 from .recipes import Maps, Recipe
 
 __all__ = ["train"]
@@ -145,7 +145,7 @@ class _Run:
             torch.manual_seed(seed)
             network = recipe.network(tuple(maps.truth.shape[1:]))
         if init is not None:
-            started, _ = weights.load(init, expected=recipe.kind)
+            started, _ = weights_file.load(init, expected=recipe.kind)
             if started.architecture != network.architecture:
                 raise ValueError(f"init: {init} is of {started.architecture}, the recipe's is {network.architecture}")
             network.load_state_dict(started.state_dict())
@@ -230,7 +230,7 @@ class _Run:
             "elastofast": __version__, "torch": torch.__version__,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
-        weights.save(self.out, self.average, {"standard": self.recipe.standard._asdict(), "training": made})
+        weights_file.save(self.out, self.average, {"standard": self.recipe.standard._asdict(), "training": made})
 
     # checkpoint -----------------------------------------------------------------------------------
 
@@ -247,12 +247,12 @@ class _Run:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
         header = {"settings": self.settings, "step": self.step, "best": self.best, "seconds": self.seconds}
-        weights.write_tensors(self.checkpoint, CHECKPOINT, VERSION, tensors, header)
+        weights_file.write_tensors(self.checkpoint, CHECKPOINT, VERSION, tensors, header)
 
     def restore(self):
         """Continue where the checkpoint was written."""
         path = self.checkpoint
-        tensors, header = weights.read_tensors(path, CHECKPOINT, VERSION)
+        tensors, header = weights_file.read_tensors(path, CHECKPOINT, VERSION)
         _compare(path, header.get("settings"), self.settings)
         optimizer: dict = {}
         for name in [name for name in tensors if name.startswith("optimizer.")]:

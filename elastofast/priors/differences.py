@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.sparse import csr_array, diags_array, vstack
 
-from ..arrays import namespace
-from ..fusion import fused
+from ..backend.device import namespace
+from ..backend.elementwise import fused
 from ..geometry import Grid
 
 __all__ = ["Field", "GridDifferences", "MeshDifferences", "difference_operator", "dot"]
@@ -88,8 +88,8 @@ class GridDifferences(_Differences):
             for cut in (slice(None, -1), slice(1, None))
         )
 
-    def on(self, home):
-        """The operator for arrays of another home: the same."""
+    def on(self, device):
+        """The operator for arrays of another device: the same."""
         return self
 
     def changes(self, z, out=None):
@@ -132,10 +132,10 @@ class MeshDifferences(_Differences):
         transpose = csr_array(operator.T)
         self._matrices = operator, transpose, csr_array(transpose.power(2))
 
-    def on(self, home):
-        """The operator for arrays of another home: its matrices copied there."""
+    def on(self, device):
+        """The operator for arrays of another device: its matrices copied there."""
         copied = copy(self)
-        copied._matrices = tuple(map(home.matrix, self._matrices))
+        copied._matrices = tuple(map(device.matrix, self._matrices))
         return copied
 
     def changes(self, z, out=None):

@@ -1,7 +1,7 @@
 """Priors that were learned from maps: an adversarial critic, plug-and-play denoising, and a UNet as post-processing.
 
-Networks come from weights files (`elastofast.learning.weights`); those shipped with the package are the default. Maps
-cross to torch and back through DLPack; a network follows them to their GPU.
+Networks come from weights files (`elastofast.priors.weights_file`); those shipped with the package are the default.
+Maps cross to torch and back through DLPack; a network follows them to their GPU.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from importlib.resources import as_file, files
 
 import numpy as np
 
-from ..arrays import namespace
+from ..backend.device import namespace
 from ..geometry import Grid
 
 __all__ = ["Critic", "PlugAndPlay", "PostProcessing"]
@@ -24,7 +24,7 @@ class _Network:
     file = ""  # shipped weights
 
     def __init__(self, network, configuration):
-        from ..learning.networks import Standard
+        from .networks import Standard
 
         if getattr(network, "kind", None) not in self.kinds:
             raise TypeError(
@@ -55,15 +55,15 @@ class _Network:
             If torch or safetensors is not installed.
         """
         try:
-            from ..learning import weights
+            from . import weights_file
         except ImportError as error:
             raise ImportError(
                 f'learned priors need torch and safetensors: pip install "elastofast[learn]" ({error})'
             ) from error
         if path is not None:
-            return cls(*weights.load(path, cls.kinds, device))
+            return cls(*weights_file.load(path, cls.kinds, device))
         with as_file(files("elastofast") / "weights" / cls.file) as shipped:
-            return cls(*weights.load(shipped, cls.kinds, device))
+            return cls(*weights_file.load(shipped, cls.kinds, device))
 
     def check(self, geometry):
         """Raise ValueError if the prior cannot see maps of a geometry."""

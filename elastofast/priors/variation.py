@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..arrays import HOST, home_of, namespace, to_host
-from ..fusion import fused
+from ..backend.device import HOST, device_of, namespace, to_host
+from ..backend.elementwise import fused
 from .differences import difference_operator, dot
 
 __all__ = ["Linearization", "Tikhonov", "TotalVariation"]
@@ -47,11 +47,11 @@ class _LogGradient:
 
     def _at(self, z):
         """Difference operator and weights where z lives; copied there once."""
-        home = home_of(z=z).own
-        if home not in self._places:
+        device = device_of(z=z).native
+        if device not in self._places:
             operator, weights = self._places[HOST]
-            self._places[home] = operator.on(home), weights if np.isscalar(weights) else home.upload(weights)
-        return self._places[home]
+            self._places[device] = operator.on(device), weights if np.isscalar(weights) else device.upload(weights)
+        return self._places[device]
 
     def __call__(self, x):
         """Value and gradient per pascal.
@@ -66,10 +66,10 @@ class _LogGradient:
         value : float, or array of shape (...)
         gradient : array, shape of x
         """
-        home = home_of(x=x)
-        with home.working():
-            xp = home.xp
-            x = xp.asarray(home.take(x), dtype=np.float64)
+        device = device_of(x=x)
+        with device.working():
+            xp = device.xp
+            x = xp.asarray(device.asarray(x), dtype=np.float64)
             n, tail = self.geometry.n_nodes, self.geometry.node_shape
             if x.shape[-len(tail) :] != tail:
                 tail = (n,)
@@ -79,7 +79,7 @@ class _LogGradient:
                 raise ValueError("x must be positive and finite (pascals)")
             batch = x.shape[: x.ndim - len(tail)]
             value, gradient, *_ = self._model(xp.log(x.reshape(*batch, n)))
-            return (home.give(value) if batch else float(value)), home.give(gradient.reshape(x.shape) / x)
+            return (device.export(value) if batch else float(value)), device.export(gradient.reshape(x.shape) / x)
 
 
 class Tikhonov(_LogGradient):

@@ -6,10 +6,10 @@ from functools import cached_property
 
 import numpy as np
 
-from .arrays import to_host
-from .grid_kernels import GridSolver, smoother
+from ..backend.batch import dots
+from ..backend.device import to_host
+from .grid import GridSolver, smoother
 from .mesh_solver import Solution
-from .products import dots
 
 __all__ = ["DeviceBackend", "DeviceSolver"]
 
@@ -25,33 +25,33 @@ class DeviceBackend:
     ----------
     host : GridBackend
         The same on the processor; gives the law's numbers, sparsity patterns and the pin.
-    home : CudaHome
+    device : CudaDevice
     """
 
-    def __init__(self, host, home):
-        self.host, self.grid, self.law, self.home = host, host.grid, host.law, home
+    def __init__(self, host, device):
+        self.host, self.grid, self.law, self.device = host, host.grid, host.law, device
         law = self.law
         if self.grid.shape[0] > MOST_ROWS:
             raise ValueError(f"a grid may have up to {MOST_ROWS} rows of nodes on a device, got {self.grid.shape[0]}")
-        self.core = home.kernels.GridForm(
+        self.core = device.kernels.GridForm(
             *self.grid.shape, *self.grid.spacing, law.lame_lambda, law.lame_mu, law.name == "plane_strain"
         )
         self._plans = []
 
     def _launch(self, name, dtype, *arguments):
-        getattr(self.core, f"{name}_{np.dtype(dtype).name}")(self.home.queue(), *arguments)
+        getattr(self.core, f"{name}_{np.dtype(dtype).name}")(self.device.queue(), *arguments)
 
     def force(self, x, u, out=None):
         """K(x) u for a batch: x (1 or B, N) and u (B, 2, N) give (B, 2, N); values are not looked at."""
-        out, at = self.home.xp.empty_like(u) if out is None else out, self.home.address
+        out, at = self.device.xp.empty_like(u) if out is None else out, self.device.address
         stride = 0 if len(x) == 1 else self.grid.n_nodes
         self._launch("force", u.dtype, _batch(len(u)), at(x), stride, at(u), at(out))
         return out, True
 
     def sensitivity(self, u, v, out=None):
         """D(u)^T v for a batch: u and v (B, 2, N) give (B, N); values are not looked at."""
-        out = self.home.xp.empty((len(u), u.shape[-1]), u.dtype) if out is None else out
-        at = self.home.address
+        out = self.device.xp.empty((len(u), u.shape[-1]), u.dtype) if out is None else out
+        at = self.device.address
         self._launch("sensitivity", u.dtype, _batch(len(u)), at(u), at(v), at(out))
         return out, True
 
@@ -65,10 +65,10 @@ class DeviceBackend:
 
     def _matrix(self, kernel, field, pattern, n_columns, out):
         starts, indptr, indices = pattern
-        at = self.home.address
+        at = self.device.address
         if out is None:
-            values = self.home.xp.empty(len(indices), field.dtype)
-            out = self.home.csr(values, indices, indptr, (len(indptr) - 1, n_columns))
+            values = self.device.xp.empty(len(indices), field.dtype)
+            out = self.device.csr(values, indices, indptr, (len(indptr) - 1, n_columns))
         elif at(out.indices) != at(indices) or out.dtype != field.dtype:
             raise ValueError("out must be a matrix that this form returned for arguments of the same dtype")
         self._launch(kernel, field.dtype, at(field), at(starts), at(out.data))
@@ -84,7 +84,7 @@ class DeviceBackend:
 
     def _upload(self, pattern):
         starts, (indptr, indices) = pattern
-        return tuple(map(self.home.upload, (starts, indptr, indices)))
+        return tuple(map(self.device.upload, (starts, indptr, indices)))
 
     def solver(self, x, active, shift=None):
         """`DeviceSolver` for K(x) + diag(shift) on the active dofs, for one modulus or a batch."""
@@ -103,18 +103,18 @@ class _Plan:
     """What solvers for different moduli share: the hierarchy's layout and constants, and where the pin is."""
 
     def __init__(self, backend, active, shifted, batch):
-        home = backend.home
+        device = backend.device
         self.active, self.shifted, self.batch = active, shifted, batch
         fixed = ~active
         self.pin, mode = backend.host.pin(fixed)
-        self.core = home.kernels.Multigrid(
+        self.core = device.kernels.Multigrid(
             backend.core, fixed.view(np.uint8), shifted, self.pin, _batch(batch), smoother=smoother(backend.law.name)
         )
-        self.constants = home.upload(self.core.constants())
-        self.mask = home.upload(active)
+        self.constants = device.upload(self.core.constants())
+        self.mask = device.upload(active)
         constant = self.pin >= 0 and bool((mode == mode[:, :1]).all())
         self.translation = (float(mode[0, 0]), float(mode[1, 0])) if constant else (0.0, 0.0)
-        self.mode = home.upload(mode) if self.pin >= 0 and not constant else None
+        self.mode = device.upload(mode) if self.pin >= 0 and not constant else None
 
     def fits(self, active, shifted, batch):
         same = self.active is active or np.array_equal(self.active, active)
@@ -130,8 +130,8 @@ class DeviceSolver(GridSolver):
     """
 
     def __init__(self, backend, x, active, shift=None):
-        home, n = backend.home, backend.grid.n_nodes
-        self.home, xp = home, home.xp
+        device, n = backend.device, backend.grid.n_nodes
+        self.device, xp = device, device.xp
         self.active = np.asarray(active, bool).reshape(2, n)
         if not self.active.any():
             raise ValueError("active marks no dof: there is nothing to solve for")
@@ -146,11 +146,11 @@ class DeviceSolver(GridSolver):
         self._law = backend.law.name
         self._workspace = xp.empty(plan.core.workspace_bytes, xp.uint8)
         scratch = xp.empty(plan.core.scratch_bytes, xp.uint8)
-        at = home.address
+        at = device.address
         plan.core.set_up(
-            home.queue(), at(plan.constants), at(self._workspace), at(scratch), at(self._x), n, at(self._shift), 2 * n
+            device.queue(), at(plan.constants), at(self._workspace), at(scratch), at(self._x), n, at(self._shift), 2 * n
         )
-        self._recording = home.kernels.Recording()
+        self._recording = device.kernels.Recording()
         self._mode, self._stride = plan.mode, 0
         if plan.pin >= 0 and shift is not None:
             self._mode, self._stride = self._response_at_pin(), 2 * n
@@ -159,7 +159,7 @@ class DeviceSolver(GridSolver):
         """With a shift the motion that the pin holds is no longer rigid: it is the response of the body without the
         pin to a force there, scaled to be one at the pin.
         """
-        load = self.home.xp.zeros(self._fields)
+        load = self.device.xp.zeros(self._fields)
         pin = divmod(self._plan.pin, self._fields[-1])
         load[:, pin[0], pin[1]] = 1
         w, *_ = self._conjugate_gradients(load, None, 1e-3, 50, pinned=False)
@@ -167,7 +167,7 @@ class DeviceSolver(GridSolver):
 
     def solve(self, b, x0=None, rtol=1e-8, maxiter=200) -> Solution:  # type: ignore[override]
         """As `GridSolver.solve`, for every member of the batch; there is no bound in the energy norm."""
-        xp = self.home.xp
+        xp = self.device.xp
         b = self._masked(b)
         norm = xp.sqrt(dots(b, b, 2))
         norm = xp.where(norm > 0, norm, 1.0)
@@ -181,7 +181,7 @@ class DeviceSolver(GridSolver):
         """The scaled systems as one; the residual that the iteration carries along drifts, so it begins again from
         the true one.
         """
-        linalg, xp = self.home.linalg, self.home.xp
+        linalg, xp = self.device.linalg, self.device.xp
         iterations, size = 0, b.size
 
         def count(_):
@@ -212,29 +212,36 @@ class DeviceSolver(GridSolver):
         return float(dots(r, r, 2).max()) ** 0.5
 
     def _masked(self, field):
-        xp = self.home.xp
+        xp = self.device.xp
         field = xp.asarray(field, xp.float64).reshape(self._fields)
         return xp.where(self._plan.mask, field, 0.0)
 
     def _cycle(self, r, pinned=True):
-        z, at, plan = self.home.xp.empty(self._fields), self.home.address, self._plan
-        r = self.home.xp.ascontiguousarray(r)
+        z, at, plan = self.device.xp.empty(self._fields), self.device.address, self._plan
+        r = self.device.xp.ascontiguousarray(r)
         plan.core.precondition(
-            self.home.queue(), self._recording, at(plan.constants), at(self._workspace), pinned, at(self._mode),
+            self.device.queue(), self._recording, at(plan.constants), at(self._workspace), pinned, at(self._mode),
             self._stride, *plan.translation, at(r), at(z),
         )  # fmt: skip
         return z
 
     def _product(self, p, pinned=True):
-        q, at, plan = self.home.xp.empty(self._fields), self.home.address, self._plan
-        p = self.home.xp.ascontiguousarray(p)
+        q, at, plan = self.device.xp.empty(self._fields), self.device.address, self._plan
+        p = self.device.xp.ascontiguousarray(p)
         plan.core.apply(
-            self.home.queue(), at(plan.constants), pinned, at(self._x), self._x.shape[1], at(self._shift), at(p), at(q)
+            self.device.queue(),
+            at(plan.constants),
+            pinned,
+            at(self._x),
+            self._x.shape[1],
+            at(self._shift),
+            at(p),
+            at(q),
         )
         return q
 
     def _accelerated(self, r, steps):
-        r = self.home.xp.asarray(r, self.home.xp.float64).reshape(self._fields)
+        r = self.device.xp.asarray(r, self.device.xp.float64).reshape(self._fields)
         d = w = None
         for number, (keep, gain) in enumerate(steps):
             z = self._cycle(r)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..form import ElasticForm
+from ..forward.form import ElasticForm
+from ..forward.solve import solve_forward
 from ..measurement import Measurement
 from ..phantoms import NoRoomError, lesion
 from ..simulation import add_noise
-from ..solve import solve_forward
 
 # name: how it makes the test maps
 WORLDS = {

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .newton import Iterate, conjugate_gradients, data_curvature, gauss_newton
-from .products import column, dots, numbers
+from ..backend.batch import column, dots, numbers
+from .gauss_newton import Iterate, conjugate_gradients, data_curvature, gauss_newton
 
 __all__ = ["predictive_weight"]
 
@@ -47,7 +47,7 @@ def predictive_weight(fidelity, prior, start, *, rtol, limits, report, at_once=1
     point : Iterate
         With z and dual alone.
     """
-    count, xp = len(start.z), fidelity.home.xp
+    count, xp = len(start.z), fidelity.device.xp
     searches = [_search(PARAMETERS * n) for n in np.broadcast_to(fidelity.n_data, count * at_once)[:count]]
     asked = [next(search) for search in searches]  # exponents to try and to start from, None at the end
     maps = [{None: (start.z[k], None if start.dual is None else start.dual[k])} for k in range(count)]

@@ -6,9 +6,9 @@ from math import prod
 
 import numpy as np
 
-from .arrays import home_of, namespace
-from .geometry import Grid, Mesh
-from .laws import Law
+from ..backend.device import device_of, namespace
+from ..geometry import Grid, Mesh
+from ..laws import Law
 
 __all__ = ["ElasticForm"]
 
@@ -54,11 +54,11 @@ class ElasticForm:
         self.geometry = geometry
         self.law = law
         if isinstance(geometry, Grid):
-            from .grid_kernels import GridBackend
+            from .grid import GridBackend
 
             self.backend = GridBackend(geometry, law)
         else:
-            from .mesh_kernels import MeshBackend
+            from .mesh import MeshBackend
 
             self.backend = MeshBackend(geometry, law)
         self._devices = {}
@@ -98,13 +98,13 @@ class ElasticForm:
         TypeError, ValueError
             If shapes, dtypes or values do not fit.
         """
-        home = home_of(x=x, u=u, out=out)
-        with home.working():
-            x, xb, _ = self._field(home.take(x), "x", 0)
-            u, ub, flat = self._field(home.take(u), "u", 1)
+        device = device_of(x=x, u=u, out=out)
+        with device.working():
+            x, xb, _ = self._field(device.asarray(x), "x", 0)
+            u, ub, flat = self._field(device.asarray(u), "u", 1)
             _same_dtype(x=x, u=u)
             batch = _broadcast(xb, ub, "x", "u")
-            xp = home.xp
+            xp = device.xp
             if xb != batch and prod(xb) != 1:
                 x = xp.ascontiguousarray(xp.broadcast_to(x.reshape(*xb, -1), (*batch, x.shape[-1])))
             u = self._spread(u, ub, batch)
@@ -112,10 +112,10 @@ class ElasticForm:
             if len(x) not in (1, len(u)) or (len(x) == 1 and len(u) > 1 and isinstance(self.geometry, Mesh)):
                 x = xp.ascontiguousarray(xp.broadcast_to(x, (len(u), x.shape[-1])))
             shape = (*batch, self.geometry.dim, *self._tail(flat))
-            f, finite = self._on(home).force(x, u, _output(home.take(out), shape, u))
+            f, finite = self._on(device).force(x, u, _output(device.asarray(out), shape, u))
             if not finite:
                 _refuse_not_finite(x=x, u=u)
-            return home.give(f.reshape(shape)) if out is None else out
+            return device.export(f.reshape(shape)) if out is None else out
 
     def sensitivity(self, u, v, out=None):
         """D(u)^T v: the derivative of v^T K(x) u by the modulus of each node.
@@ -137,18 +137,18 @@ class ElasticForm:
         TypeError, ValueError
             If shapes, dtypes or values do not fit.
         """
-        home = home_of(u=u, v=v, out=out)
-        with home.working():
-            u, ub, flat = self._field(home.take(u), "u", 1)
-            v, vb, _ = self._field(home.take(v), "v", 1)
+        device = device_of(u=u, v=v, out=out)
+        with device.working():
+            u, ub, flat = self._field(device.asarray(u), "u", 1)
+            v, vb, _ = self._field(device.asarray(v), "v", 1)
             _same_dtype(u=u, v=v)
             batch = _broadcast(ub, vb, "u", "v")
             u, v = self._spread(u, ub, batch), self._spread(v, vb, batch)
             shape = (*batch, *self._tail(flat))
-            g, finite = self._on(home).sensitivity(u, v, _output(home.take(out), shape, u, drop_axis=True))
+            g, finite = self._on(device).sensitivity(u, v, _output(device.asarray(out), shape, u, drop_axis=True))
             if not finite:
                 _refuse_not_finite(u=u, v=v)
-            return home.give(g.reshape(shape)) if out is None else out
+            return device.export(g.reshape(shape)) if out is None else out
 
     def stiffness(self, x, out=None):
         """K(x) as a sparse matrix.
@@ -170,13 +170,13 @@ class ElasticForm:
         TypeError, ValueError
             If shape, dtype or values do not fit.
         """
-        home = home_of(x=x)
-        with home.working():
-            x, batch, _ = self._field(home.take(x), "x", 0)
+        device = device_of(x=x)
+        with device.working():
+            x, batch, _ = self._field(device.asarray(x), "x", 0)
             self._single(batch, "x", self.node_shape)
-            if not home.on_device and not np.isfinite(x.sum()):
+            if not device.is_gpu and not np.isfinite(x.sum()):
                 _refuse_not_finite(x=x)
-            return self._on(home).stiffness(x.reshape(-1), out)
+            return self._on(device).stiffness(x.reshape(-1), out)
 
     def contraction(self, u, out=None):
         """D(u) as a sparse matrix: D(u) x = K(x) u.
@@ -198,13 +198,13 @@ class ElasticForm:
         TypeError, ValueError
             If shape, dtype or values do not fit.
         """
-        home = home_of(u=u)
-        with home.working():
-            u, batch, _ = self._field(home.take(u), "u", 1)
+        device = device_of(u=u)
+        with device.working():
+            u, batch, _ = self._field(device.asarray(u), "u", 1)
             self._single(batch, "u", self.dof_shape)
-            if not home.on_device and not np.isfinite(u.sum()):
+            if not device.is_gpu and not np.isfinite(u.sum()):
                 _refuse_not_finite(u=u)
-            return self._on(home).contraction(u.reshape(self.geometry.dim, -1), out)
+            return self._on(device).contraction(u.reshape(self.geometry.dim, -1), out)
 
     def products(self, u):
         """D(u) and D(u)^T as functions of node fields (..., N) and of dof fields (..., d, N).
@@ -216,7 +216,7 @@ class ElasticForm:
         u : array of float64, shape (..., d, N), C-contiguous
             Displacement; an array of the library's own.
         """
-        backend = self._on(home_of(u=u))
+        backend = self._on(device_of(u=u))
         flat, nodes = u.reshape(-1, *u.shape[-2:]), (*u.shape[:-2], u.shape[-1])
 
         def product(x):
@@ -246,22 +246,22 @@ class ElasticForm:
         GridSolver, DeviceSolver or MeshSolver
             With methods ``solve`` and ``precondition`` on fields of shape (d, N), or (B, d, N) for a batch.
         """
-        return self._on(home_of(x=x, shift=shift)).solver(x, active, shift)
+        return self._on(device_of(x=x, shift=shift)).solver(x, active, shift)
 
-    def _on(self, home):
-        """The backend for arrays of a home."""
-        home = home.own
-        if not home.on_device:
+    def _on(self, device):
+        """The backend for arrays of a device."""
+        device = device.native
+        if not device.is_gpu:
             return self.backend
-        if home not in self._devices:
+        if device not in self._devices:
             if not isinstance(self.geometry, Grid):
                 raise TypeError(
-                    f"arrays on {home} need a Grid: a Mesh is computed in host memory, move the arrays there"
+                    f"arrays on {device} need a Grid: a Mesh is computed in host memory, move the arrays there"
                 )
-            from .grid_device import DeviceBackend
+            from .grid_cuda import DeviceBackend
 
-            self._devices[home] = DeviceBackend(self.backend, home)
-        return self._devices[home]
+            self._devices[device] = DeviceBackend(self.backend, device)
+        return self._devices[device]
 
     def _field(self, value, name, ranks):
         """Contiguous float array (batch, [d,] N), its batch shape, and whether nodes came as one axis."""

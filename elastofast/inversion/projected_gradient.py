@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arrays import namespace
-from .newton import data_curvature
-from .products import dots, numbers
+from ..backend.batch import dots, numbers
+from ..backend.device import namespace
+from .gauss_newton import data_curvature
 
 __all__ = ["projected_descent"]
 

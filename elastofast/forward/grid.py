@@ -7,8 +7,8 @@ from functools import cached_property
 import numpy as np
 from scipy.sparse import csr_array
 
-from . import _core
-from .boundary import rigid_modes
+from .. import _core
+from ..boundary import rigid_modes
 from .mesh_solver import Solution
 
 __all__ = ["GridBackend", "GridSolver"]

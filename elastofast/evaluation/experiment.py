@@ -28,13 +28,13 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
+from ..inversion.reconstruct import reconstruct
 from ..io import write_atomically
+from ..learning.dataset import Dataset, build_dataset, whole_number
+from ..learning.workers import in_processes, progress_bar
 from ..metrics import evaluate
-from ..reconstruction import reconstruct
-from .comparison import COLUMNS, METHODS, METRICS, Comparison
-from .dataset import Dataset, build_dataset, whole_number
-from .workers import in_processes, progress_bar
-from .worlds import WORLDS, Condition, measure
+from .results import COLUMNS, METHODS, METRICS, Comparison
+from .scenarios import WORLDS, Condition, measure
 
 __all__ = ["METHODS", "Comparison", "compare"]
 
@@ -77,7 +77,7 @@ def compare(
     snr : sequence of float, optional
         Signal-to-noise ratios in decibels; default the data set's own, 35 for built-in maps.
     world : sequence of str, optional
-        Names in `elastofast.learning.worlds.WORLDS`.
+        Names in `elastofast.evaluation.scenarios.WORLDS`.
     methods : sequence of str or (str, callable), optional
         Names in `METHODS`, or a name with a function from a `Measurement` to a `Result`, which with ``jobs`` above 1
         must be picklable. Default all of `METHODS`. The last is tested against each other one.

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .moves import Moves, plateau_range
-from .newton import Iterate, conjugate_gradients, data_curvature, first_step
-from .products import column, dots, numbers
+from ..backend.batch import column, dots, numbers
+from .gauss_newton import Iterate, conjugate_gradients, data_curvature, first_step
+from .unpenalised import Moves, plateau_range
 
 __all__ = ["Settings", "half_quadratic_splitting", "schedule_steps"]
 
@@ -121,7 +121,7 @@ def half_quadratic_splitting(
     status : array of str, shape (B,)
         "converged", "max_iterations", "stalled" or "stopped".
     """
-    z, shape, xp = start.z, fidelity.measurement.geometry.node_shape, fidelity.home.xp
+    z, shape, xp = start.z, fidelity.measurement.geometry.node_shape, fidelity.device.xp
     members = len(z)
     weight, first, loose, scale, worth, steps, max_iterations = (
         np.broadcast_to(a, members) for a in (weight, first, loose, scale, worth, steps, max_iterations)

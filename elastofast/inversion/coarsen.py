@@ -6,10 +6,10 @@ import numpy as np
 from scipy.linalg import solve_banded
 from scipy.sparse import csr_array, diags_array
 
-from .arrays import namespace
-from .boundary import Boundary, check_support
-from .geometry import Grid
-from .measurement import Measurement
+from ..backend.device import namespace
+from ..boundary import Boundary, check_support
+from ..geometry import Grid
+from ..measurement import Measurement
 
 __all__ = ["coarsen", "refine", "sample", "uniform"]
 
@@ -61,7 +61,7 @@ def coarsen(measurement, smallest=SMALLEST):
     except ValueError:
         return None  # the support does not survive coarsening
     force_std = np.where(fixed | open_, 0.0, np.sqrt(force_variance))
-    return Measurement(coarse, m.law, load, displacement, np.sqrt(variance), force_std, home=m.home)
+    return Measurement(coarse, m.law, load, displacement, np.sqrt(variance), force_std, device=m.device)
 
 
 def uniform(measurement):
@@ -84,7 +84,9 @@ def sample(fine, coarse):
     displacement = coarse.displacement + np.stack([component[nodes] for component in rest])
     std = np.stack([component[nodes] for component in fine.displacement_std])
     std = np.where(std > 0, std, coarse.displacement_std)
-    return Measurement(coarse.geometry, coarse.law, coarse.load, displacement, std, coarse.force_std, home=fine.home)
+    return Measurement(
+        coarse.geometry, coarse.law, coarse.load, displacement, std, coarse.force_std, device=fine.device
+    )
 
 
 def refine(field, coarse, fine):

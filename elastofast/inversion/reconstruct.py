@@ -6,11 +6,11 @@ from functools import cache
 
 import numpy as np
 
-from .measurement import Measurement
-from .priors import PostProcessing
-from .pyramid import uniform
-from .result import Result
-from .run import ALONE, Run, linearizes, shipped_prior
+from ..measurement import Measurement
+from ..priors import PostProcessing
+from ..result import Result
+from .coarsen import uniform
+from .multilevel import ALONE, Run, linearizes, shipped_prior
 
 __all__ = ["Result", "reconstruct"]
 
@@ -48,7 +48,7 @@ def reconstruct(
         see `elastofast.priors`.
     weight : "auto" or float, or a list of float
         Prior weight. "auto" needs displacement_std to be right, but no ground truth. For Gauss-Newton it minimises
-        an unbiased estimate of the prediction error on a coarse copy of the data (see `elastofast.weight`). For
+        an unbiased estimate of the prediction error on a coarse copy of the data (see `elastofast.inversion.sure`). For
         priors with a target it is a fixed power of the data term's mean curvature, for those that only give a
         gradient the norm of the data gradient that noise alone causes over the norm of the prior's.
     gradient : {"exact", "frozen"}
@@ -149,7 +149,7 @@ def _groups(members, optimizer, prior):
     steps = hasattr(prior, "target") or linearizes(prior) or isinstance(prior, PostProcessing)
     together = steps and optimizer not in ALONE
     for k, m in enumerate(members):
-        for group in groups if together and m.home.on_device else ():
+        for group in groups if together and m.device.is_gpu else ():
             if _alike(members[group[0]], m):
                 group.append(k)
                 break
@@ -162,7 +162,7 @@ def _alike(one, other):
     """Whether two measurements can be worked on as one batch."""
 
     def kind(m):
-        return m.geometry, m.law, m.home, bool(m.force_std[m.load.loaded].any()), uniform(m)
+        return m.geometry, m.law, m.device, bool(m.force_std[m.load.loaded].any()), uniform(m)
 
     return kind(one) == kind(other) and all(
         np.array_equal(getattr(one.load, name), getattr(other.load, name)) for name in ("fixed", "open")

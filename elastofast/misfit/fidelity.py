@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .arrays import home_of, on, to_host
-from .boundary import check_support
+from ..backend.batch import dots
+from ..backend.device import device_of, on, to_host
+from ..backend.stopwatch import Stopwatch
+from ..boundary import check_support
+from ..forward.form import check_modulus
+from ..forward.solve import check_rtol, state
+from ..measurement import Measurement
 from .covariance import NoiseCovariance, finite_std
-from .form import check_modulus
-from .measurement import Measurement
-from .products import dots
-from .solve import check_rtol, state
-from .stopwatch import Stopwatch
 
 __all__ = ["Evaluation", "Fidelity"]
 
@@ -92,7 +92,7 @@ class Fidelity:
         check_support(measurement.geometry, measurement.load)
         if measurement.load.n_equations == 0:
             raise ValueError("the measurement's load has no loaded dof, so there is no equation to fit")
-        with measurement.home.working():
+        with measurement.device.working():
             self._set_up([measurement], gradient, rtol)
 
     @classmethod
@@ -107,12 +107,12 @@ class Fidelity:
 
     def _set_up(self, measurements, gradient, rtol):
         m = self.measurement = measurements[0]
-        self.kind, self.rtol, self.home = gradient, rtol, m.home.own
-        xp = self.home.xp
+        self.kind, self.rtol, self.device = gradient, rtol, m.device.native
+        xp = self.device.xp
         d, n = m.geometry.dim, m.geometry.n_nodes
 
         def fields(owners, name):
-            found = [on(self.home, owner, name).reshape(d, n) for owner in owners]
+            found = [on(self.device, owner, name).reshape(d, n) for owner in owners]
             return xp.stack(found) if len(found) > 1 else found[0]
 
         self._std, self._force_std, self.measured = (
@@ -144,7 +144,7 @@ class Fidelity:
         What is left to solve for is then as large as what the modulus changes, to which tolerances are relative. Forces
         about displacements that are zero next to the prescribed ones are larger by the number of cells along an axis.
         """
-        form, xp = self.measurement.form, self.home.xp
+        form, xp = self.measurement.form, self.device.xp
         ones = xp.ones((*self._prescribed.shape[:-2], self._prescribed.shape[-1]))
         solver = form.solver(ones, self._active)
         return state(form, ones, self._prescribed, xp.zeros_like(self._prescribed), solver, rtol=CONTINUED)
@@ -170,16 +170,16 @@ class Fidelity:
         RuntimeError
             If a linear solve does not converge.
         """
-        home_of(displacement=self.measured, x=x)
-        home = home_of(x=x)
-        with home.working():
-            own, xp = home.take(x), home.xp
+        device_of(displacement=self.measured, x=x)
+        device = device_of(x=x)
+        with device.working():
+            own, xp = device.asarray(x), device.xp
             moduli, batch = check_modulus(own, self.measurement.form)
             moduli = moduli.reshape(-1, moduli.shape[-1])
-            found = [self.evaluate(moduli)] if home.on_device else [self.evaluate(one) for one in moduli]
+            found = [self.evaluate(moduli)] if device.is_gpu else [self.evaluate(one) for one in moduli]
             gradient = xp.concatenate([e.gradient.ravel() for e in found]).reshape(np.shape(own))
             value = np.concatenate([e.value.ravel() for e in found]).reshape(batch)
-            return (home.give(xp.asarray(value)) if batch else float(value)), home.give(gradient)
+            return (device.export(xp.asarray(value)) if batch else float(value)), device.export(gradient)
 
     def evaluate(self, x, rtol=None) -> Evaluation:
         """The data term at a checked modulus (N,) or (1, N), on a device also at a batch (B, N).
@@ -191,7 +191,7 @@ class Fidelity:
 
     def _evaluate_square(self, x, rtol):
         """No force noise, no open dof: Gamma^-1 = K^-T S_n^-1 K^-1, so z takes a forward and an adjoint solve."""
-        form, xp = self.measurement.form, self.home.xp
+        form, xp = self.measurement.form, self.device.xp
         solver = form.solver(x, self._active)
         u = state(form, x, self._prescribed, self._force, solver, self._last(0, x), rtol)
         self._guess[0] = u - self._prescribed
@@ -250,14 +250,14 @@ class Fidelity:
 
     def _residual(self, x):
         """Force residual f - K(x) u_m on the equations."""
-        return self.home.xp.where(self.equations, self._force - self.measurement.form.force(x, self.measured), 0.0)
+        return self.device.xp.where(self.equations, self._force - self.measurement.form.force(x, self.measured), 0.0)
 
     def noise_gradient(self, x, now, rng, rtol):
         """Gradient in x that noise alone would cause at an `Evaluation`: its covariance is D^T Gamma^-1 D.
 
         All members of a batch have the same noise, but for its size.
         """
-        form, xp = self.measurement.form, self.home.xp
+        form, xp = self.measurement.form, self.device.xp
         through = now.displacement if self.kind == "exact" else self.measured
         shape = (*x.shape[:-1], *self.measured.shape[-2:])
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..fidelity import Fidelity
+from ..inversion.gauss_newton import conjugate_gradients, curvature_scale, data_curvature
 from ..measurement import Measurement
-from ..newton import conjugate_gradients, curvature_scale, data_curvature
+from ..misfit.fidelity import Fidelity
 
 __all__ = ["posterior_errors"]
 

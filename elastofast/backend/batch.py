@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from .arrays import home_of, namespace, to_host
+from .device import device_of, namespace, to_host
 
 __all__ = ["column", "dots", "numbers"]
 
@@ -22,11 +22,11 @@ def dots(a, b, axes=1):
     lead = a.shape[: a.ndim - axes]
     if isinstance(a, np.ndarray):
         return np.einsum("...i,...i->...", a.reshape(*lead, -1), b.reshape(*lead, -1)).reshape(*lead, *[1] * axes)
-    home = home_of(a=a).own
-    xp, at, batch, n = home.xp, home.address, prod(lead), prod(a.shape[a.ndim - axes :])
-    memory = xp.empty(batch + home.kernels.sum_room(n, batch))
+    device = device_of(a=a).native
+    xp, at, batch, n = device.xp, device.address, prod(lead), prod(a.shape[a.ndim - axes :])
+    memory = xp.empty(batch + device.kernels.sum_room(n, batch))
     a, b = xp.ascontiguousarray(a, xp.float64), xp.ascontiguousarray(b, xp.float64)
-    home.kernels.dots(home.queue(), batch, n, at(a), at(b), at(memory[batch:]), at(memory))
+    device.kernels.dots(device.queue(), batch, n, at(a), at(b), at(memory[batch:]), at(memory))
     return memory[:batch].reshape(lead + (1,) * axes)
 
 

@@ -15,11 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from .. import __version__, plots
+from ..backend.processors import processors
 from ..io import write_atomically
-from ..machine import processors
 from ..metrics import relative_l2
-from .comparison import COLUMNS, METHODS, METRICS, SECONDS, number, spread
-from .worlds import WORLDS
+from .results import COLUMNS, METHODS, METRICS, SECONDS, number, spread
+from .scenarios import WORLDS
 
 CASES = 3  # maps in the figures of the first condition; one in those of the others
 

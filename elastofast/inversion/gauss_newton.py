@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .arrays import namespace, to_host
-from .fusion import fused
-from .products import column, dots, numbers
+from ..backend.batch import column, dots, numbers
+from ..backend.device import namespace, to_host
+from ..backend.elementwise import fused
 
 __all__ = [
     "Iterate", "conjugate_gradients", "curvature_scale", "data_curvature", "first_step", "gauss_newton", "quasi_newton",
@@ -69,7 +69,7 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
         "converged", "max_iterations", "stalled" or "stopped".
     """
     exact = fidelity.kind == "exact"
-    z, dual, xp = start.z, start.dual, fidelity.home.xp
+    z, dual, xp = start.z, start.dual, fidelity.device.xp
     members = len(z)
     weight = np.broadcast_to(np.asarray(weight, dtype=float), members)
     of_prior = column(weight, z)
@@ -174,7 +174,7 @@ def data_curvature(fidelity, x, now):
 
     With ones in place of x it is the Hessian in x itself.
     """
-    form, xp = fidelity.measurement.form, fidelity.home.xp
+    form, xp = fidelity.measurement.form, fidelity.device.xp
     through = now.displacement if fidelity.kind == "exact" else fidelity.measured
     through = xp.ascontiguousarray(xp.broadcast_to(through, (*x.shape[:-1], *through.shape[-2:])))
     product, back = form.products(through)
@@ -258,7 +258,7 @@ def quasi_newton(fidelity, prior, weight, start, *, rtol, max_iterations, limits
     """
     from scipy.optimize import minimize
 
-    shape, xp = fidelity.measurement.geometry.node_shape, fidelity.home.xp
+    shape, xp = fidelity.measurement.geometry.node_shape, fidelity.device.xp
     (weight,), ((low,), (high,)) = numbers(weight), map(numbers, limits)
     latest = {}
 

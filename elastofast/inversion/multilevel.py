@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from . import priors
-from .arrays import to_host
-from .boundary import check_support
-from .descent import projected_descent
-from .fidelity import GRADIENTS, Fidelity
-from .geometry import Grid
-from .newton import Iterate, curvature_scale, data_curvature, gauss_newton, quasi_newton
-from .products import column, dots, numbers
-from .pyramid import SMALLEST, coarsen, refine, sample
-from .result import Result, message
+from .. import priors
+from ..backend.batch import column, dots, numbers
+from ..backend.device import to_host
+from ..backend.stopwatch import Stopwatch
+from ..boundary import check_support
+from ..geometry import Grid
+from ..misfit.fidelity import GRADIENTS, Fidelity
+from ..result import Result, message
+from .coarsen import SMALLEST, coarsen, refine, sample
+from .gauss_newton import Iterate, curvature_scale, data_curvature, gauss_newton, quasi_newton
+from .initial import TISSUE, given, homogeneous
+from .projected_gradient import projected_descent
 from .splitting import FIRST, FURTHER, WORTH, Settings, half_quadratic_splitting, schedule_steps
-from .start import TISSUE, given, homogeneous
-from .stopwatch import Stopwatch
-from .weight import predictive_weight
+from .sure import predictive_weight
 
 __all__ = ["ALONE", "Run", "linearizes", "shipped_prior"]
 
@@ -115,7 +115,7 @@ class Run:
         if not (progress is None or isinstance(progress, bool) or callable(progress)):
             raise TypeError(f"progress must be True, False or a callable, got {progress!r}")
         self.levels = [measurements]  # from fine to coarse, each with all members
-        self.geometry, self.home, self.count = geometry, measurements[0].home, len(measurements)
+        self.geometry, self.device, self.count = geometry, measurements[0].device, len(measurements)
         self.kind, self.optimizer, self.step = gradient, optimizer, float(step)
         self.prior, self.max_iterations = prior, max_iterations
         if prior == "none":
@@ -154,7 +154,7 @@ class Run:
     def results(self):
         """One `Result` for each member."""
         self.began = time.perf_counter()
-        with self.bar(), self.home.working():
+        with self.bar(), self.device.working():
             return self._results()
 
     def _results(self):
@@ -209,7 +209,11 @@ class Run:
             smallest = TRAINED if self.optimizer == "splitting" else SMALLEST
             while all(coarse := [coarsen(m, smallest) for m in self.levels[-1]]):
                 self.levels.append(coarse)
-        z = self._homogeneous(self.levels[-1]) if self.starts is None else np.log(self.home.own.xp.stack(self.starts))
+        z = (
+            self._homogeneous(self.levels[-1])
+            if self.starts is None
+            else np.log(self.device.native.xp.stack(self.starts))
+        )
         if self.limits is None:
             middle = z.mean(axis=-1, keepdims=True)
             self.limits = middle - np.log(RANGE), middle + np.log(RANGE)
@@ -238,7 +242,7 @@ class Run:
         fine, level = self.levels[0], self.levels[number]
         trial = [sample(m, coarse) for m, coarse in zip(fine, level, strict=True)] if number else fine
         small = level[0].geometry.n_nodes <= SMALL
-        at_once = AT_ONCE if self.home.on_device and small else 1
+        at_once = AT_ONCE if self.device.is_gpu and small else 1
         weight, found = predictive_weight(
             self._fidelity(number, trial * at_once), prior, point, rtol=self.rtol, limits=self.limits,
             report=self._report(number, self.fidelity), at_once=at_once,
@@ -285,7 +289,7 @@ class Run:
             if number or not self.automatic or not going.any():
                 return found, status
             distrust = np.where(going, DISTRUST, distrust)
-            start = start._replace(z=self.home.own.xp.where(column(going, z), start.z, found.z))
+            start = start._replace(z=self.device.native.xp.where(column(going, z), start.z, found.z))
 
     def _minimise(self, number, fidelity, prior, point):
         options = dict(rtol=self.rtol, limits=self.limits, report=self._report(number, fidelity))
@@ -338,7 +342,7 @@ class Run:
             least, z = self.lowest or (np.full(self.count, np.inf), point.z)
             rising = chi2 >= least
             better = moved & ~rising
-            self.lowest = np.where(better, chi2, least), self.home.own.xp.where(column(better, z), point.z, z)
+            self.lowest = np.where(better, chi2, least), self.device.native.xp.where(column(better, z), point.z, z)
             return rising | (chi2 <= 1)
 
         return report
@@ -356,10 +360,10 @@ class Run:
 
     def _given(self, row, shape):
         """A member's field for the caller; of several a copy, so that one result does not keep all."""
-        return self.home.give((row.copy() if self.count > 1 else row).reshape(shape))
+        return self.device.export((row.copy() if self.count > 1 else row).reshape(shape))
 
     def _homogeneous(self, level):
-        return self.home.own.xp.stack([homogeneous(m) for m in level])
+        return self.device.native.xp.stack([homogeneous(m) for m in level])
 
     def _refined(self, z, number):
         """Maps carried from a level to the next finer one."""
@@ -369,7 +373,7 @@ class Run:
     def _corrected(self, x):
         """Moduli after post-processing; the network knows the unit, which relative ones have not."""
         middle = np.median(x, axis=-1, keepdims=True)
-        level = self.home.own.xp.where(column(self.relative, x), TISSUE / middle, 1.0)
+        level = self.device.native.xp.where(column(self.relative, x), TISSUE / middle, 1.0)
         x = self.prior_watch.wrap(self.correct.apply)((level * x).reshape(-1, *self.geometry.shape))
         x = x.reshape(len(level), -1) / level
         return np.clip(x, *map(np.exp, self.limits))

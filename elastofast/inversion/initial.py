@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arrays import home_of, on
-from .form import check_modulus
-from .result import Result
-from .solve import state
+from ..backend.device import device_of, on
+from ..forward.form import check_modulus
+from ..forward.solve import state
+from ..result import Result
 
 __all__ = ["TISSUE", "given", "homogeneous"]
 
@@ -20,7 +20,7 @@ def homogeneous(measurement):
     The displacement of a homogeneous body is a + b / x with a from the prescribed displacements and b from the forces,
     so the weighted least-squares 1 / x has a closed form.
     """
-    m, home, xp = measurement, measurement.home.own, measurement.home.xp
+    m, device, xp = measurement, measurement.device.native, measurement.device.xp
     d, n = m.geometry.dim, m.geometry.n_nodes
     if not m.load.force.any():
         return xp.full(n, np.log(TISSUE))
@@ -28,13 +28,13 @@ def homogeneous(measurement):
         return xp.full(n, np.log(_open_start(m)))
     ones = xp.ones(n)
     solver = m.form.solver(ones, m.load.loaded.reshape(d, n))
-    fixed, force = (on(home, m.load, name).reshape(d, n) for name in ("displacement", "force"))
+    fixed, force = (on(device, m.load, name).reshape(d, n) for name in ("displacement", "force"))
     b = solver.solve(force, rtol=1e-6).value
     a = state(m.form, ones, fixed, xp.zeros_like(fixed), solver, rtol=1e-6)
-    std = on(home, m, "displacement_std").reshape(d, n)
-    seen = on(home, m.load, "loaded").reshape(d, n) & xp.isfinite(std)
+    std = on(device, m, "displacement_std").reshape(d, n)
+    seen = on(device, m.load, "loaded").reshape(d, n) & xp.isfinite(std)
     precision = xp.where(seen, 1 / xp.where(std > 0, std, 1) ** 2, 0.0)
-    along = float((precision * b * (on(home, m, "displacement").reshape(d, n) - a)).sum())
+    along = float((precision * b * (on(device, m, "displacement").reshape(d, n) - a)).sum())
     if not along > 0:
         raise ValueError(
             "the measured displacement goes against the load: no positive modulus explains it. Check the sign and "
@@ -54,9 +54,9 @@ def _open_start(m):
 def given(start, m):
     """Checked map (N,) of a caller, an array or a `Result`."""
     x = start.modulus if isinstance(start, Result) else start
-    home = home_of(start=x)
-    if home.own != m.home.own:
-        raise TypeError(f"start is on {home}, but the measurement on {m.home}: they must live in one place")
-    x, batch = check_modulus(home.take(x), m.form, "start")
+    device = device_of(start=x)
+    if device.native != m.device.native:
+        raise TypeError(f"start is on {device}, but the measurement on {m.device}: they must live in one place")
+    x, batch = check_modulus(device.asarray(x), m.form, "start")
     m.form._single(batch, "start", m.geometry.node_shape)
     return x.reshape(-1)

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .arrays import home_of, namespace, on
-from .boundary import check_support
-from .form import ElasticForm, as_float, check_modulus
-from .measurement import check_displacement_std, check_force_std
-from .products import dots, numbers
-from .solve import check_rtol
+from ..backend.batch import dots, numbers
+from ..backend.device import device_of, namespace, on
+from ..boundary import check_support
+from ..forward.form import ElasticForm, as_float, check_modulus
+from ..forward.solve import check_rtol
+from ..measurement import check_displacement_std, check_force_std
 
 __all__ = ["CovarianceSolution", "NoiseCovariance"]
 
@@ -79,9 +79,9 @@ class NoiseCovariance:
     def __init__(self, form, x, load, displacement_std, force_std=0.0):
         if not isinstance(form, ElasticForm):
             raise TypeError(f"form must be an ElasticForm, got {type(form).__name__}")
-        home = home_of(x=x)
-        with home.working():
-            x, batch = check_modulus(home.take(x), form)
+        device = device_of(x=x)
+        with device.working():
+            x, batch = check_modulus(device.asarray(x), form)
             form._single(batch, "x", form.node_shape)
             check_support(form.geometry, load)
             if load.n_equations == 0:
@@ -90,7 +90,7 @@ class NoiseCovariance:
             d, n = form.geometry.dim, form.geometry.n_nodes
             std = check_displacement_std(displacement_std, form.dof_shape, load.fixed).reshape(d, n)
             force_std = check_force_std(force_std, form.dof_shape).reshape(d, n)
-            self._assemble(x.reshape(n), home.spread(std), home.spread(force_std))
+            self._assemble(x.reshape(n), device.spread(std), device.spread(force_std))
 
     @classmethod
     def _of(cls, form, x, load, std, force_std):
@@ -102,10 +102,10 @@ class NoiseCovariance:
 
     def _assemble(self, x, std, force_std):
         d, n = self.form.geometry.dim, self.form.geometry.n_nodes
-        self._x, self._home = x, home_of(x=x)
-        xp = self._home.xp
-        self._equations = on(self._home, self.load, "loaded").reshape(d, n)
-        noisy = ~on(self._home, self.load, "fixed").reshape(d, n)
+        self._x, self._device = x, device_of(x=x)
+        xp = self._device.xp
+        self._equations = on(self._device, self.load, "loaded").reshape(d, n)
+        noisy = ~on(self._device, self.load, "fixed").reshape(d, n)
         std = finite_std(std, noisy)
         self._sn2 = xp.where(noisy, std**2, 0.0)
         self._sw2 = xp.where(self._equations, force_std**2, 0.0)
@@ -133,12 +133,12 @@ class NoiseCovariance:
         array
             Same shape, zero off the equations.
         """
-        home = self._at_home(v=v)
-        with home.working():
-            v, batch, flat = self.form._field(home.take(v), "v", 1)
+        device = self._on_device_of(v=v)
+        with device.working():
+            v, batch, flat = self.form._field(device.asarray(v), "v", 1)
             out = self.product(self._on_equations("v", v))
             out = out.reshape(*batch, self.form.geometry.dim, *self.form._tail(flat)).astype(v.dtype, copy=False)
-            return home.give(out)
+            return device.export(out)
 
     def solve(self, r, rtol=1e-8, x0=None, maxiter=300):
         """Solve Gamma z = r.
@@ -166,11 +166,11 @@ class NoiseCovariance:
             If the tolerance is not reached.
         """
         check_rtol(rtol)
-        home = self._at_home(r=r, x0=x0)
-        with home.working():
-            return self._solve(home, home.take(r), rtol, home.take(x0), maxiter)
+        device = self._on_device_of(r=r, x0=x0)
+        with device.working():
+            return self._solve(device, device.asarray(r), rtol, device.asarray(x0), maxiter)
 
-    def _solve(self, home, r, rtol, x0, maxiter):
+    def _solve(self, device, r, rtol, x0, maxiter):
         field, batch, flat = self.form._field(as_float(r, "r"), "r", 1)
         self.form._single(batch, "r", self.form.dof_shape)
         d, n = self.form.geometry.dim, self.form.geometry.n_nodes
@@ -178,7 +178,9 @@ class NoiseCovariance:
             x0 = self._on_equations("x0", self.form._field(x0, "x0", 1)[0].reshape(d, n))
         z, iterations, *residuals = self._find(self._on_equations("r", field.reshape(d, n)), rtol, x0, maxiter)
         residual, stage = (float(numbers(value)[0]) for value in residuals)
-        return CovarianceSolution(home.give(z.reshape(*batch, d, *self.form._tail(flat))), iterations, residual, stage)
+        return CovarianceSolution(
+            device.export(z.reshape(*batch, d, *self.form._tail(flat))), iterations, residual, stage
+        )
 
     def find(self, r, rtol, x0=None):
         """Gamma^-1 r for checked fields (..., d, N), one for each modulus and zero off the equations."""
@@ -186,7 +188,7 @@ class NoiseCovariance:
 
     def _find(self, b, rtol, x0, maxiter=300):
         """Solution, iterations, true and stage residual."""
-        xp = self._home.xp
+        xp = self._device.xp
         size = xp.sqrt(dots(b, b, 2))
         size = xp.where(size > 0, size, 1.0)
 
@@ -224,20 +226,20 @@ class NoiseCovariance:
 
     def _on_equations(self, name, field):
         """A new float64 field (..., d, N), zero off the equations and finite on them."""
-        xp = self._home.xp
+        xp = self._device.xp
         own = xp.where(self._equations, field, 0.0).astype(np.float64, copy=False)
         if not xp.isfinite(own).all():
             raise ValueError(f"{name} must be finite on the equations")
         return own
 
-    def _at_home(self, **fields):
-        """The home of fields, which must be that of the modulus."""
-        home_of(modulus=self._x, **fields)
-        return home_of(**fields) if self._home.on_device else self._home
+    def _on_device_of(self, **fields):
+        """The device of fields, which must be that of the modulus."""
+        device_of(modulus=self._x, **fields)
+        return device_of(**fields) if self._device.is_gpu else self._device
 
     def product(self, v):
         """Gamma v for checked fields (..., d, N)."""
-        xp = self._home.xp
+        xp = self._device.xp
         v = xp.where(self._equations, v, 0.0).astype(np.float64, copy=False)
         t = self.form.force(self._x, v)
         t *= self._sn2
@@ -254,7 +256,7 @@ class NoiseCovariance:
         """Conjugate gradients, our own because they stop on the true residual or, where rounding keeps that up
         (little force noise), on the preconditioner's norm.
         """
-        xp = self._home.xp
+        xp = self._device.xp
         z = xp.zeros_like(b) if x0 is None else xp.where(dots(b, b, 2) > 0, x0, 0.0)
         r = b - self.product(z) if x0 is not None else b.copy()
         s = self._matching(r)

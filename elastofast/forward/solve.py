@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arrays import home_of, namespace, on
-from .boundary import check_support
+from ..backend.device import device_of, namespace, on
+from ..boundary import check_support
 from .form import ElasticForm, as_float, check_modulus
 
 __all__ = ["solve_forward"]
@@ -53,9 +53,9 @@ def solve_forward(form, x, load, rtol=1e-8):
     if not isinstance(form, ElasticForm):
         raise TypeError(f"form must be an ElasticForm, got {type(form).__name__}")
     check_rtol(rtol)
-    home = home_of(x=x)
-    with home.working():
-        own = home.take(x)
+    device = device_of(x=x)
+    with device.working():
+        own = device.asarray(x)
         moduli, batch = check_modulus(own, form)
         check_support(form.geometry, load)
         if load.open.any():
@@ -65,8 +65,8 @@ def solve_forward(form, x, load, rtol=1e-8):
             )
         n, d = form.geometry.n_nodes, form.geometry.dim
         moduli = moduli.reshape(-1, n)
-        known = [on(home.own, load, name).reshape(d, n) for name in ("displacement", "force")]
-        if home.on_device:
+        known = [on(device.native, load, name).reshape(d, n) for name in ("displacement", "force")]
+        if device.is_gpu:
             u = state(form, moduli, *known, form.solver(moduli, load.loaded), rtol=rtol)
         else:
             u = np.empty((len(moduli), d, n))
@@ -74,7 +74,7 @@ def solve_forward(form, x, load, rtol=1e-8):
                 out[...] = state(form, one, *known, form.solver(one, load.loaded), rtol=rtol)
         flat = np.shape(own)[-1:] == (n,) and len(form.node_shape) > 1 and np.shape(own)[-2:] != form.node_shape
         u = u.reshape(*batch, d, *((n,) if flat else form.node_shape))
-        return home.give(u.astype(as_float(own, "x").dtype, copy=False))
+        return device.export(u.astype(as_float(own, "x").dtype, copy=False))
 
 
 def state(form, x, prescribed, force, solver, guess=None, rtol=1e-8):

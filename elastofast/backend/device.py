@@ -1,7 +1,7 @@
 """Arrays decide where work is done: NumPy on the processor; CuPy and CUDA torch tensors on their GPU.
 
-A `Home` says where the arrays of one call live. Public functions ask `home_of` once, take their arguments into the
-home's own array library without copies, and give the result back as the kind of array that came.
+A `Device` says where the arrays of one call live. Public functions ask `device_of` once, take their arguments into the
+device's own array library without copies, and give the result back as the kind of array that came.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-__all__ = ["HOST", "Home", "home_of", "namespace", "to_host"]
+__all__ = ["HOST", "Device", "device_of", "namespace", "to_host"]
 
 
 @dataclass(frozen=True)
-class Home:
+class Device:
     """Host memory."""
 
     def __str__(self):
         return "host memory (NumPy)"
 
     @property
-    def on_device(self) -> bool:
+    def is_gpu(self) -> bool:
         """Whether kernels run on a device."""
         return False
 
@@ -35,7 +35,7 @@ class Home:
         return np
 
     @property
-    def own(self) -> Home:
+    def native(self) -> Device:
         """The same place for the library's own arrays."""
         return self
 
@@ -43,11 +43,11 @@ class Home:
         """Context in which the library's calls belong to the caller's device and stream."""
         return nullcontext()
 
-    def take(self, value):
+    def asarray(self, value):
         """The library's own array of an argument that lives here; others are left for `as_float` to judge."""
         return value
 
-    def give(self, array):
+    def export(self, array):
         """An array as the caller's kind."""
         return array
 
@@ -73,17 +73,17 @@ class Home:
 
 
 @dataclass(frozen=True)
-class CudaHome(Home):
+class CudaDevice(Device):
     """Memory of one CUDA device; ``tensors`` if the caller's arrays are torch's, else CuPy's."""
 
-    device: int
+    index: int
     tensors: bool = False
 
     def __str__(self):
-        return f"cuda:{self.device} ({'torch' if self.tensors else 'CuPy'})"
+        return f"cuda:{self.index} ({'torch' if self.tensors else 'CuPy'})"
 
     @property
-    def on_device(self) -> bool:
+    def is_gpu(self) -> bool:
         return True
 
     @property
@@ -93,22 +93,22 @@ class CudaHome(Home):
         return cupy
 
     @property
-    def own(self):
-        return _cuda_home(self.device, False)
+    def native(self):
+        return _cuda_device(self.index, False)
 
     def working(self):
         if not self.tensors:
-            return self.xp.cuda.Device(self.device)
+            return self.xp.cuda.Device(self.index)
         import torch
 
-        return _TorchStream(self.xp, self.device, torch.cuda.current_stream(self.device).cuda_stream)
+        return _TorchStream(self.xp, self.index, torch.cuda.current_stream(self.index).cuda_stream)
 
-    def take(self, value):
+    def asarray(self, value):
         if value is None or library(value) == "cupy":
             return value
         return self.xp.from_dlpack(value.detach()) if library(value) == "torch" else self.xp.asarray(value)
 
-    def give(self, array):
+    def export(self, array):
         if not self.tensors or library(array) != "cupy":
             return array
         import torch
@@ -177,10 +177,10 @@ class _TorchStream:
             context.__exit__(*error)
 
 
-HOST = Home()
+HOST = Device()
 
 
-def home_of(**arguments) -> Home:
+def device_of(**arguments) -> Device:
     """Where the named arguments live, None left out; one of torch's makes the result torch's.
 
     Raises
@@ -188,84 +188,84 @@ def home_of(**arguments) -> Home:
     TypeError
         If they live in different places; the message names two of them.
     """
-    found: dict[str, Home] = {n: _home(a) for n, a in arguments.items() if a is not None}
+    found: dict[str, Device] = {n: _device(a) for n, a in arguments.items() if a is not None}
     if not found:
         return HOST
-    (first, home), *others = found.items()
+    (first, device), *others = found.items()
     for name, other in others:
-        if _place(other) != _place(home):
+        if _place(other) != _place(device):
             raise TypeError(
-                f"{first} is on {home} and {name} on {other}: move one of them, arrays that work together live in one "
-                "place"
+                f"{first} is on {device} and {name} on {other}: move one of them, arrays that work together live in "
+                "one place"
             )
-    return home
+    return device
 
 
 def namespace(array) -> Any:
     """The array library of one array of its own."""
-    return _home(array).xp
+    return _device(array).xp
 
 
 def to_host(value):
     """NumPy array of a setting that may live anywhere; other values come back as they are."""
-    home = _home(value)
-    if not home.on_device:
+    device = _device(value)
+    if not device.is_gpu:
         return value
-    with home.working():
-        return home.xp.asnumpy(home.take(value))
+    with device.working():
+        return device.xp.asnumpy(device.asarray(value))
 
 
-def on(home, owner, name):
+def on(device, owner, name):
     """Attribute of an object that never changes, on a device: copied there once."""
-    if not home.on_device:
+    if not device.is_gpu:
         return getattr(owner, name)
     copies = _COPIES.setdefault(owner, {})
-    key = _place(home), name
+    key = _place(device), name
     if key not in copies:
-        copies[key] = home.upload(getattr(owner, name))
+        copies[key] = device.upload(getattr(owner, name))
     return copies[key]
 
 
 _COPIES: WeakKeyDictionary[Any, dict] = WeakKeyDictionary()
 
 
-def _home(value) -> Home:
+def _device(value) -> Device:
     kind = library(value)
     if kind == "cupy":
-        return _cuda_home(value.device.id, False)
+        return _cuda_device(value.device.id, False)
     if kind == "torch" and value.is_cuda:
-        return _cuda_home(value.device.index, True)
+        return _cuda_device(value.device.index, True)
     if kind not in ("torch", "numpy", "builtins") and hasattr(value, "__cuda_array_interface__"):
         import cupy
 
-        return _cuda_home(cupy.asarray(value).device.id, False)
+        return _cuda_device(cupy.asarray(value).device.id, False)
     return HOST
 
 
 @cache
-def _cuda_home(device, tensors):
-    return CudaHome(device, tensors)
+def _cuda_device(index, tensors):
+    return CudaDevice(index, tensors)
 
 
 @cache
-def _kernels(home):
+def _kernels(device):
     try:
-        from . import _cuda
+        from .. import _cuda
     except ImportError as error:
         raise RuntimeError(
-            f"arrays on {home} need elastofast._cuda, which this installation does not have ({error}). Install "
+            f"arrays on {device} need elastofast._cuda, which this installation does not have ({error}). Install "
             "again with nvcc on PATH and ELASTOFAST_CUDA=1, or move the arrays to host memory"
         ) from None
     return _cuda
 
 
 @lru_cache(maxsize=64)  # asked for at every launch
-def _queue(home, stream):
-    return home.kernels.Queue(home.device, stream)
+def _queue(device, stream):
+    return device.kernels.Queue(device.index, stream)
 
 
-def _place(home):
-    return getattr(home, "device", None)
+def _place(device):
+    return getattr(device, "index", None)
 
 
 def library(value) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse import bsr_array, csr_array, diags_array
 from scipy.sparse.linalg import LinearOperator, cg, splu
 
-from .boundary import rigid_modes
+from ..boundary import rigid_modes
 
 __all__ = ["MeshSolver", "Solution"]
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .arrays import home_of, namespace, to_host
+from ..backend.device import device_of, namespace, to_host
 
 __all__ = ["Moves", "plateau_range"]
 
@@ -35,14 +35,14 @@ class Moves:
     """
 
     def __init__(self, z, shape, which=None):
-        home = home_of(z=z)
-        xp, maps, windows = home.xp, z.reshape(-1, *shape), _windows(tuple(shape), home)
+        device = device_of(z=z)
+        xp, maps, windows = device.xp, z.reshape(-1, *shape), _windows(tuple(shape), device)
         edges = xp.hypot(*xp.gradient(maps, axis=(-2, -1)))
         contrast = maps - xp.median(maps, axis=(-2, -1), keepdims=True)
         self._weights, self._hats = xp.stack([edges, contrast], axis=1), windows.hats
         sums = to_host(windows.sums(self._weights))  # the one copy: a device has to be waited for
         which = np.ones(len(maps), bool) if which is None else which
-        self._chosen, self._places, self._inverse = map(home.upload, windows.solve(sums, which))
+        self._chosen, self._places, self._inverse = map(device.upload, windows.solve(sums, which))
 
     def part(self, v):
         """The part of v (..., N) in the span of all fields."""
@@ -67,7 +67,7 @@ def plateau_range(field):
     The least and the greatest of the 3 x 3 medians within three nodes: the levels on both sides where a boundary is
     near. A speck of a node or two does not count.
     """
-    ndimage, members = home_of(field=field).ndimage, (1,) * (field.ndim - 2)
+    ndimage, members = device_of(field=field).ndimage, (1,) * (field.ndim - 2)
     median = ndimage.median_filter(field, size=(*members, 3, 3), mode="nearest")
     low, high = (
         extreme(median, size=(*members, 7, 7), mode="nearest")
@@ -83,10 +83,10 @@ class _Windows:
     with two small matrices: of hats, (n0, m0) and (n1, m1), or of products of two hats.
     """
 
-    def __init__(self, shape, home):
+    def __init__(self, shape, device):
         axial, lateral = (_Hats(n) for n in shape)
-        self.hats = home.upload(axial.values), home.upload(lateral.values)
-        self._pairs = [tuple(map(home.upload, pairs)) for pairs in zip(axial.pairs, lateral.pairs, strict=True)]
+        self.hats = device.upload(axial.values), device.upload(lateral.values)
+        self._pairs = [tuple(map(device.upload, pairs)) for pairs in zip(axial.pairs, lateral.pairs, strict=True)]
         # `sums` has the product of windows (j, i) and (l, k) at lateral[j, l] + axial[i, k]
         widths, heights = (np.array([pairs.shape[1] for pairs in axis.pairs]) for axis in (axial, lateral))
         starts = np.cumsum(heights * widths) - heights * widths
@@ -137,8 +137,8 @@ class _Windows:
 
 
 @lru_cache(maxsize=4)  # a run asks at every step
-def _windows(shape, home):
-    return _Windows(shape, home)
+def _windows(shape, device):
+    return _Windows(shape, device)
 
 
 class _Hats:

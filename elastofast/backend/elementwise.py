@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from .arrays import library
+from .device import library
 
 __all__ = ["fused"]
 

@@ -1,0 +1,1 @@
+"""How well a modulus explains a measurement: the noise covariance Gamma and the data term with its gradient."""
