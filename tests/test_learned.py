@@ -27,7 +27,8 @@ def network(kind, seed=0, **architecture):
 
 
 def critic(kind="critic", **architecture):
-    return priors.Critic(network(kind, **architecture), {})
+    prior = {"critic": priors.Critic, "paper-critic": priors.PaperCritic}[kind]
+    return prior(network(kind, **architecture), {})
 
 
 @pytest.fixture
@@ -232,7 +233,7 @@ def test_post_processing_corrects_the_unregularised_map(scan):
 
 
 def test_wrong_use(scan, tmp_path):
-    with pytest.raises(TypeError, match="network must be a critic or paper-critic, got 'unet'"):
+    with pytest.raises(TypeError, match="network must be a critic, got 'unet'"):
         priors.Critic(network("unet", channels=4), {})
     with pytest.raises(ValueError, match="sees maps of 16 x 16 nodes only, the measurement has 33 x 33"):
         ef.reconstruct(scan, prior=critic("paper-critic", shape=(16, 16)))

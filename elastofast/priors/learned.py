@@ -8,28 +8,29 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from importlib.resources import as_file, files
+from typing import ClassVar
 
 import numpy as np
 
 from ..backend.device import namespace
 from ..geometry import Grid
+from .protocol import SplittingSettings
 
-__all__ = ["Critic", "PlugAndPlay", "PostProcessing"]
+__all__ = ["Critic", "LearnedPrior", "PaperCritic", "PlugAndPlay", "PostProcessing"]
 
 
-class _Network:
+class LearnedPrior:
     """A network that sees maps: loading, checks, and the way from x or log x to standardised tensors and back."""
 
-    kinds: tuple[str, ...] = ()
-    file = ""  # shipped weights
+    kind: ClassVar[str] = ""  # of the networks that it takes, a key of `networks.KINDS`
+    file: ClassVar[str] = ""  # with the shipped weights, in elastofast/weights
 
     def __init__(self, network, configuration):
         from .networks import Standard
 
-        if getattr(network, "kind", None) not in self.kinds:
-            raise TypeError(
-                f"network must be a {' or '.join(self.kinds)}, got {getattr(network, 'kind', type(network).__name__)!r}"
-            )
+        found = getattr(network, "kind", type(network).__name__)
+        if found != self.kind:
+            raise TypeError(f"network must be a {self.kind}, got {found!r}")
         self.network = network.requires_grad_(False).eval()
         self.configuration = configuration
         self.standard = Standard(**configuration.get("standard", {}))
@@ -54,6 +55,11 @@ class _Network:
         ImportError
             If torch or safetensors is not installed.
         """
+        return cls(*cls._read(path, device, (cls.kind,)))
+
+    @classmethod
+    def _read(cls, path, device, kinds):
+        """Network of one of some kinds and its configuration, from a file or the shipped one."""
         try:
             from . import weights_file
         except ImportError as error:
@@ -61,9 +67,9 @@ class _Network:
                 f'learned priors need torch and safetensors: pip install "elastofast[learn]" ({error})'
             ) from error
         if path is not None:
-            return cls(*weights_file.load(path, cls.kinds, device))
+            return weights_file.load(path, kinds, device)
         with as_file(files("elastofast") / "weights" / cls.file) as shipped:
-            return cls(*weights_file.load(shipped, cls.kinds, device))
+            return weights_file.load(shipped, kinds, device)
 
     def check(self, geometry):
         """Raise ValueError if the prior cannot see maps of a geometry."""
@@ -128,45 +134,8 @@ def _given_back(tensor, like, shape):
     return namespace(like).from_dlpack(tensor.cpu() if isinstance(like, np.ndarray) else tensor).reshape(shape)
 
 
-class Critic(_Network):
-    """Adversarial regulariser: a critic trained to tell true maps from those that a reconstruction passes through.
-
-    Called as ``value, gradient = critic(x)`` it is an explicit energy, for L-BFGS and the paper's descent. A
-    `DistanceCritic` also names the `target` of a map, the end of its steepest descent, which the default optimizer
-    uses.
-
-    Parameters
-    ----------
-    network : DistanceCritic or PaperCritic
-    configuration : dict
-        Of its weights file; ``standard`` is used.
-
-    Examples
-    --------
-    >>> critic = ef.priors.Critic.load("mine.safetensors")  # doctest: +SKIP
-    >>> result = ef.reconstruct(m, prior=critic)  # doctest: +SKIP
-    """
-
-    kinds = ("critic", "paper-critic")
-    file = "critic.safetensors"
-
-    def __init__(self, network, configuration):
-        super().__init__(network, configuration)
-        if network.kind == "paper-critic":
-            self.shape = network.shape
-        elif not self.standard.logarithmic:
-            raise ValueError("a distance critic sees log x; its configuration says that it was trained on x")
-        else:
-            self.target = self._target
-
-    def check(self, geometry):
-        """Raise ValueError if the prior cannot see maps of a geometry."""
-        super().check(geometry)
-        if hasattr(self, "shape") and geometry.shape != self.shape:
-            raise ValueError(
-                f"this critic has dense layers and sees maps of {self.shape[0]} x {self.shape[1]} nodes only, the "
-                f"measurement has {geometry.shape[0]} x {geometry.shape[1]}"
-            )
+class _CriticEnergy(LearnedPrior):
+    """What critics share: the value of the network at x and its gradient, as an explicit energy."""
 
     def __call__(self, x):
         """Value and gradient per pascal.
@@ -193,7 +162,41 @@ class Critic(_Network):
         back = namespace(x).from_dlpack
         return (back(value) if value.ndim else float(value)), back(gradient)
 
-    def _target(self, z, shape):
+
+class Critic(_CriticEnergy):
+    """Adversarial regulariser: a critic trained to tell true maps from those that a reconstruction passes through.
+
+    Called as ``value, gradient = critic(x)`` it is an explicit energy, for L-BFGS and the paper's descent. It also
+    names the `target` of a map, the end of its steepest descent, which the default optimizer uses.
+
+    Parameters
+    ----------
+    network : DistanceCritic
+    configuration : dict
+        Of its weights file; ``standard`` is used.
+
+    Examples
+    --------
+    >>> critic = ef.priors.Critic.load("mine.safetensors")  # doctest: +SKIP
+    >>> result = ef.reconstruct(m, prior=critic)  # doctest: +SKIP
+    """
+
+    kind = "critic"
+    file = "critic.safetensors"
+    splitting = SplittingSettings(weight=350.0, growth=0.5, unpenalised_weight=10.0, limiter_slack=0.03)
+
+    def __init__(self, network, configuration):
+        super().__init__(network, configuration)
+        if not self.standard.logarithmic:
+            raise ValueError("a distance critic sees log x; its configuration says that it was trained on x")
+
+    @classmethod
+    def load(cls, path=None, device="cpu"):
+        """As `LearnedPrior.load`; a file with the paper's critic gives a `PaperCritic`."""
+        network, configuration = cls._read(path, device, (cls.kind, PaperCritic.kind))
+        return (PaperCritic if network.kind == PaperCritic.kind else cls)(network, configuration)
+
+    def target(self, z, shape):
         """What the critic takes for the nearest true map to z = log x: z - F(z), in standardised units."""
         import torch
 
@@ -202,7 +205,30 @@ class Critic(_Network):
         return z - self.standard.scale * _given_back(error, z, z.shape)
 
 
-class PlugAndPlay(_Network):
+class PaperCritic(_CriticEnergy):
+    """The critic of Mohammadi, Doyley and Cetin: an explicit energy for maps of one size, because of its dense layers.
+
+    Parameters
+    ----------
+    network : networks.PaperCritic
+    configuration : dict
+        Of its weights file; ``standard`` is used.
+    """
+
+    kind = "paper-critic"
+
+    def check(self, geometry):
+        """Raise ValueError if the prior cannot see maps of a geometry."""
+        super().check(geometry)
+        shape = self.network.shape
+        if geometry.shape != shape:
+            raise ValueError(
+                f"this critic has dense layers and sees maps of {shape[0]} x {shape[1]} nodes only, the "
+                f"measurement has {geometry.shape[0]} x {geometry.shape[1]}"
+            )
+
+
+class PlugAndPlay(LearnedPrior):
     """Plug-and-play prior: a denoiser names the `target` that the next data step is drawn to.
 
     Parameters
@@ -212,8 +238,9 @@ class PlugAndPlay(_Network):
         Of its weights file; ``standard`` is used.
     """
 
-    kinds = ("dncnn",)
+    kind = "dncnn"
     file = "dncnn.safetensors"
+    splitting = SplittingSettings(weight=100.0, growth=1.0, unpenalised_weight=3.0)
 
     def __init__(self, network, configuration):
         super().__init__(network.fused() if hasattr(network, "fused") else network, configuration)
@@ -230,7 +257,7 @@ class PlugAndPlay(_Network):
         return z - self.standard.scale * _given_back(error, z, z.shape)
 
 
-class PostProcessing(_Network):
+class PostProcessing(LearnedPrior):
     """Supervised post-processing of the unregularised map by a UNet; no prior in the sense of an optimisation.
 
     Parameters
@@ -240,7 +267,7 @@ class PostProcessing(_Network):
         Of its weights file; ``standard`` is used.
     """
 
-    kinds = ("unet",)
+    kind = "unet"
     file = "unet.safetensors"
 
     def apply(self, x):

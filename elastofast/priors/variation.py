@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 
 from ..backend.device import HOST, device_of, namespace, to_host
 from ..backend.elementwise import fused
 from .differences import difference_operator, dot
+from .protocol import Linearization
 
-__all__ = ["Linearization", "Tikhonov", "TotalVariation"]
-
-
-class Linearization(NamedTuple):
-    """A prior about z = log x, shape (..., N): value, gradient, and a positive semidefinite curvature."""
-
-    value: np.ndarray  # on the host, one number for each map
-    gradient: np.ndarray
-    curvature: object  # callable on fields of z's shape
-    diagonal: np.ndarray  # of the curvature, without the coupling of axes: for preconditioning
+__all__ = ["Tikhonov", "TotalVariation"]
 
 
 class _LogGradient:
