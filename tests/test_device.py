@@ -8,7 +8,7 @@ import elastofast as ef
 from elastofast.backend import device as arrays
 from elastofast.forward import grid_cuda as grid_device
 from elastofast.forward.grid import smoother
-from elastofast.inversion.unpenalised import Moves, plateau_range
+from elastofast.inversion.unpenalised import UnpenalisedDirections, plateau_range
 
 LAWS = {"stress": ef.PlaneStress(0.495), "strain": ef.PlaneStrain(0.495)}
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
@@ -405,9 +405,12 @@ def test_moves(memory):
     z, v = maps.reshape(3, -1), np.random.default_rng(0).standard_normal((3, maps[0].size))
     take = arrays.device_of(z=put(z)).asarray
     for members in (which, ~which):
-        host, there = Moves(z, (40, 53), members), Moves(take(put(z)), (40, 53), members)
-        assert relative(get(there.part(take(put(v)))), host.part(v)) < 1e-10
-        assert relative(get(there.contrast(take(put(v)))), host.contrast(v)) < 1e-10
+        host, there = (
+            UnpenalisedDirections(z, (40, 53), members),
+            UnpenalisedDirections(take(put(z)), (40, 53), members),
+        )
+        assert relative(get(there.project(take(put(v)))), host.project(v)) < 1e-10
+        assert relative(get(there.project_contrast(take(put(v)))), host.project_contrast(v)) < 1e-10
     for found, expected in zip(plateau_range(take(put(maps))), plateau_range(maps), strict=True):
         np.testing.assert_array_equal(get(found), expected)
 
@@ -417,8 +420,8 @@ def test_moves_are_found_with_one_copy_to_the_host(monkeypatch):
     copies = []
     monkeypatch.setattr(device.Library, "asnumpy", staticmethod(lambda a: copies.append(a.shape) or get(a)))
     z = put(discs(96, 96).reshape(3, -1))
-    moves = Moves(z, (96, 96))
-    moves.part(z), moves.contrast(z), plateau_range(z.reshape(3, 96, 96))
+    moves = UnpenalisedDirections(z, (96, 96))
+    moves.project(z), moves.project_contrast(z), plateau_range(z.reshape(3, 96, 96))
     assert len(copies) == 1 and np.prod(copies[0]) < z.values.size / 4
 
 

@@ -6,13 +6,13 @@ import torch
 
 import elastofast as ef
 from elastofast import priors
-from elastofast.inversion import multilevel as run
 from elastofast.inversion import splitting
-from elastofast.inversion.gauss_newton import Iterate, curvature_scale, data_curvature
+from elastofast.inversion.gauss_newton import curvature_scale, data_curvature
 from elastofast.inversion.initial import homogeneous
-from elastofast.inversion.splitting import half_quadratic_splitting
-from elastofast.inversion.unpenalised import Moves, plateau_range
-from elastofast.learning import posterior as perturbation
+from elastofast.inversion.problem import Iterate, Problem
+from elastofast.inversion.splitting import Schedule, half_quadratic_splitting
+from elastofast.inversion.unpenalised import UnpenalisedDirections, plateau_range
+from elastofast.learning import posterior
 from elastofast.misfit.fidelity import Fidelity
 from elastofast.priors.networks import build
 
@@ -111,15 +111,26 @@ def test_splitting_reaches_a_stationary_point(scan, factor):
     scale = float(curvature_scale(data_curvature(fidelity, np.exp(z), fidelity.evaluate(np.exp(z))), z)[0])
     target = np.log(scan.reference).ravel() + 0.1
     weight = factor * scale
-    point, _ = half_quadratic_splitting(
-        fidelity, Known(target), weight, Iterate(z[None], None, None, None), anchor=None, first=weight, loose=3 * scale,
-        slack=np.inf, scale=scale, worth=-np.inf, rtol=1e-8, steps=40, max_iterations=65, limits=(-np.inf, np.inf),
-        report=lambda *a: np.zeros(1, bool),
+    problem = Problem(
+        fidelity, Known(target), None, Iterate(z[None]), rtol=1e-8, limits=(-np.inf, np.inf),
+        report=lambda *step: np.zeros(1, bool),
     )  # fmt: skip
+    schedule = Schedule(
+        anchor=None,
+        first_weight=np.array([weight]),
+        weight=np.array([weight]),
+        unpenalised_weight=np.array([3 * scale]),
+        limiter_slack=np.inf,
+        curvature=np.array([scale]),
+        min_misfit_decrease=np.array([-np.inf]),
+        steps=np.array([40]),
+        max_iterations=np.array([65]),
+    )
+    point, _ = half_quadratic_splitting(problem, schedule)
     z = point.z[0]
     now = fidelity.evaluate(np.exp(z), 1e-9)
     away, push = z - target, np.exp(z) * now.gradient
-    along = Moves(target, scan.geometry.shape).part(away)
+    along = UnpenalisedDirections(target, scan.geometry.shape).project(away)
     pull = weight * (away - along) + min(weight, 3 * scale) * along
     assert np.linalg.norm(pull + push) < 0.05 * np.linalg.norm(pull)
 
@@ -156,10 +167,10 @@ def test_splitting_leaves_the_moves_when_they_explain_no_more(scan, monkeypatch)
     history = ef.reconstruct(scan, prior=prior).history
     falls = -np.diff([h["data"] for h in history])
     last = [h["weight"] for h in history].index(history[-1]["weight"])  # of the schedule
-    assert (falls[last:-1] > splitting.WORTH).all() and falls[-1] <= splitting.WORTH
-    monkeypatch.setattr(run, "FURTHER", 1)
-    monkeypatch.setattr(run, "WORTH", -1e9)
-    monkeypatch.setattr(splitting, "AT_REST", 0.0)
+    assert (falls[last:-1] > splitting.MIN_MISFIT_DECREASE).all() and falls[-1] <= splitting.MIN_MISFIT_DECREASE
+    monkeypatch.setattr(splitting, "MAX_FINAL_STEPS", 1)
+    monkeypatch.setattr(splitting, "MIN_MISFIT_DECREASE", -1e9)
+    monkeypatch.setattr(splitting, "REST_TOL", 0.0)
     assert ef.reconstruct(scan, prior=prior).status == "max_iterations"
 
 
@@ -263,10 +274,10 @@ def test_drawn_errors_have_the_posterior_covariance(monkeypatch, rng):
     grid = ef.Grid((9, 10), (1e-3, 1e-3))
     x, _ = ef.inclusion(grid, (4e-3, 4e-3), 2.1e-3, modulus=40e3, background=12e3)
     m = ef.simulate(grid, ef.PlaneStress(0.4), ef.compression(grid, pressure=100.0), x, snr=30.0)
-    monkeypatch.setattr(perturbation, "PENALTY", (1.0, 1.0))
-    monkeypatch.setattr(perturbation, "NOISE", (0.0, 0.0))
-    monkeypatch.setattr(perturbation, "STEPS", (90, 91))
-    draws = perturbation.posterior_errors(m, 150, rng).reshape(150, -1).astype(float)
+    monkeypatch.setattr(posterior, "PENALTY", (1.0, 1.0))
+    monkeypatch.setattr(posterior, "NOISE", (0.0, 0.0))
+    monkeypatch.setattr(posterior, "STEPS", (90, 91))
+    draws = posterior.posterior_errors(m, 150, rng).reshape(150, -1).astype(float)
     fidelity = Fidelity(m, rtol=1e-8)
     curvature = data_curvature(fidelity, x.ravel(), fidelity.evaluate(x.ravel()))
     hessian = np.stack([curvature(e) for e in np.eye(x.size)])
@@ -292,7 +303,7 @@ def test_plateau_range(rng, batch):
 
 
 def fields_of_moves(z):
-    """All fields of `Moves` as columns, those that change the contrast last, and the number of these."""
+    """All fields of `UnpenalisedDirections` as columns, those of the contrast last, and the number of these."""
     columns = []
     for weight, step in ((np.hypot(*np.gradient(z)), 16), (z - np.median(z), 64)):
         hats = []
@@ -310,8 +321,8 @@ def test_moves_against_fields_written_out(rng):
     shape, i, j = (150, 83), *np.mgrid[:150, :83]
     maps = [1.3 * (np.hypot(i - 40, j - 30) < 17), 0.8 * (np.hypot(i - 70, (j - 50) / 2) < 14) - 0.5 * (i - j > 110)]
     z, v = np.stack(maps).reshape(2, -1), rng.standard_normal((2, i.size))
-    moves = Moves(z, shape)
-    part, contrast = moves.part(v), moves.contrast(v)
+    moves = UnpenalisedDirections(z, shape)
+    part, contrast = moves.project(v), moves.project_contrast(v)
     for k in range(2):
         fields, last = fields_of_moves(maps[k])
         ridge = np.diag(np.sqrt(1e-9 * (fields**2).sum(axis=0)))
@@ -329,8 +340,8 @@ def test_moves_hold_shifts_and_contrasts():
         return contrast / (1 + np.exp((np.hypot(i - row, j - 33) - radius) / 1.5))
 
     z = blob(28, 12, 1.2)
-    moves = Moves(z.ravel(), shape)
-    project = moves.part
+    moves = UnpenalisedDirections(z.ravel(), shape)
+    project = moves.project
     speckle, other = np.random.default_rng(0).standard_normal((2, z.size))
     part = project(speckle)
     np.testing.assert_allclose(project(part), part, atol=1e-6 * np.abs(part).max())
@@ -340,20 +351,20 @@ def test_moves_hold_shifts_and_contrasts():
         left = change.ravel() - project(change.ravel())
         assert np.linalg.norm(left) < 0.15 * np.linalg.norm(change)
     stiffer = (blob(28, 12, 1.25) - z).ravel()
-    assert np.linalg.norm(moves.contrast(stiffer) - stiffer) < 0.15 * np.linalg.norm(stiffer)
-    flat = Moves(np.full(60 * 70, 2.0), shape)
-    assert not flat.part(speckle).any() and not flat.contrast(speckle).any()
+    assert np.linalg.norm(moves.project_contrast(stiffer) - stiffer) < 0.15 * np.linalg.norm(stiffer)
+    flat = UnpenalisedDirections(np.full(60 * 70, 2.0), shape)
+    assert not flat.project(speckle).any() and not flat.project_contrast(speckle).any()
 
 
 def test_moves_of_a_batch_are_those_of_its_members(rng):
     shape, i, j = (40, 50), *np.mgrid[:40, :50]
     maps = [np.clip(9 + k - np.hypot(i - 20 + 4 * k, j - 25), -1, 1).ravel() for k in range(3)]
     z, v = np.stack(maps), rng.standard_normal((3, 2000))
-    moves = Moves(z, shape, np.array([True, False, True]))
-    part, contrast = moves.part(v), moves.contrast(v)
+    moves = UnpenalisedDirections(z, shape, np.array([True, False, True]))
+    part, contrast = moves.project(v), moves.project_contrast(v)
     for k in (0, 2):
-        np.testing.assert_allclose(part[k], Moves(z[k], shape).part(v[k]), atol=1e-12)
-        np.testing.assert_allclose(contrast[k], Moves(z[k], shape).contrast(v[k]), atol=1e-12)
+        np.testing.assert_allclose(part[k], UnpenalisedDirections(z[k], shape).project(v[k]), atol=1e-12)
+        np.testing.assert_allclose(contrast[k], UnpenalisedDirections(z[k], shape).project_contrast(v[k]), atol=1e-12)
     assert not part[1].any() and not contrast[1].any()
     low, high = plateau_range(z.reshape(3, *shape))
     for k in range(3):

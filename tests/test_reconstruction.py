@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import elastofast as ef
-from elastofast.inversion import multilevel as run
+from elastofast.inversion import multilevel
 from elastofast.inversion.coarsen import coarsen, refine, sample
 from elastofast.inversion.initial import homogeneous
 from elastofast.metrics import relative_l2, symmetric_rms
@@ -54,7 +54,7 @@ def test_little_noise_little_error(law):
 
 
 def test_default_prior_without_torch_or_on_small_grids(tv, monkeypatch):
-    def absent():
+    def absent(*arguments):
         raise ImportError("torch")
 
     assert tv.prior == "tv"
@@ -269,7 +269,7 @@ def test_authors_file_at_35_db(tmp_path):
     [
         (
             {"prior": "wavelets"},
-            "prior must be one of 'auto', 'none', .*'critic', 'pnp', 'unet' or an object, got 'wavelets'",
+            "prior must be one of 'auto', 'none', .*'unet', 'pnp', 'critic' or an object, got 'wavelets'",
         ),
         ({"weight": -1.0}, "weight must be 'auto' or a finite number, zero or more, got -1.0"),
         ({"weight": "best"}, "weight must be 'auto' or a finite number"),
@@ -342,7 +342,7 @@ def test_an_interrupted_list_keeps_what_there_is(scan):
 
 
 def test_an_interrupt_before_the_first_step_keeps_what_is_done(scan, monkeypatch):
-    calls, original = [], run.homogeneous
+    calls, original = [], multilevel.homogeneous
 
     def homogeneous(m):
         calls.append(m)
@@ -350,7 +350,7 @@ def test_an_interrupt_before_the_first_step_keeps_what_is_done(scan, monkeypatch
             raise KeyboardInterrupt
         return original(m)
 
-    monkeypatch.setattr(run, "homogeneous", homogeneous)
+    monkeypatch.setattr(multilevel, "homogeneous", homogeneous)
     first, second = ef.reconstruct([scan, scan], "none", max_iterations=1)
     assert first.status == "max_iterations" and second is None
     with pytest.raises(KeyboardInterrupt):
@@ -360,14 +360,14 @@ def test_an_interrupt_before_the_first_step_keeps_what_is_done(scan, monkeypatch
 
 def test_a_finished_member_is_let_go(scan, monkeypatch):
     """Hierarchies of many members do not pile up."""
-    alive, original = weakref.WeakSet(), run.Run.results
+    alive, original = weakref.WeakSet(), multilevel.Multilevel.results
 
     def results(self):
         alive.add(self)
         assert len(alive) == 1
         return original(self)
 
-    monkeypatch.setattr(run.Run, "results", results)
+    monkeypatch.setattr(multilevel.Multilevel, "results", results)
     entries = []
     weights = np.array([9.0, 10.0, 11.0])
     ef.reconstruct([scan] * 3, "tikhonov", weight=weights, max_iterations=1, progress=entries.append)

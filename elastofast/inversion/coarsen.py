@@ -13,11 +13,12 @@ from ..measurement import Measurement
 
 __all__ = ["coarsen", "refine", "sample", "uniform"]
 
-SMALLEST = 48  # nodes along the shorter axis of the coarsest grid
+# Nodes along the shorter axis of the coarsest grid: on fewer, coarse maps hardly help as a start. Not studied.
+COARSEST_NODES = 48
 UNIFORM = 30.0  # noise levels that differ by more are not averaged
 
 
-def coarsen(measurement, smallest=SMALLEST):
+def coarsen(measurement, smallest=COARSEST_NODES):
     """The measurement on a grid of half the nodes along each axis, or None where that makes no sense.
 
     ``smallest`` is the least number of nodes that the shorter axis of the coarse grid may have.

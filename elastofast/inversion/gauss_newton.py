@@ -1,65 +1,105 @@
-"""Minimisers in z = log x of the data term plus a prior: Gauss-Newton, and L-BFGS for priors with a gradient only."""
+"""Damped Gauss-Newton in z = log x for the data term plus a prior that can be linearised."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend.batch import column, dots, numbers
-from ..backend.device import namespace, to_host
+from ..backend.device import namespace
 from ..backend.elementwise import fused
+from ..misfit.fidelity import Evaluation
+from ..priors.protocol import LinearizablePrior
+from .coarsen import COARSEST_NODES
+from .problem import Iterate, Problem
+from .stopping import SmallSteps
 
-__all__ = [
-    "Iterate", "conjugate_gradients", "curvature_scale", "data_curvature", "first_step", "gauss_newton", "quasi_newton",
-]  # fmt: skip
+__all__ = ["GaussNewton", "conjugate_gradients", "curvature_scale", "data_curvature", "first_step", "gauss_newton"]
 
+# Inner conjugate gradients: design measurement "about 12 steps each"; a looser tolerance costs outer steps.
 CG_STEPS = 12
 CG_TOLERANCE = 0.1
-SMALL_STEPS = 2  # end a run: a truncated inner solve gives one now and then with much still to gain
-TIGHTEST = 1e-8  # solves are not made more accurate than this when no step lowers the objective
-AT_REST = 2e-3  # rms step in log x that ends the frozen fixed point
-LONGEST_STEP = 1.0  # in log x: a factor of e
+# After this many outer steps a run follows a long valley, which takes this many inner steps more in each outer one.
+EXTRA_CG_STEPS = 4
+# Line search: a step has to achieve this share of the decrease that the slope promises (Armijo), or it is halved.
+ARMIJO = 1e-4
+MAX_HALVINGS = 8
+# When no step lowers the objective, the solves may be what stands in the way: they are made more accurate by this
+# factor, but not beyond the tightest tolerance.
+TIGHTEN = 1e-2
+TIGHTEST_RTOL = 1e-8
+MAX_STEP = 1.0  # in log x: no value changes by more than a factor of e in one step
+# Relative decrease of the objective below which a step counts as small (exact gradient), on a coarse and on the finest
+# level: a coarse map is only a start, the finest one is the result.
+DECREASE_TOL = {False: 2e-4, True: 1e-5}
+FROZEN_STEP_TOL = 2e-3  # rms step in log x below which a step of the frozen fixed point counts as small
+# Steps on one level. The frozen fixed point either settles soon or wanders.
+MAX_ITERATIONS = {"exact": 60, "frozen": 20}
 
 
-class Iterate(NamedTuple):
-    """One accepted point of each member of a batch.
+class GaussNewton:
+    """Damped Gauss-Newton, coarse to fine; see `gauss_newton`."""
 
-    z = log x (B, N), the data term there, the prior's values (B,) on the host, and its dual variable.
-    """
+    name = "gauss-newton"
+    batched = True
+    chooses_weight = False
+    coarsest_nodes = COARSEST_NODES
 
-    z: np.ndarray
-    data: object
-    prior: np.ndarray
-    dual: object
+    def supports(self, prior: Any) -> bool:
+        """Whether there is no prior, or one that can be linearised."""
+        return prior is None or isinstance(prior, LinearizablePrior)
+
+    def minimise(self, problem: Problem) -> tuple[Iterate, np.ndarray]:
+        """As `gauss_newton`, with the tolerance and the limit that suit the level and the gradient."""
+        return gauss_newton(
+            problem,
+            tolerance=DECREASE_TOL[problem.finest],
+            max_iterations=problem.max_iterations or MAX_ITERATIONS[problem.fidelity.kind],
+        )
 
 
-def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterations, limits, report, going=True):
+class _Model(NamedTuple):
+    """The objective about a point: value (B,), gradient (B, N), curvature of the steps that the bounds allow."""
+
+    value: np.ndarray
+    gradient: Any
+    free: Any  # 1 where z may move, 0 where a bound holds it
+    curvature: Callable[[Any], Any]
+    data_curvature: Callable[[Any], Any]
+    prior_diagonal: Any
+
+
+class _Trial(NamedTuple):
+    """Where a line search ended: the map, what is known there, and which members accept it."""
+
+    z: Any
+    data: Evaluation | None
+    prior: np.ndarray | float
+    decrease: np.ndarray
+    step: np.ndarray
+    accepted: np.ndarray
+
+
+def gauss_newton(problem: Problem, *, tolerance: float, max_iterations: int, active=True):
     """Minimise J(x) + weight R(x) over z = log x, for each member of a batch by itself.
 
-    Each step solves (H + weight B) d = -(gradient) by a few conjugate gradient iterations: H = D^T Gamma^-1 D with
-    a fixed multigrid cycle or two in place of each solve, B the prior's curvature. With the frozen gradient the
-    same step minimises the frozen problem, and Gamma is updated after it. Members that have ended stay where they are.
-    Where a solve does not converge for one of them, all take shorter steps.
+    Each step solves (H + weight B) d = -gradient by a few iterations of conjugate gradients, with H = D^T Gamma^-1 D,
+    one or two fixed multigrid cycles in place of each solve in Gamma^-1, and B the prior's curvature. With the frozen
+    gradient the same step minimises the paper's problem with Gamma fixed, and Gamma is updated after it.
+
+    Members that have ended stay where they are. Where a solve does not converge for one member, all take shorter
+    steps.
 
     Parameters
     ----------
-    fidelity : Fidelity
-    prior : object with ``linearize``, ``start_dual``, ``step_dual``; or None
-    weight : float or array, shape (B,)
-    start : Iterate
-        Only z and dual are used, and data if present.
-    rtol : float
-        Tolerance of the forward and adjoint solves.
+    problem : Problem
+        Its prior is None or a `LinearizablePrior`.
     tolerance : float
-        Ends when two steps in turn each lower the objective by less than this fraction of it (exact gradient).
+        Exact gradient: a step that lowers the objective by less than this fraction of it counts as small.
     max_iterations : int
-    limits : (float, float) or arrays of shape (B, 1)
-        Bounds on z.
-    report : callable
-        Called with an Iterate, step lengths and gradient norms (B,), and which members took the step; returns which of
-        them are to stop.
-    going : array of bool, shape (B,), optional
+    active : array of bool, shape (B,), optional
         Which members are to move at all.
 
     Returns
@@ -68,98 +108,115 @@ def gauss_newton(fidelity, prior, weight, start, *, rtol, tolerance, max_iterati
     status : array of str, shape (B,)
         "converged", "max_iterations", "stalled" or "stopped".
     """
-    exact = fidelity.kind == "exact"
-    z, dual, xp = start.z, start.dual, fidelity.device.xp
+    fidelity, prior = problem.fidelity, problem.prior
+    exact, xp = fidelity.kind == "exact", fidelity.device.xp
+    z, dual, rtol = problem.start.z, problem.start.dual, problem.rtol
     members = len(z)
-    weight = np.broadcast_to(np.asarray(weight, dtype=float), members)
-    of_prior = column(weight, z)
-    going = np.broadcast_to(going, members).copy()
+    weight = np.broadcast_to(np.asarray(problem.weight, dtype=float), members)
+    active = np.broadcast_to(active, members).copy()
     status = np.full(members, "max_iterations", dtype=object)
-    now = start.data if start.data is not None else fidelity.evaluate(np.exp(z), rtol)
-    spread = None  # mean diagonal of H
-    small = np.zeros(members, int)
-    last = np.zeros(members) if prior is None else prior.value(z)
+    now = problem.start.data if problem.start.data is not None else fidelity.evaluate(np.exp(z), rtol)
+    converged = SmallSteps(members)
+    data_diagonal = None  # mean diagonal of H at the first point
+    prior_value = np.zeros(members) if prior is None else prior.value(z)
     for number in range(max_iterations):
-        x = np.exp(z)
-        gradient = x * now.gradient
-        value = now.value
-        of_data = data_curvature(fidelity, x, now)
-        model = None if prior is None else prior.linearize(z, dual)
-        diagonal = 0.0
-        if model is not None:
-            gradient = gradient + of_prior * model.gradient
-            value = value + weight * model.value
-            diagonal = of_prior * model.diagonal
-        free = _free(z, gradient, limits)
-
-        def curvature(v, of_data=of_data, model=model, free=free):
-            return of_data(v) * free if model is None else _combined(of_data(v), model.curvature(v), of_prior, free)
-
-        if spread is None:
-            spread = curvature_scale(of_data, z)
+        model = _linearize(problem, weight, z, dual, now)
+        if data_diagonal is None:
+            data_diagonal = curvature_scale(model.data_curvature, z)
         d = conjugate_gradients(
-            curvature,
-            -gradient * free,
-            diagonal + spread,
-            steps=CG_STEPS + 4 * max(0, number - CG_STEPS),  # a run this long has a long valley to go down
+            model.curvature,
+            -model.gradient * model.free,
+            model.prior_diagonal + data_diagonal,
+            steps=CG_STEPS + EXTRA_CG_STEPS * max(0, number - CG_STEPS),
         )
-        slope = numbers(dots(gradient, d))
-        status[going & ~(slope < 0)] = "stalled"
-        going &= slope < 0
-        if not going.any():
+        slope = numbers(dots(model.gradient, d))
+        status[active & ~(slope < 0)] = "stalled"
+        active &= slope < 0
+        if not active.any():
             break
-        step = first_step(d)
-        for _ in range(8):
-            trial = xp.where(column(going, z), np.clip(z + column(step, z) * d, *limits), z)
-            try:
-                after = fidelity.evaluate(np.exp(trial), rtol)
-                data_value = after.value if exact else now.frozen(np.exp(trial))
-            except RuntimeError:  # too wild a modulus for the solver: a shorter step
-                data_value = np.inf
-            prior_value = 0.0 if prior is None else prior.value(trial)
-            lowered = value - (data_value + weight * prior_value)
-            moved = going & (lowered >= -1e-4 * step * slope)
-            if (moved == going).all():
-                break
-            step = np.where(moved, step, step / 2)
-        if (moved != going).any():
-            trial = xp.where(column(moved, z), trial, z)
-            if rtol <= TIGHTEST:
-                status[going & ~moved] = "stalled"
-                going &= moved
-            rtol = min(rtol, max(1e-2 * rtol, TIGHTEST))  # perhaps the solves, not the map, are what stands in the way
-            after = fidelity.evaluate(np.exp(trial), rtol)
-        if not moved.any():
+        trial = _line_search(problem, weight, z, now, d, model.value, slope, active, rtol)
+        accepted, after = trial.accepted, trial.data
+        trial_z = trial.z
+        if (accepted != active).any():
+            trial_z = xp.where(column(accepted, z), trial_z, z)
+            if rtol <= TIGHTEST_RTOL:
+                status[active & ~accepted] = "stalled"
+                active &= accepted
+            rtol = min(rtol, max(TIGHTEN * rtol, TIGHTEST_RTOL))
+            after = fidelity.evaluate(np.exp(trial_z), rtol)
+        assert after is not None
+        if not accepted.any():
             now = after
-            if not going.any():
+            if not active.any():
                 break
             continue
-        change = trial - z
+        change = trial_z - z
         if prior is not None:
             stepped = prior.step_dual(dual, z, change)
-            if stepped is not None and not moved.all():
-                stepped = xp.where(column(moved, stepped), stepped, 0.0 if dual is None else dual)
+            if stepped is not None and not accepted.all():
+                stepped = xp.where(column(accepted, stepped), stepped, 0.0 if dual is None else dual)
             dual = stepped
-            last = np.where(moved, prior_value, last)
-        z, now = trial, after
-        point = Iterate(z, now, last, dual)
-        norm = np.sqrt(numbers(dots(gradient * free, gradient)))
-        stop = moved & report(point, step, norm, moved)
-        # the frozen problem changes with every step, so there the map has to come to rest
+            prior_value = np.where(accepted, trial.prior, prior_value)
+        z, now = trial_z, after
+        point = Iterate(z, now, prior_value, dual)
+        norm = np.sqrt(numbers(dots(model.gradient * model.free, model.gradient)))
+        stop = accepted & problem.report(point, weight, trial.step, norm, accepted)
+        # The frozen problem changes with every step, so there the map has to come to rest.
         size = np.sqrt(numbers(dots(change, change)) / z.shape[-1])
-        at_rest = lowered <= tolerance * np.abs(value) if exact else size <= AT_REST
-        small = np.where(moved, np.where(at_rest, small + 1, 0), small)
-        status[going & (small >= SMALL_STEPS)] = "converged"
+        small = trial.decrease <= tolerance * np.abs(model.value) if exact else size <= FROZEN_STEP_TOL
+        ended = converged(small, accepted)
+        status[active & ended] = "converged"
         status[stop] = "stopped"
-        going &= ~stop & (small < SMALL_STEPS)
-        if not going.any():
+        active &= ~stop & ~ended
+        if not active.any():
             break
-    return Iterate(z, now, last, dual), status
+    return Iterate(z, now, prior_value, dual), status
+
+
+def _linearize(problem, weight, z, dual, now) -> _Model:
+    """The objective about z, where the data term is `now`."""
+    x = np.exp(z)
+    gradient, value = x * now.gradient, now.value
+    of_data = data_curvature(problem.fidelity, x, now)
+    if problem.prior is None:
+        free = _free(z, gradient, problem.limits)
+        return _Model(value, gradient, free, lambda v: of_data(v) * free, of_data, 0.0)
+    of_prior = column(weight, z)
+    model = problem.prior.linearize(z, dual)
+    gradient = gradient + of_prior * model.gradient
+    free = _free(z, gradient, problem.limits)
+
+    def curvature(v):
+        return _combined(of_data(v), model.curvature(v), of_prior, free)
+
+    return _Model(value + weight * model.value, gradient, free, curvature, of_data, of_prior * model.diagonal)
+
+
+def _line_search(problem, weight, z, now, d, value, slope, active, rtol) -> _Trial:
+    """Shorten the steps of all members along d until those that are active have a sufficient decrease."""
+    fidelity, prior = problem.fidelity, problem.prior
+    exact, xp = fidelity.kind == "exact", fidelity.device.xp
+    step = first_step(d)
+    after = None
+    for _ in range(MAX_HALVINGS):
+        trial = xp.where(column(active, z), np.clip(z + column(step, z) * d, *problem.limits), z)
+        try:
+            after = fidelity.evaluate(np.exp(trial), rtol)
+            data_value = after.value if exact else now.frozen(np.exp(trial))
+        except RuntimeError:  # too wild a modulus for the solver: a shorter step
+            data_value = np.inf
+        prior_value = 0.0 if prior is None else prior.value(trial)
+        decrease = value - (data_value + weight * prior_value)
+        accepted = active & (decrease >= -ARMIJO * step * slope)
+        if (accepted == active).all():
+            break
+        step = np.where(accepted, step, step / 2)
+    return _Trial(trial, after, prior_value, decrease, step, accepted)
 
 
 def first_step(d):
-    """Step lengths (B,) with which no value of directions d (B, N) moves too far."""
-    return np.minimum(1.0, LONGEST_STEP / np.maximum(numbers(np.abs(d).max(axis=-1)), 1e-300))
+    """Step lengths (B,), at most one, with which no value of directions d (B, N) moves by more than `MAX_STEP`."""
+    return np.minimum(1.0, MAX_STEP / np.maximum(numbers(np.abs(d).max(axis=-1)), 1e-300))
 
 
 def _free(z, gradient, limits):
@@ -249,59 +306,3 @@ def _combined(xp, data, prior, weight, free):
     total += data
     total *= free
     return total
-
-
-def quasi_newton(fidelity, prior, weight, start, *, rtol, max_iterations, limits, report):
-    """Minimise J(x) + weight R(x) over z = log x by L-BFGS-B, for any prior with value and gradient.
-
-    Parameters and results as in `gauss_newton`, for a batch of one.
-    """
-    from scipy.optimize import minimize
-
-    shape, xp = fidelity.measurement.geometry.node_shape, fidelity.device.xp
-    (weight,), ((low,), (high,)) = numbers(weight), map(numbers, limits)
-    latest = {}
-
-    def objective(z):
-        own = xp.array(z).reshape(start.z.shape)
-        x = np.exp(own)
-        try:
-            data = fidelity.evaluate(x, rtol)
-        except RuntimeError:  # too wild a modulus for the solver: a bowl, so that the line search comes back
-            if not latest:
-                raise
-            away, height = z - latest["host"], 1 + abs(latest["value"])
-            return latest["value"] + height, 2 * height / (away @ away) * away
-        value, slope = (0.0, x * 0.0) if prior is None else prior(x.reshape(shape))
-        gradient = x * (data.gradient + weight * slope.reshape(x.shape))
-        latest["host"], latest["point"] = z.copy(), Iterate(own, data, numbers(float(value)), None)
-        latest["norm"] = np.sqrt(numbers(dots(gradient, gradient)))
-        latest["value"] = float(data.value[0]) + weight * float(value)
-        return latest["value"], to_host(gradient).ravel()
-
-    class Stop(Exception):
-        pass
-
-    def accepted(z):
-        point = latest["point"]
-        if not np.array_equal(z, latest["host"]):
-            objective(z)
-            point = latest["point"]
-        latest["best"] = point
-        if report(point, np.ones(1), latest["norm"], np.ones(1, bool)).any():
-            raise Stop
-
-    try:
-        found = minimize(
-            objective,
-            to_host(start.z).ravel(),
-            jac=True,
-            method="L-BFGS-B",
-            callback=accepted,
-            bounds=[(low, high)] * start.z.size,
-            options={"maxiter": max_iterations, "maxcor": 30, "ftol": 1e-6},
-        )
-    except Stop:
-        return latest["best"], ["stopped"]
-    status = {0: "converged", 1: "max_iterations"}.get(found.status, "stalled")
-    return latest.get("best") or latest["point"], [status]

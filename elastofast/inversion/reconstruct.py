@@ -1,4 +1,4 @@
-"""From a measurement to a map of the modulus."""
+"""From a measurement, or a list of them, to maps of the modulus."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from functools import cache
 import numpy as np
 
 from ..measurement import Measurement
-from ..priors import PostProcessing
+from ..priors import registry
 from ..result import Result
 from .coarsen import uniform
-from .multilevel import ALONE, Run, linearizes, shipped_prior
+from .multilevel import Multilevel
+from .options import Options
 
 __all__ = ["Result", "reconstruct"]
 
@@ -87,36 +88,46 @@ def reconstruct(
     >>> result = ef.reconstruct(m, prior="tv")  # doctest: +SKIP
     >>> print(result.status, result.chi2)  # doctest: +SKIP
     """
-    arguments = dict(
-        prior=prior, gradient=gradient, optimizer=optimizer, bounds=bounds, max_iterations=max_iterations, step=step,
-        progress=progress, shipped=cache(shipped_prior),
-    )  # fmt: skip
-    if isinstance(measurement, Measurement):
-        return Run([measurement], [start], [weight], **arguments).results()[0]
-    members = _members(measurement)
-    starts, weights = _for_each(start, None, "start", len(members)), _for_each(weight, "auto", "weight", len(members))
-    groups = _groups(members, optimizer, prior)
+    single = isinstance(measurement, Measurement)
+    members = [measurement] if single else _members(measurement)
+    starts = [start] if single else _for_each(start, None, "start", len(members))
+    weights = [weight] if single else _for_each(weight, "auto", "weight", len(members))
+    load = cache(registry.load)
+    checked = [
+        Options.checked(
+            m.geometry, isinstance(w, str) and w == "auto", prior=prior, gradient=gradient, optimizer=optimizer,
+            bounds=bounds, max_iterations=max_iterations, step=step, progress=progress, load=load,
+        )
+        for m, w in zip(members, weights, strict=True)
+    ]  # fmt: skip
+    groups = _groups(members, checked)
     runs = [
-        Run(*([a[k] for k in group] for a in (members, starts, weights)), places=group, **arguments) for group in groups
+        Multilevel(
+            *([values[k] for k in group] for values in (members, starts, weights)),
+            options=checked[group[0]],
+            places=None if single else group,
+        )
+        for group in groups
     ]
-    results = {}
+    results: dict[int, Result] = {}
     for group in groups:
         try:
-            found = runs.pop(0).results()  # and let go of what it holds
+            found = runs.pop(0).results()  # popped, so that the memory of a finished run is free
         except KeyboardInterrupt:
             if not results:
                 raise
             break
         except Exception as error:
-            error.add_note(f"in the reconstruction of measurement {', '.join(map(str, group))} of the list")
+            if not single:
+                error.add_note(f"in the reconstruction of measurement {', '.join(map(str, group))} of the list")
             raise
         results |= dict(zip(group, found, strict=True))
         if found[0].status == "interrupted":
             break
-    return [results.get(k) for k in range(len(members))]
+    return results[0] if single else [results.get(k) for k in range(len(members))]
 
 
-def _members(measurements):
+def _members(measurements) -> list[Measurement]:
     """A sequence of measurements, checked."""
     if not isinstance(measurements, list | tuple):
         raise TypeError(f"measurement must be a Measurement or a list of them, got {type(measurements).__name__}")
@@ -126,7 +137,7 @@ def _members(measurements):
     return list(measurements)
 
 
-def _for_each(value, default, name, count):
+def _for_each(value, default, name: str, count: int) -> list:
     """One value for all members or a sequence of one for each, as a list."""
     if isinstance(value, np.ndarray) and name == "weight" and value.ndim == 1:
         value = value.tolist()
@@ -140,16 +151,15 @@ def _for_each(value, default, name, count):
     return list(value)
 
 
-def _groups(members, optimizer, prior):
+def _groups(members: list[Measurement], options: list[Options]) -> list[list[int]]:
     """Which members take their steps together: on a device those that share everything but their numbers.
 
     In host memory one solve keeps all cores busy, and several hierarchies would not fit into their caches.
     """
-    groups = []
-    steps = hasattr(prior, "target") or linearizes(prior) or isinstance(prior, PostProcessing)
-    together = steps and optimizer not in ALONE
+    groups: list[list[int]] = []
     for k, m in enumerate(members):
-        for group in groups if together and m.device.is_gpu else ():
+        together = options[k].optimizer.batched and m.device.is_gpu
+        for group in groups if together else ():
             if _alike(members[group[0]], m):
                 group.append(k)
                 break
@@ -158,7 +168,7 @@ def _groups(members, optimizer, prior):
     return groups
 
 
-def _alike(one, other):
+def _alike(one: Measurement, other: Measurement) -> bool:
     """Whether two measurements can be worked on as one batch."""
 
     def kind(m):

@@ -1,119 +1,180 @@
-"""Reconstruction with priors that know the way to the nearest plausible map: critics and denoisers."""
+"""Half-quadratic splitting, for priors that name a target: critics and denoisers."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend.batch import column, dots, numbers
-from .gauss_newton import Iterate, conjugate_gradients, data_curvature, first_step
-from .unpenalised import Moves, plateau_range
+from ..priors.learned import TRAINED_NODES
+from ..priors.protocol import TargetPrior, splitting_settings
+from .gauss_newton import conjugate_gradients, curvature_scale, data_curvature, first_step
+from .problem import Iterate, Problem
+from .unpenalised import UnpenalisedDirections, plateau_range
 
-__all__ = ["Settings", "half_quadratic_splitting", "schedule_steps"]
+__all__ = ["HalfQuadraticSplitting", "Schedule", "half_quadratic_splitting", "schedule_steps"]
 
-STEPS = 10  # of the schedule, where the data say little
-SLOWER = 0.3  # power of the data term's mean curvature, up to ten, by which there are more where they say much
-FIRST = 1.0  # weight of the first step over the mean curvature of the data term
+# The schedule of the prior's weight rho. The numbers were chosen on validation maps of the training generator, 25 to
+# 45 dB (docs/comparison.md); h is the mean curvature of the data term in log x.
+SCHEDULE_STEPS = 10  # where the data say little (h <= 1)
+SCHEDULE_POWER = 0.3  # the number of steps grows with this power of h, up to h = SCHEDULE_MAX
+SCHEDULE_MAX = 10.0
+FIRST_WEIGHT = 1.0  # rho of the first step, over h
+REFINED_SHARE = 0.1  # a level that starts from a coarser one begins with this share of its last weight ...
+REFINED_STEPS = 6  # ... and takes this many steps
+# After the schedule, steps go on with its last weight.
+MAX_FINAL_STEPS = 25
+MIN_MISFIT_DECREASE = 0.5  # least decrease of J: what one fitted number takes off the misfit of pure noise
+REST_TOL = 2e-4  # rms step in log x that ends a run in any case
+# Before the schedule, steps go to the anchor, the best homogeneous map, until nothing is left of the start.
+ANCHOR_MAX_STEPS = 30
+ANCHOR_WEIGHT = 300.0  # over the weight of the schedule's first step
+ANCHOR_TOL = 0.005  # rms step in log x
+PENALISED_STEPS = 5  # of the schedule, before boundaries and contrasts are known well enough to be left to the data
+# Each step is solved by a few conjugate gradient iterations.
 CG_STEPS = 12
 CG_TOLERANCE = 0.05
-WORTH = 0.5  # fall of J that a step at the last weight must bring: what one fitted number takes away from pure noise
-AT_REST = 2e-4  # rms step in log x at the last weight that ends the run in any case
-FURTHER = 25  # steps at the last weight, by default
-SETTLE = 30  # steps towards the anchor at most
-FIRMLY = 300.0  # weight of these steps over that of the first of the schedule
-SETTLED = 0.005  # rms step in log x after which nothing is left of the start
-FREE = 5  # steps before boundaries and contrasts are known well enough to be moved
+MAX_HALVINGS = 8
+# A map that is plausible but cannot explain the data points at a wrong model (Poisson ratio, understated noise): data
+# that are trusted too much bend the map until it explains them.
+CHI2_LIMIT = 1.2
+NOISE_INFLATION = 16.0  # factor on the noise variance then; best on validation maps with a wrong Poisson ratio
 
 
-class Settings(NamedTuple):
-    """What suits a prior.
+class HalfQuadraticSplitting:
+    """Half-quadratic splitting, coarse to fine, with a weight that follows from the data term's curvature.
+
+    On the finest level, members whose map ends above `CHI2_LIMIT` are worked on once more as if the variance of their
+    noise were `NOISE_INFLATION` times what is stated. Coarse copies of the data have a discretisation error of their
+    own, so they are not judged. Neither are runs with a given weight.
+    """
+
+    name = "splitting"
+    batched = True
+    chooses_weight = True
+    coarsest_nodes = TRAINED_NODES
+
+    def supports(self, prior: Any) -> bool:
+        """Whether the prior names a target."""
+        return isinstance(prior, TargetPrior)
+
+    def minimise(self, problem: Problem) -> tuple[Iterate, np.ndarray]:
+        """See the class."""
+        fidelity, members = problem.fidelity, len(problem.start.z)
+        settings = splitting_settings(problem.prior)
+        curvature = _mean_curvature(problem)
+        automatic = problem.weight is None
+        if problem.weight is None:
+            weight = settings.weight * curvature**settings.growth
+        else:
+            weight = problem.weight * problem.weight_ratio
+        begins = problem.coarsest and not problem.resumed
+        first = np.minimum(FIRST_WEIGHT * curvature, weight) if begins else REFINED_SHARE * weight
+        start, inflation = problem.start._replace(data=None), np.ones(members)
+        status, active = np.full(members, None, dtype=object), np.ones(members, bool)
+        while True:
+            steps = schedule_steps(curvature / inflation) if begins else np.full(members, REFINED_STEPS)
+            limit = problem.max_iterations or steps + MAX_FINAL_STEPS
+            if problem.finest:
+                problem.announce_weight(inflation * weight)
+            schedule = Schedule(
+                anchor=problem.homogeneous if begins else None,
+                first_weight=inflation * first,
+                weight=inflation * weight,
+                unpenalised_weight=inflation * settings.unpenalised_weight * curvature,
+                limiter_slack=settings.limiter_slack,
+                curvature=inflation * curvature,
+                min_misfit_decrease=inflation * MIN_MISFIT_DECREASE,
+                steps=np.minimum(steps, limit),
+                max_iterations=np.broadcast_to(limit, members),
+            )
+            found, ended = half_quadratic_splitting(replace(problem, start=start), schedule, active)
+            status = np.where(active, ended, status)
+            active = (2 * found.data.value > CHI2_LIMIT * fidelity.n_data) & (inflation == 1)
+            if not (problem.finest and automatic and active.any()):
+                return found, status
+            inflation = np.where(active, NOISE_INFLATION, inflation)
+            start = start._replace(z=fidelity.device.xp.where(column(active, start.z), start.z, found.z))
+
+
+def _mean_curvature(problem):
+    """Mean curvature of the data term in log x, (B,), at the homogeneous map: weights must not depend on the start."""
+    z = problem.homogeneous
+    x = np.exp(z)
+    now = problem.fidelity.evaluate(x, problem.rtol)
+    return numbers(curvature_scale(data_curvature(problem.fidelity, x, now), z))
+
+
+def schedule_steps(curvature):
+    """Number of steps of the schedule (B,) for mean curvatures (B,) of the data term in log x."""
+    growth = [min(max(one, 1.0), SCHEDULE_MAX) ** SCHEDULE_POWER for one in curvature]
+    return np.array([round(SCHEDULE_STEPS * factor) for factor in growth])
+
+
+class Schedule(NamedTuple):
+    """The numbers of one run of half-quadratic splitting; arrays have one entry for each member of the batch.
 
     Attributes
     ----------
-    weight, growth : float
-        The weight of the last steps is weight h^growth, with h the mean curvature of the data term. 1 suits a prior
-        whose errors follow the noise, 0 one whose errors do not.
-    loose : float
-        Weight along the `moves`, over h.
-    slack : float
-        In log x, by which a moved map may leave the levels of its target around a node.
+    anchor : array, shape (B, N), or None
+        Map to which the run is pulled firmly until it rests, and then by the schedule's first step, so that the result
+        does not depend on the start. None: the start is trusted.
+    first_weight, weight : array, shape (B,)
+        The prior's weight rho in the first step and in the last ones; it grows geometrically between them.
+    unpenalised_weight : array, shape (B,)
+        Weight along the unpenalised directions.
+    limiter_slack : float
+        Largest amount, in log x, by which a map may leave the range of its target's values around a node.
+    curvature : array, shape (B,)
+        Mean curvature of the data term, which preconditions the inner iteration.
+    min_misfit_decrease : array, shape (B,)
+        Decrease of J that a step at the last weight has to bring. Boundaries move a little in each step, and the longer
+        they do, the more they follow the noise; this says when to leave them.
+    steps, max_iterations : array of int, shape (B,)
+        Number of steps of the schedule, and of all steps after those to the anchor.
     """
 
-    weight: float = 100.0
-    growth: float = 1.0
-    loose: float = 3.0
-    slack: float = np.inf
+    anchor: Any
+    first_weight: np.ndarray
+    weight: np.ndarray
+    unpenalised_weight: np.ndarray
+    limiter_slack: float
+    curvature: np.ndarray
+    min_misfit_decrease: np.ndarray
+    steps: np.ndarray
+    max_iterations: np.ndarray
+
+    def weight_at(self, number):
+        """Rho of the steps with these numbers (B,); negative ones are steps to the anchor."""
+        share = np.clip(number / np.maximum(self.steps - 1, 1), 0.0, 1.0)
+        scheduled = self.first_weight ** (1 - share) * self.weight**share
+        return np.where(number >= 0, scheduled, ANCHOR_WEIGHT * self.first_weight)
 
 
-def schedule_steps(scale):
-    """Length of the schedule for a mean curvature of the data term in log x."""
-    return round(STEPS * min(max(scale, 1.0), 10.0) ** SLOWER)
+def half_quadratic_splitting(problem: Problem, schedule: Schedule, active=True):
+    """Minimise J(x) + rho / 2 |z - P(z)|^2 over z = log x, P(z) being the prior's target.
 
+    Each member of a batch is minimised by itself. Each step is a damped Gauss-Newton step towards the target:
+    (H + rho) d = -(gradient of J) - rho (z - P(z)) (Geman and Yang, IEEE Trans. Image Process. 4, 1995; with a denoiser
+    as P this is plug-and-play: Venkatakrishnan, Bouman and Wohlberg 2013; Zhang et al., IEEE TPAMI 44, 2022). rho grows
+    geometrically: the first steps find what the data see, the later ones what makes it a plausible map.
 
-def half_quadratic_splitting(
-    fidelity,
-    prior,
-    weight,
-    start,
-    *,
-    anchor,
-    first,
-    loose,
-    slack,
-    scale,
-    worth,
-    rtol,
-    steps,
-    max_iterations,
-    limits,
-    report,
-    going=True,
-):
-    """Minimise J(x) + weight / 2 |z - P(z)|^2 over z = log x, P(z) being the prior's idea of the true map, for each
-    member of a batch by itself.
-
-    Each step is a damped Gauss-Newton one towards target = P(z): (H + rho) d = -(gradient of J) - rho (z - target)
-    (Geman and Yang, IEEE Trans. Image Process. 4, 1995; with a denoiser as P this is plug-and-play: Venkatakrishnan,
-    Bouman and Wohlberg 2013; Zhang et al., IEEE TPAMI 44, 2022). rho grows geometrically from ``first`` to
-    ``weight``: the first steps find what the data see, the later ones what makes it a plausible map. A denoiser or
-    critic also holds a map's boundaries and contrasts where they are; from the sixth step on the weight along such
-    `moves` is a small one, so that the data still decide about them when the map is all but plausible. To first order a
-    boundary that shifts leaves overshoots, which would grow from step to step: from then on the map stays, but for
-    ``slack``, between the levels that the target has around a node, its contrast changed as the step has it. So the
-    limiters of advection schemes work.
+    A denoiser or critic also holds the boundaries and contrasts of a map where they are. After the first
+    `PENALISED_STEPS` steps, the weight along such directions (`UnpenalisedDirections`) is therefore a small one, so
+    that the data still decide about them when the map is all but plausible. A boundary that is shifted to first order
+    leaves overshoots, which would grow from step to step. From then on a limiter, as advection schemes have it, keeps
+    the map within the range of values that the target takes around each node, after the target's contrast has been
+    changed as much as the step changes it.
 
     Parameters
     ----------
-    fidelity : Fidelity
-    prior : object with ``target``
-        ``target(z, shape)`` gives P(z) for z of shape (..., N) and the grid's shape.
-    weight : float
-        Of the last steps. This and all other numbers may be arrays (B,) as well.
-    start : Iterate
-        Only z is used, and data if present.
-    anchor : array, shape (B, N), or None
-        Map to which the run is pulled firmly, until it rests, and then by the schedule's first step, so that the result
-        does not depend on the start. None: the start is trusted.
-    first : float
-        Weight of the first step.
-    loose : float
-        Weight along the moves.
-    slack : float
-        How far the map may leave the target's levels; one for all members.
-    scale : float
-        Mean curvature of the data term, see `curvature_scale`.
-    worth : float
-        Fall of J that a step at the last weight has to bring. Boundaries move a little in each step, the longer the
-        more by what the noise says; so this tells when to leave them.
-    rtol : float
-        Tolerance of the forward and adjoint solves; one for all members.
-    steps, max_iterations : int
-        Number of steps of the schedule, and of all after the settling.
-    limits, going
-        As in `gauss_newton`.
-    report : callable
-        As in `gauss_newton`; it also gets the weights (B,).
+    problem : Problem
+        Its prior is a `TargetPrior`; of the start only z is used, and data if present.
+    schedule : Schedule
+    active : array of bool, shape (B,), optional
+        Which members are to move at all.
 
     Returns
     -------
@@ -121,61 +182,71 @@ def half_quadratic_splitting(
     status : array of str, shape (B,)
         "converged", "max_iterations", "stalled" or "stopped".
     """
-    z, shape, xp = start.z, fidelity.measurement.geometry.node_shape, fidelity.device.xp
+    fidelity, rtol, anchor = problem.fidelity, problem.rtol, schedule.anchor
+    z, shape, xp = problem.start.z, fidelity.measurement.geometry.node_shape, fidelity.device.xp
     members = len(z)
-    weight, first, loose, scale, worth, steps, max_iterations = (
-        np.broadcast_to(a, members) for a in (weight, first, loose, scale, worth, steps, max_iterations)
-    )
-    going = np.broadcast_to(going, members).copy()
+    active = np.broadcast_to(active, members).copy()
     status = np.full(members, "max_iterations", dtype=object)
-    now = start.data if start.data is not None else fidelity.evaluate(np.exp(z), rtol)
-    number = np.full(members, 0 if anchor is None else -SETTLE)  # of the step, below zero while settling
-    value = np.zeros(members)
-    while going.any():
-        share = np.clip(number / np.maximum(steps - 1, 1), 0.0, 1.0)
-        rho = np.where(number >= 0, first ** (1 - share) * weight**share, FIRMLY * first)
+    now = problem.start.data if problem.start.data is not None else fidelity.evaluate(np.exp(z), rtol)
+    number = np.full(members, 0 if anchor is None else -ANCHOR_MAX_STEPS)  # of the step, below zero towards the anchor
+    prior_value = np.zeros(members)
+    while active.any():
+        rho = schedule.weight_at(number)
         x = np.exp(z)
-        resting = z if anchor is None else anchor
-        target = resting if (number <= 0).all() else xp.where(column(number > 0, z), prior.target(z, shape), resting)
+        target = z if anchor is None else anchor
+        if (number > 0).any():
+            target = xp.where(column(number > 0, z), problem.prior.target(z, shape), target)
         curvature = data_curvature(fidelity, x, now)
-        free = going & (number >= FREE)
-        moves = Moves(target, shape, free) if free.any() else None
-        strength, less = column(rho, z), column(np.where(free, np.maximum(rho - loose, 0.0), 0.0), z)
+        free = active & (number >= PENALISED_STEPS)
+        directions = UnpenalisedDirections(target, shape, free) if free.any() else None
+        strength = column(rho, z)
+        relief = column(np.where(free, np.maximum(rho - schedule.unpenalised_weight, 0.0), 0.0), z)
 
-        def pull(v, strength=strength, less=less, moves=moves):
-            return strength * v - less * moves.part(v) if moves else strength * v
+        def pull(v, strength=strength, relief=relief, directions=directions):
+            return strength * v - relief * directions.project(v) if directions else strength * v
 
         gradient = x * now.gradient + pull(z - target)
         d = conjugate_gradients(
             lambda v, pull=pull, curvature=curvature: curvature(v) + pull(v),
             -gradient,
-            column(rho + scale, z),
+            column(rho + schedule.curvature, z),
             steps=CG_STEPS,
             tolerance=CG_TOLERANCE,
         )
-        step = first_step(d)
-        for _ in range(8):
-            trial = z + column(step, z) * d
-            if moves and slack < np.inf:
-                changed = target + moves.contrast(trial - target)
-                low, high = (a.reshape(z.shape) for a in plateau_range(changed.reshape(-1, *shape)))
-                trial = xp.where(column(free, z), np.clip(trial, low - slack, high + slack), trial)
-            trial = xp.where(column(going, z), np.clip(trial, *limits), z)
-            try:
-                after = fidelity.evaluate(np.exp(trial), rtol)
-                break
-            except RuntimeError:  # too wild a modulus for the solver: a shorter step
-                step = step / 2
-        else:
-            status[going] = "stalled"
+        found = _damped_step(problem, schedule.limiter_slack, z, d, target, directions, free, active)
+        if found is None:
+            status[active] = "stalled"
             break
-        moved = np.sqrt(numbers(dots(trial - z, trial - z)) / z.shape[-1])
-        value = np.where(going, 0.5 * numbers(dots(z - target, z - target)), value)
+        trial, after, step = found
+        change = np.sqrt(numbers(dots(trial - z, trial - z)) / z.shape[-1])
+        prior_value = np.where(active, 0.5 * numbers(dots(z - target, z - target)), prior_value)
         before, (z, now) = now.value, (trial, after)
-        point = Iterate(z, now, value, None)
-        stop = going & report(point, step, np.sqrt(numbers(dots(gradient, gradient))), going, rho)
-        done = going & (number >= steps) & ((moved <= AT_REST) | (before - now.value <= worth))
+        point = Iterate(z, now, prior_value)
+        stop = active & problem.report(point, rho, step, np.sqrt(numbers(dots(gradient, gradient))), active)
+        resting = (change <= REST_TOL) | (before - now.value <= schedule.min_misfit_decrease)
+        done = active & (number >= schedule.steps) & resting
         status[done], status[stop] = "converged", "stopped"
-        number = np.where((number < 0) & (step == 1) & (moved <= SETTLED), 0, number + 1)
-        going &= ~(stop | done) & (number < max_iterations)
-    return Iterate(z, now, value, None), status
+        number = np.where((number < 0) & (step == 1) & (change <= ANCHOR_TOL), 0, number + 1)
+        active &= ~(stop | done) & (number < schedule.max_iterations)
+    return Iterate(z, now, prior_value), status
+
+
+def _damped_step(problem, slack, z, d, target, directions, free, active):
+    """The map, its data term and the step lengths (B,) after a step along d, shortened until the data term can be
+    evaluated; None if that does not help.
+    """
+    fidelity, xp = problem.fidelity, problem.fidelity.device.xp
+    shape = fidelity.measurement.geometry.node_shape
+    step = first_step(d)
+    for _ in range(MAX_HALVINGS):
+        trial = z + column(step, z) * d
+        if directions and slack < np.inf:
+            changed = target + directions.project_contrast(trial - target)
+            low, high = (a.reshape(z.shape) for a in plateau_range(changed.reshape(-1, *shape)))
+            trial = xp.where(column(free, z), np.clip(trial, low - slack, high + slack), trial)
+        trial = xp.where(column(active, z), np.clip(trial, *problem.limits), z)
+        try:
+            return trial, fidelity.evaluate(np.exp(trial), problem.rtol), step
+        except RuntimeError:  # too wild a modulus for the solver: a shorter step
+            step = step / 2
+    return None

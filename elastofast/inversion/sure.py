@@ -10,34 +10,42 @@ weight would fit that; weights with which the data determine implausibly many pa
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..backend.batch import column, dots, numbers
-from .gauss_newton import Iterate, conjugate_gradients, data_curvature, gauss_newton
+from ..misfit.fidelity import Fidelity
+from .gauss_newton import conjugate_gradients, data_curvature, gauss_newton
+from .problem import Iterate, Problem
 
 __all__ = ["predictive_weight"]
 
-FIRST = 1000.0
+# Weights are tried in a geometric sequence FIRST_WEIGHT * RATIO^k.
+FIRST_WEIGHT = 1000.0
 RATIO = 2.0
-SHARPEN = 0.8  # best maps want a little less weight than best displacements: measured on phantoms
-MOST = 14  # weights tried
-PARAMETERS = 0.08  # largest effective number of parameters, over the number of data
-TOLERANCE = 1e-4
-SHARED = ("value", "gradient", "displacement", "dual")  # of an `Evaluation`, with one entry for each map
+MAX_TRIED = 14
+SHARPEN = 0.8  # the best maps want a little less weight than the best displacements: measured on phantoms
+# Largest effective number of parameters, over the number of data. Where noise is faint, the error of the coarse grid
+# itself is larger, and a small weight would fit that.
+MAX_PARAMETERS = 0.08
+# Accuracy of the maps that are tried, and of the solve in the estimate of the effective number of parameters.
+DECREASE_TOL = 1e-4
+MAX_ITERATIONS = 30
+CG_STEPS = 30
+CG_TOLERANCE = 0.03
+PER_MEMBER = ("value", "gradient", "displacement", "dual")  # fields of an `Evaluation` with one entry for each map
 
 
-def predictive_weight(fidelity, prior, start, *, rtol, limits, report, at_once=1):
+def predictive_weight(problem: Problem, trial: Fidelity, at_once: int = 1) -> tuple[np.ndarray, Iterate]:
     """Weights for a prior, and the maps that they give, for each member of a batch by itself.
 
     Parameters
     ----------
-    fidelity : Fidelity
-        Of the (coarse) measurements to try weights on, all of them ``at_once`` times over.
-    prior : object with ``linearize``
-    start : Iterate
-        Where to start.
-    rtol, limits, report
-        As in `gauss_newton`; ``report`` also gets the weights (B,).
+    problem : Problem
+        Its prior is a `LinearizablePrior`; its start is where to begin, its report is told of every step.
+    trial : Fidelity
+        Of the measurements to try weights on: those of all members, ``at_once`` times over.
     at_once : int
         Number of weights to try side by side: on a GPU that takes hardly longer than one.
 
@@ -47,13 +55,15 @@ def predictive_weight(fidelity, prior, start, *, rtol, limits, report, at_once=1
     point : Iterate
         With z and dual alone.
     """
-    count, xp = len(start.z), fidelity.device.xp
-    searches = [_search(PARAMETERS * n) for n in np.broadcast_to(fidelity.n_data, count * at_once)[:count]]
+    prior, start = problem.prior, problem.start
+    count, xp = len(start.z), trial.device.xp
+    searches = [_search(MAX_PARAMETERS * n) for n in np.broadcast_to(trial.n_data, count * at_once)[:count]]
     asked = [next(search) for search in searches]  # exponents to try and to start from, None at the end
-    maps = [{None: (start.z[k], None if start.dual is None else start.dual[k])} for k in range(count)]
+    maps: list[dict] = [{None: (start.z[k], None if start.dual is None else start.dual[k])} for k in range(count)]
     found: list[dict] = [{} for _ in range(count)]
     weight, best = np.ones(count), [None] * count
-    limits = tuple(_repeated(limit, at_once, xp) for limit in limits)
+    low, high = problem.limits
+    limits = _repeated(low, at_once, xp), _repeated(high, at_once, xp)
 
     def assembled(chosen):
         """Maps of the members, in order, for the given exponents."""
@@ -61,30 +71,30 @@ def predictive_weight(fidelity, prior, start, *, rtol, limits, report, at_once=1
         some = next((d for d in dual if d is not None), None)
         if some is not None:
             dual = xp.stack([np.zeros_like(some) if d is None else d for d in dual])
-        return Iterate(xp.stack(z), None, None, None if some is None else dual)
+        return Iterate(xp.stack(z), dual=None if some is None else dual)
 
-    def report_asked(point, step, norm, moved, trial):
-        """Tells `report` of the maps that the searches ask for, not of those tried beside them."""
-        stop, own = np.zeros(len(moved), bool), slice(count)
-        if moved[own].any():
-            data = point.data._replace(**{name: getattr(point.data, name)[own] for name in SHARED})
-            asked_for = Iterate(point.z[own], data, point.prior[own], None)
-            stop[own] = report(asked_for, step[own], norm[own], moved[own], trial[own])
+    def report(point, weights, step, norm, accepted):
+        """Tell the problem's report of the maps that the searches ask for, not of those tried beside them."""
+        stop, own = np.zeros(len(accepted), bool), slice(count)
+        if accepted[own].any():
+            data = point.data._replace(**{name: getattr(point.data, name)[own] for name in PER_MEMBER})
+            asked_for = Iterate(point.z[own], data, point.prior[own])
+            stop[own] = problem.report(asked_for, weights[own], step[own], norm[own], accepted[own])
         return stop
 
     while any(asked):
-        # the one that is asked for, and those that follow if the search goes on in its direction
+        # the exponent that is asked for, and those that follow if the search goes on in its direction
         waves = [[_following(ask, n) if ask else 0 for ask in asked] for n in range(at_once)]
         exponents = np.array(waves, dtype=float).ravel()
-        trial, going = FIRST * RATIO**exponents, np.tile([ask is not None for ask in asked], at_once)
+        weights, active = FIRST_WEIGHT * RATIO**exponents, np.tile([ask is not None for ask in asked], at_once)
         origins = [ask[1] if ask else b for ask, b in zip(asked, best, strict=True)]
-        point, _ = gauss_newton(
-            fidelity, prior, trial, assembled(origins * at_once), rtol=rtol, tolerance=TOLERANCE, max_iterations=30,
-            limits=limits, going=going, report=lambda *now, trial=trial: report_asked(*now, trial),
-        )  # fmt: skip
-        dof = degrees_of_freedom(fidelity, prior, trial, point, rtol)
+        wave = replace(
+            problem, fidelity=trial, weight=weights, start=assembled(origins * at_once), limits=limits, report=report
+        )
+        point, _ = gauss_newton(wave, tolerance=DECREASE_TOL, max_iterations=MAX_ITERATIONS, active=active)
+        dof = degrees_of_freedom(trial, prior, weights, point, problem.rtol)
         risk = 2 * point.data.value + 2 * dof
-        for n in np.flatnonzero(going):
+        for n in np.flatnonzero(active):
             k, exponent = n % count, int(exponents[n])
             maps[k][exponent] = point.z[n], None if point.dual is None else point.dual[n]
             found[k][exponent] = risk[n], dof[n]
@@ -114,7 +124,7 @@ def _search(parameters):
     tried[-1] = yield -1, 0
     direction = -1 if tried[-1][0] < tried[0][0] else 1
     edge = -1 if direction < 0 else 0
-    while len(tried) < MOST:
+    while len(tried) < MAX_TRIED:
         edge += direction
         # beyond a flat bottom the estimate, which is noisy itself, may dip once more: ask for two steps of ascent
         tried[edge] = yield edge, edge - direction
@@ -131,7 +141,7 @@ def _search(parameters):
     excess = np.array([tried[e][0] for e in exponents]) - tried[best][0]
     share = np.exp(-0.5 * excess / np.sqrt(tried[best][1]))
     vertex = float((share * exponents).sum() / share.sum())
-    return SHARPEN * FIRST * RATIO**vertex, best
+    return SHARPEN * FIRST_WEIGHT * RATIO**vertex, best
 
 
 def degrees_of_freedom(fidelity, prior, weight, point, rtol):
@@ -142,6 +152,10 @@ def degrees_of_freedom(fidelity, prior, weight, point, rtol):
     data = data_curvature(fidelity, x, point.data)
     spread, weight = dots(b, b) / b.shape[-1], column(weight, b)
     d = conjugate_gradients(
-        lambda v: data(v) + weight * model.curvature(v), b, weight * model.diagonal + spread, steps=30, tolerance=0.03
+        lambda v: data(v) + weight * model.curvature(v),
+        b,
+        weight * model.diagonal + spread,
+        steps=CG_STEPS,
+        tolerance=CG_TOLERANCE,
     )
     return numbers(dots(b, d))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..backend.device import device_of, namespace, to_host
 
-__all__ = ["Moves", "plateau_range"]
+__all__ = ["UnpenalisedDirections", "plateau_range"]
 
 BOUNDARY = 16  # nodes between the windows in which a boundary shifts as one
 REGION = 64  # nodes between the windows in which a modulus changes as one
@@ -16,7 +16,7 @@ SHARE = 1e-3  # windows with less than this share of all boundary or contrast ar
 RIDGE = 1e-9  # of the fields' own squares: two windows may all but agree on a small lesion
 
 
-class Moves:
+class UnpenalisedDirections:
     """The changes of a map that shift its boundaries or scale its contrast.
 
     With g = |grad z| and c = z - median(z), the fields g w and c w for smooth windows w span, to first order, every
@@ -44,11 +44,11 @@ class Moves:
         which = np.ones(len(maps), bool) if which is None else which
         self._chosen, self._places, self._inverse = map(device.upload, windows.solve(sums, which))
 
-    def part(self, v):
+    def project(self, v):
         """The part of v (..., N) in the span of all fields."""
         return self._spanned(v, slice(None))
 
-    def contrast(self, v):
+    def project_contrast(self, v):
         """What of that part changes the contrast."""
         return self._spanned(v, slice(1, None))
 

@@ -16,7 +16,11 @@ from ..backend.device import namespace
 from ..geometry import Grid
 from .protocol import SplittingSettings
 
-__all__ = ["Critic", "LearnedPrior", "PaperCritic", "PlugAndPlay", "PostProcessing"]
+__all__ = ["TRAINED_NODES", "Critic", "LearnedPrior", "PaperCritic", "PlugAndPlay", "PostProcessing"]
+
+# Nodes along each axis of the smallest maps that learned priors were validated on. They are not used on smaller grids
+# and levels.
+TRAINED_NODES = 96
 
 
 class LearnedPrior:

@@ -1,0 +1,190 @@
+"""What the caller of `reconstruct` asked for, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..geometry import Grid, Mesh
+from ..misfit.fidelity import GRADIENTS
+from ..priors import registry
+from ..priors.learned import TRAINED_NODES, PostProcessing
+from ..priors.protocol import TargetPrior, check_prior
+from .optimizers import OPTIMIZERS
+from .problem import Optimizer
+
+__all__ = ["Options", "check_weight"]
+
+DEFAULT_UNLEARNED = "tv"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The checked arguments of `reconstruct` that measurements on one geometry share.
+
+    Attributes
+    ----------
+    geometry : Grid or Mesh
+    prior_name : str
+        Its name, or that of its class.
+    prior : object or None
+        The prior on the geometry; None for maximum likelihood.
+    make_prior : callable or None
+        Makes the prior for another geometry, where that takes more than using the same object.
+    correction : PostProcessing or None
+        What is done to the finished map.
+    optimizer : Optimizer
+    gradient : {"exact", "frozen"}
+    log_bounds : (float, float) or None
+        Logarithm of the smallest and largest modulus.
+    max_iterations : int or None
+    step_length : float
+    progress : bool, callable or None
+    """
+
+    geometry: Grid | Mesh
+    prior_name: str
+    prior: Any
+    make_prior: Callable[[Any], Any] | None
+    correction: PostProcessing | None
+    optimizer: Optimizer
+    gradient: str
+    log_bounds: tuple[float, float] | None
+    max_iterations: int | None
+    step_length: float
+    progress: bool | Callable | None
+
+    @classmethod
+    def checked(
+        cls, geometry, automatic_weight, *, prior, gradient, optimizer, bounds, max_iterations, step, progress, load
+    ) -> Options:
+        """The options for measurements on a geometry.
+
+        Parameters
+        ----------
+        geometry : Grid or Mesh
+        automatic_weight : bool
+            Whether the prior's weight is to be found; "auto" takes a learned prior only then.
+        prior, gradient, optimizer, bounds, max_iterations, step, progress
+            Arguments of `reconstruct`.
+        load : callable
+            Loads a learned prior by its name.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not fit; the message names it.
+        """
+        automatic_prior = isinstance(prior, str) and prior == "auto"
+        if automatic_prior:
+            learn = automatic_weight and optimizer is None
+            prior = registry.DEFAULT_LEARNED if learn and _learned_is_usable(geometry, load) else DEFAULT_UNLEARNED
+        name, prior, make, correction = _chosen_prior(prior, geometry, load)
+        if not isinstance(gradient, str) or gradient not in GRADIENTS:
+            raise ValueError(f"gradient must be one of {', '.join(map(repr, GRADIENTS))}, got {gradient!r}")
+        chosen = _chosen_optimizer(optimizer, prior, name)
+        if chosen.name == "l-bfgs" and gradient == "frozen":
+            raise ValueError("gradient 'frozen' is not the derivative of anything, which 'l-bfgs' needs; use 'exact'")
+        if max_iterations is not None and not (isinstance(max_iterations, int | np.integer) and max_iterations > 0):
+            raise ValueError(f"max_iterations must be a positive whole number, got {max_iterations!r}")
+        if not (isinstance(step, int | float | np.number) and 0 < step < np.inf):
+            raise ValueError(f"step must be positive and finite, got {step!r}")
+        if not (progress is None or isinstance(progress, bool) or callable(progress)):
+            raise TypeError(f"progress must be True, False or a callable, got {progress!r}")
+        return cls(
+            geometry=geometry,
+            prior_name=name,
+            prior=prior,
+            make_prior=make,
+            correction=correction,
+            optimizer=chosen,
+            gradient=gradient,
+            log_bounds=_log_bounds(bounds),
+            max_iterations=None if max_iterations is None else int(max_iterations),
+            step_length=float(step),
+            progress=progress,
+        )
+
+    @property
+    def coarsest_nodes(self) -> int | None:
+        """Nodes along the shorter axis of the coarsest level; None where only the finest level is worked on.
+
+        Maximum likelihood is one path of iterates from the homogeneous map. A prior that was made for one geometry
+        cannot be moved to another.
+        """
+        movable = self.make_prior is not None or isinstance(self.prior, TargetPrior)
+        return self.optimizer.coarsest_nodes if movable else None
+
+    def prior_on(self, geometry) -> Any:
+        """The prior on the geometry of a level."""
+        return self.prior if self.make_prior is None or geometry == self.geometry else self.make_prior(geometry)
+
+
+def _chosen_prior(prior, geometry, load):
+    """Name, prior on the geometry, how to make it for another, and what corrects the map."""
+    name, make = type(prior).__name__, None
+    if isinstance(prior, str):
+        entry = registry.NAMED.get(prior)
+        if entry is None:
+            names = ", ".join(map(repr, ("auto", *registry.NAMED)))
+            raise ValueError(f"prior must be one of {names} or an object, got {prior!r}")
+        name, make = entry.name, entry.make
+        if entry.learned is not None:
+            prior = load(name)
+        elif make is not None:
+            return name, make(geometry), make, None
+        else:
+            return name, None, None, None
+    if isinstance(prior, PostProcessing):  # corrects the maximum-likelihood map
+        prior.check(geometry)
+        return name, None, None, prior
+    check_prior(prior, geometry)
+    if isinstance(prior, TargetPrior) and not isinstance(geometry, Grid):
+        raise ValueError(f"a prior with a target needs a measurement on a Grid, got {geometry!r}")
+    return name, prior, None, None
+
+
+def _chosen_optimizer(optimizer, prior, prior_name) -> Optimizer:
+    if optimizer is None:
+        return next(each for each in OPTIMIZERS.values() if each.supports(prior))
+    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {', '.join(map(repr, OPTIMIZERS))}, got {optimizer!r}")
+    if not OPTIMIZERS[optimizer].supports(prior):
+        able = ", ".join(repr(each.name) for each in OPTIMIZERS.values() if each.supports(prior))
+        raise ValueError(f"optimizer {optimizer!r} does not work with prior {prior_name!r}; these do: {able}")
+    return OPTIMIZERS[optimizer]
+
+
+def _learned_is_usable(geometry, load) -> bool:
+    """Whether the default learned prior is installed and sees maps on a geometry."""
+    if not isinstance(geometry, Grid) or min(geometry.shape) < TRAINED_NODES:
+        return False
+    try:
+        load(registry.DEFAULT_LEARNED).check(geometry)
+    except (ImportError, ValueError):
+        return False
+    return True
+
+
+def _log_bounds(bounds):
+    if bounds is None:
+        return None
+    try:
+        low, high = (float(b) for b in bounds)
+    except (TypeError, ValueError):
+        raise ValueError(f"bounds must be two numbers (pascals), got {bounds!r}") from None
+    if not 0 < low < high:
+        raise ValueError(f"bounds must satisfy 0 < low < high (pascals), got {bounds!r}")
+    return np.log(low), np.log(high)
+
+
+def check_weight(weight, optimizer: Optimizer) -> float:
+    """A weight that the caller gave."""
+    if not (isinstance(weight, int | float | np.number) and 0 <= weight < np.inf):
+        raise ValueError(f"weight must be 'auto' or a finite number, zero or more, got {weight!r}")
+    if optimizer.name == "splitting" and weight == 0:
+        raise ValueError("weight must be positive for optimizer 'splitting', got 0")
+    return float(weight)

@@ -1,0 +1,107 @@
+"""From the optimiser's last point to results: post-processing, the scale of relative maps, advice."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..backend.batch import column
+from ..backend.device import namespace, to_host
+from ..result import Result, message
+from .initial import TISSUE
+from .problem import Iterate
+
+__all__ = ["correct", "pack"]
+
+
+def correct(x, relative, apply, shape, limits):
+    """Moduli (B, N) after post-processing.
+
+    The network was trained on absolute moduli, so a relative map is shown to it at the level of soft tissue.
+
+    Parameters
+    ----------
+    x : array, shape (B, N)
+        Moduli in pascals, or relative ones.
+    relative : list of bool
+        Which are relative.
+    apply : callable
+        The correction of maps (B, *shape).
+    shape : tuple of int
+        Of a map.
+    limits : (float, float) or arrays of shape (B, 1)
+        Bounds on log x.
+    """
+    middle = np.median(x, axis=-1, keepdims=True)
+    level = namespace(x).where(column(relative, x), TISSUE / middle, 1.0)
+    x = apply((level * x).reshape(-1, *shape))
+    x = x.reshape(len(level), -1) / level
+    return np.clip(x, *map(np.exp, limits))
+
+
+def pack(measurements, options, point: Iterate, n_data, status, weight, history, timing) -> list[Result]:
+    """One `Result` for each member of a batch.
+
+    Parameters
+    ----------
+    measurements : list of Measurement
+    options : Options
+    point : Iterate
+        The last point, with its data term.
+    n_data : int or numpy.ndarray, shape (B,)
+        Number of independent data.
+    status : sequence of str
+    weight : numpy.ndarray, shape (B,), or None
+        None if the run was interrupted before a weight was chosen.
+    history : History
+    timing : dict
+        Seconds, see `Result`.
+    """
+    count, data = len(measurements), point.data
+    assert data is not None
+    chi2 = np.broadcast_to(2 * data.value / n_data, count)
+    seconds = sum(timing.values())
+    results = []
+    for k, (m, x) in enumerate(zip(measurements, np.exp(point.z), strict=True)):
+        modulus, relative = _scaled(m, x, data.displacement[k])
+        # of several, a copy, so that one result does not keep the arrays of all
+        fields = (field.copy() if count > 1 else field for field in (modulus, data.displacement[k]))
+        modulus, displacement = (
+            m.device.export(field.reshape(shape))
+            for field, shape in zip(fields, (m.geometry.node_shape, m.displacement.shape), strict=True)
+        )
+        results.append(
+            Result(
+                modulus=modulus,
+                displacement=displacement,
+                status=status[k],
+                message=message(status[k], chi2[k], options.prior_name, weight is not None),
+                chi2=float(chi2[k]),
+                weight=float("nan") if weight is None else float(weight[k]),
+                history=history.entries[k],
+                seconds=seconds,
+                timing=dict(timing),
+                relative=relative,
+                prior=options.prior_name,
+                gradient=options.gradient,
+                optimizer=options.optimizer.name,
+                geometry=m.geometry,
+            )
+        )
+    return results
+
+
+def _scaled(m, x, u):
+    """A modulus (N,), and whether it is relative; scaled by one measured total force, or to geometric mean one."""
+    if m.load.force.any():
+        return x, False
+    total = m.load.total_force
+    if total is None:
+        return x * np.exp(-np.log(x).mean()), True
+    force = m.form.force(x, u)[total.component]
+    predicted = float(to_host(force)[total.nodes.ravel()].sum())
+    if not predicted * total.value > 0:
+        raise ValueError(
+            f"load.total_force is {total.value:g} N, but the reconstructed body answers with {predicted:g} N: "
+            "check the sign of the force and of the displacement"
+        )
+    return x * (total.value / predicted), False

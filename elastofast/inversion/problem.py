@@ -1,0 +1,109 @@
+"""What an optimiser is given, what it gives back, and what it has to be able to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+
+from ..misfit.fidelity import Evaluation, Fidelity
+
+__all__ = ["Iterate", "Optimizer", "Problem", "Report"]
+
+
+class Iterate(NamedTuple):
+    """One accepted point of every member of a batch.
+
+    Attributes
+    ----------
+    z : array, shape (B, N)
+        Logarithm of the modulus.
+    data : Evaluation or None
+        The data term there, if it has been evaluated.
+    prior : numpy.ndarray, shape (B,), or None
+        The prior's energies, if they have been evaluated.
+    dual : array or None
+        The prior's dual variable.
+    """
+
+    z: Any
+    data: Evaluation | None = None
+    prior: np.ndarray | None = None
+    dual: Any = None
+
+
+Report = Callable[[Iterate, np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""Called after every step with the new point, the prior's weights, the step lengths and the gradient norms (each (B,)),
+and which members took the step (bool, (B,)). Returns which members are to stop (bool, (B,))."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Minimise J(exp z) + weight R(exp z) over z = log x on one level, for every member of a batch by itself.
+
+    Attributes
+    ----------
+    fidelity : Fidelity
+        The data term J of all members.
+    prior : object or None
+        The prior R on this level's geometry, see `elastofast.priors.protocol`.
+    weight : numpy.ndarray, shape (B,), or None
+        None leaves it to an optimiser that chooses its own.
+    start : Iterate
+        Where to begin; only z has to be there.
+    rtol : float
+        Relative tolerance of the forward and adjoint solves.
+    limits : (float, float) or arrays of shape (B, 1)
+        Bounds on z.
+    report : callable
+        See `Report`.
+    max_iterations : int or None
+        Largest number of steps on this level; None for the optimiser's own.
+    step_length : float
+        Of projected gradient descent, in units of one over the largest curvature.
+    finest, coarsest : bool
+        Which of the levels this is.
+    resumed : bool
+        Whether the start is the result of an earlier run.
+    homogeneous : array, shape (B, N), or None
+        The best homogeneous maps, on which nothing of the start has an influence.
+    weight_ratio : float
+        The weight on this level over that on the finest one.
+    announce_weight : callable
+        Told the weights (B,) that an optimiser which chooses its own will end with on the finest level.
+    """
+
+    fidelity: Fidelity
+    prior: Any
+    weight: np.ndarray | None
+    start: Iterate
+    rtol: float
+    limits: tuple[Any, Any]
+    report: Report
+    max_iterations: int | None = None
+    step_length: float = 0.7
+    finest: bool = True
+    coarsest: bool = True
+    resumed: bool = False
+    homogeneous: Any = None
+    weight_ratio: float = 1.0
+    announce_weight: Callable[[np.ndarray], None] = lambda weight: None
+
+
+class Optimizer(Protocol):
+    """A way to minimise a `Problem`. The optimisers with a name are listed in `optimizers.py`."""
+
+    name: ClassVar[str]
+    batched: ClassVar[bool]  # whether it takes several measurements at a time on a device
+    chooses_weight: ClassVar[bool]  # whether an automatic weight is its own business
+    coarsest_nodes: ClassVar[int | None]  # nodes along the shorter axis of the coarsest level; None: no coarse levels
+
+    def supports(self, prior: Any) -> bool:
+        """Whether the prior (None for maximum likelihood) offers what this optimiser asks for."""
+        ...
+
+    def minimise(self, problem: Problem) -> tuple[Iterate, Any]:
+        """The last point, and for each member "converged", "max_iterations", "stalled" or "stopped"."""
+        ...
