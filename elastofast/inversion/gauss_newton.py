@@ -13,7 +13,7 @@ from ..backend.elementwise import fused
 from ..misfit.fidelity import Evaluation
 from ..priors.protocol import LinearizablePrior
 from .coarsen import COARSEST_NODES
-from .problem import Iterate, Problem
+from .problem import Iterate, Optimizer, Problem
 from .stopping import SmallSteps
 
 __all__ = ["GaussNewton", "conjugate_gradients", "curvature_scale", "data_curvature", "first_step", "gauss_newton"]
@@ -39,12 +39,11 @@ FROZEN_STEP_TOL = 2e-3  # rms step in log x below which a step of the frozen fix
 MAX_ITERATIONS = {"exact": 60, "frozen": 20}
 
 
-class GaussNewton:
+class GaussNewton(Optimizer):
     """Damped Gauss-Newton, coarse to fine; see `gauss_newton`."""
 
     name = "gauss-newton"
     batched = True
-    chooses_weight = False
     coarsest_nodes = COARSEST_NODES
 
     def supports(self, prior: Any) -> bool:

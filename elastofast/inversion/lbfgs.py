@@ -9,7 +9,7 @@ import numpy as np
 from ..backend.batch import dots, numbers
 from ..backend.device import to_host
 from ..priors.protocol import EnergyPrior
-from .problem import Iterate, Problem
+from .problem import Iterate, Optimizer, Problem
 
 __all__ = ["LBFGS", "quasi_newton"]
 
@@ -19,13 +19,10 @@ MAX_ITERATIONS = 200
 DECREASE_TOL = 1e-6
 
 
-class LBFGS:
+class LBFGS(Optimizer):
     """L-BFGS-B on the finest level; see `quasi_newton`."""
 
     name = "l-bfgs"
-    batched = False
-    chooses_weight = False
-    coarsest_nodes = None
 
     def supports(self, prior: Any) -> bool:
         """Whether there is no prior, or one with an energy."""

@@ -105,7 +105,7 @@ class Multilevel:
                 problem = self._problem(number, fidelity, start.z, start.dual)
             point, status = self.options.optimizer.minimise(problem)
             if self.discrepancy is not None:
-                point = self._least_discrepant(point, fidelity)
+                point = self._least_discrepant(self.discrepancy, point, fidelity)
             self.best = number, point
             if number:
                 z = self._refined(point.z, number)
@@ -130,6 +130,7 @@ class Multilevel:
         if dual is None and isinstance(prior, LinearizablePrior):
             dual = prior.start_dual()
         chooses = options.optimizer.chooses_weight
+        assert self.limits is not None
         return Problem(
             fidelity=fidelity,
             prior=prior,
@@ -165,28 +166,32 @@ class Multilevel:
     def _take_weight(self, weight):
         self.weight = weight
 
-    def _least_discrepant(self, point, fidelity):
+    def _least_discrepant(self, rule, point, fidelity):
         """The maps with the least chi2, which need not be the last ones."""
-        z = self.discrepancy.z
+        z = rule.z
         if z is None or not bool((z != point.z).any()):
             return point
         return Iterate(z, fidelity.evaluate(np.exp(z), self.rtol))
 
     def _packed(self, status) -> list[Result]:
+        assert self.best is not None and self.limits is not None
         number, point = self.best
-        fidelity = self._fidelity(self.levels[0]) if number else self.fidelity
+        x, data = np.exp(point.z), point.data
         if number:  # interrupted on a coarse level
+            self.fidelity = None  # whose memory the finest level may need
             z = point.z
             for coarse in range(number, 0, -1):
                 z = self._refined(z, coarse)
-            point = Iterate(z, fidelity.evaluate(np.exp(z), self.rtol))
+            x, data = np.exp(z), None
+        fidelity = self.fidelity or self._fidelity(self.levels[0])
         if self.options.correction is not None:
             apply = self.prior_watch.wrap(self.options.correction.apply)
-            x = correct(np.exp(point.z), self.relative, apply, self.options.geometry.node_shape, self.limits)
-            point = Iterate(np.log(x), fidelity.evaluate(x, self.rtol))
+            x, data = correct(x, self.relative, apply, self.options.geometry.node_shape, self.limits), None
+        data = data or fidelity.evaluate(x, self.rtol)
+        chi2 = np.broadcast_to(2 * data.value / fidelity.n_data, self.count)
         timing = {"data": sum(watch.seconds for watch in self.data_watches), "prior": self.prior_watch.seconds}
         timing["rest"] = self.history.seconds - sum(timing.values())
-        return pack(self.levels[0], self.options, point, fidelity.n_data, status, self.weight, self.history, timing)
+        return pack(self.levels[0], self.options, x, data, chi2, status, self.weight, self.history, timing)
 
     def _fidelity(self, measurements) -> Fidelity:
         fidelity = Fidelity.of_batch(measurements, self.options.gradient, self.rtol)

@@ -12,5 +12,5 @@ __all__ = ["OPTIMIZERS"]
 
 # In order of preference: the default is the first that supports the prior.
 OPTIMIZERS: dict[str, Optimizer] = {
-    optimizer.name: optimizer for optimizer in (GaussNewton(), HalfQuadraticSplitting(), LBFGS(), ProjectedGradient())
+    listed.name: listed() for listed in (GaussNewton, HalfQuadraticSplitting, LBFGS, ProjectedGradient)
 }

@@ -6,9 +6,11 @@ import numpy as np
 
 from ..backend.batch import column
 from ..backend.device import namespace, to_host
+from ..misfit.fidelity import Evaluation
 from ..result import Result, message
+from .history import History
 from .initial import TISSUE
-from .problem import Iterate
+from .options import Options
 
 __all__ = ["correct", "pack"]
 
@@ -38,17 +40,20 @@ def correct(x, relative, apply, shape, limits):
     return np.clip(x, *map(np.exp, limits))
 
 
-def pack(measurements, options, point: Iterate, n_data, status, weight, history, timing) -> list[Result]:
+def pack(
+    measurements, options: Options, x, data: Evaluation, chi2, status, weight, history: History, timing
+) -> list[Result]:
     """One `Result` for each member of a batch.
 
     Parameters
     ----------
     measurements : list of Measurement
     options : Options
-    point : Iterate
-        The last point, with its data term.
-    n_data : int or numpy.ndarray, shape (B,)
-        Number of independent data.
+    x : array, shape (B, N)
+        The last moduli.
+    data : Evaluation
+        The data term there.
+    chi2 : numpy.ndarray, shape (B,)
     status : sequence of str
     weight : numpy.ndarray, shape (B,), or None
         None if the run was interrupted before a weight was chosen.
@@ -56,13 +61,10 @@ def pack(measurements, options, point: Iterate, n_data, status, weight, history,
     timing : dict
         Seconds, see `Result`.
     """
-    count, data = len(measurements), point.data
-    assert data is not None
-    chi2 = np.broadcast_to(2 * data.value / n_data, count)
-    seconds = sum(timing.values())
+    count, seconds = len(measurements), sum(timing.values())
     results = []
-    for k, (m, x) in enumerate(zip(measurements, np.exp(point.z), strict=True)):
-        modulus, relative = _scaled(m, x, data.displacement[k])
+    for k, (m, own) in enumerate(zip(measurements, x, strict=True)):
+        modulus, relative = _scaled(m, own, data.displacement[k])
         # of several, a copy, so that one result does not keep the arrays of all
         fields = (field.copy() if count > 1 else field for field in (modulus, data.displacement[k]))
         modulus, displacement = (

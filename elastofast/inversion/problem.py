@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -92,18 +93,29 @@ class Problem:
     announce_weight: Callable[[np.ndarray], None] = lambda weight: None
 
 
-class Optimizer(Protocol):
-    """A way to minimise a `Problem`. The optimisers with a name are listed in `optimizers.py`."""
+class Optimizer(ABC):
+    """A way to minimise a `Problem`. The optimisers with a name are listed in `optimizers.py`.
+
+    Attributes
+    ----------
+    name : str
+    batched : bool
+        Whether it takes several measurements at a time on a device.
+    chooses_weight : bool
+        Whether an automatic weight is its own business.
+    coarsest_nodes : int or None
+        Nodes along the shorter axis of the coarsest level; None for no coarse levels.
+    """
 
     name: ClassVar[str]
-    batched: ClassVar[bool]  # whether it takes several measurements at a time on a device
-    chooses_weight: ClassVar[bool]  # whether an automatic weight is its own business
-    coarsest_nodes: ClassVar[int | None]  # nodes along the shorter axis of the coarsest level; None: no coarse levels
+    batched: ClassVar[bool] = False
+    chooses_weight: ClassVar[bool] = False
+    coarsest_nodes: ClassVar[int | None] = None
 
+    @abstractmethod
     def supports(self, prior: Any) -> bool:
         """Whether the prior (None for maximum likelihood) offers what this optimiser asks for."""
-        ...
 
+    @abstractmethod
     def minimise(self, problem: Problem) -> tuple[Iterate, Any]:
         """The last point, and for each member "converged", "max_iterations", "stalled" or "stopped"."""
-        ...

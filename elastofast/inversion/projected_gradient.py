@@ -10,7 +10,7 @@ from ..backend.batch import dots, numbers
 from ..backend.device import namespace
 from ..priors.protocol import EnergyPrior
 from .gauss_newton import data_curvature
-from .problem import Iterate, Problem
+from .problem import Iterate, Optimizer, Problem
 
 __all__ = ["ProjectedGradient", "projected_descent"]
 
@@ -21,13 +21,10 @@ POWER_STEPS = 15  # of the power iteration for the largest curvature
 DIFFERENCE = 1e-4  # step of gradient differences, over the mean modulus
 
 
-class ProjectedGradient:
+class ProjectedGradient(Optimizer):
     """The paper's projected gradient descent on the finest level; see `projected_descent`."""
 
     name = "descent"
-    batched = False
-    chooses_weight = False
-    coarsest_nodes = None
 
     def supports(self, prior: Any) -> bool:
         """Whether there is no prior, or one with an energy."""

@@ -103,8 +103,10 @@ def reconstruct(
     groups = _groups(members, checked)
     runs = [
         Multilevel(
-            *([values[k] for k in group] for values in (members, starts, weights)),
-            options=checked[group[0]],
+            [members[k] for k in group],
+            [starts[k] for k in group],
+            [weights[k] for k in group],
+            checked[group[0]],
             places=None if single else group,
         )
         for group in groups

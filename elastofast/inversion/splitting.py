@@ -11,7 +11,7 @@ from ..backend.batch import column, dots, numbers
 from ..priors.learned import TRAINED_NODES
 from ..priors.protocol import TargetPrior, splitting_settings
 from .gauss_newton import conjugate_gradients, curvature_scale, data_curvature, first_step
-from .problem import Iterate, Problem
+from .problem import Iterate, Optimizer, Problem
 from .unpenalised import UnpenalisedDirections, plateau_range
 
 __all__ = ["HalfQuadraticSplitting", "Schedule", "half_quadratic_splitting", "schedule_steps"]
@@ -43,7 +43,7 @@ CHI2_LIMIT = 1.2
 NOISE_INFLATION = 16.0  # factor on the noise variance then; best on validation maps with a wrong Poisson ratio
 
 
-class HalfQuadraticSplitting:
+class HalfQuadraticSplitting(Optimizer):
     """Half-quadratic splitting, coarse to fine, with a weight that follows from the data term's curvature.
 
     On the finest level, members whose map ends above `CHI2_LIMIT` are worked on once more as if the variance of their

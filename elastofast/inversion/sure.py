@@ -94,7 +94,7 @@ def predictive_weight(problem: Problem, trial: Fidelity, at_once: int = 1) -> tu
         point, _ = gauss_newton(wave, tolerance=DECREASE_TOL, max_iterations=MAX_ITERATIONS, active=active)
         dof = degrees_of_freedom(trial, prior, weights, point, problem.rtol)
         risk = 2 * point.data.value + 2 * dof
-        for n in np.flatnonzero(active):
+        for n in map(int, np.flatnonzero(active)):
             k, exponent = n % count, int(exponents[n])
             maps[k][exponent] = point.z[n], None if point.dual is None else point.dual[n]
             found[k][exponent] = risk[n], dof[n]

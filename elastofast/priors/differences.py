@@ -7,6 +7,7 @@ over one cell's length: whoever takes many products puts the scales into the fac
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from copy import copy
 from itertools import combinations
 from math import prod
@@ -36,7 +37,7 @@ class Field(NamedTuple):
     shifted: tuple = ()  # and the component of the node before along its axis
 
 
-class _Differences:
+class _Differences(ABC):
     """What both operators share.
 
     ``volumes`` and ``size`` are those of the cells, one number on a grid. ``squares`` and ``products`` are those of the
@@ -51,6 +52,14 @@ class _Differences:
     def parts(self, array):
         """Components of a field's array, each (..., cells)."""
         return tuple(array[..., axis, self._front :] for axis in range(len(self.scales)))
+
+    @abstractmethod
+    def changes(self, z, out=None) -> Field:
+        """Field of differences of z (..., N); ``out`` is an earlier field that is no longer needed."""
+
+    @abstractmethod
+    def back(self, field) -> Any:
+        """Transpose of `changes`, (..., N)."""
 
     def gradient(self, z):
         """Field of the change of z (..., N) over one cell's length."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from itertools import combinations
 
 import numpy as np
@@ -14,7 +15,7 @@ from .protocol import Linearization
 __all__ = ["Tikhonov", "TotalVariation"]
 
 
-class _LogGradient:
+class _LogGradient(ABC):
     """What the priors on the gradient of log x share: its values, one d-vector a cell, and volume weights.
 
     Lengths are measured in cells and volumes in units of the body's, so that values hardly depend on the mesh: scaled
@@ -29,6 +30,10 @@ class _LogGradient:
         body = float(geometry.node_weights.sum()) ** (1 / geometry.dim)
         weights = operator.volumes / body**geometry.dim * (body / operator.size) ** self.power
         self._places = {HOST: (operator, weights)}
+
+    @abstractmethod
+    def _model(self, z):
+        """Value and gradient at z = log x (..., N), and what the curvature needs."""
 
     def check(self, geometry):
         """Raise ValueError unless a geometry is the one that the prior was made for."""
