@@ -1,6 +1,7 @@
-"""Real ultrasound: the lateral displacement is ten times noisier than the axial one, and a patch is missing.
+"""Noise as in real ultrasound: lateral displacements are ten times noisier than axial ones, and a patch is missing.
 
-Both are stated as standard deviations; the physics fills in the rest.
+Both facts are stated as standard deviations of the displacement noise, which are infinite where nothing was measured.
+The reconstruction then weighs every value by its precision, and the elastic model fills in the missing ones.
 """
 
 import numpy as np
@@ -15,11 +16,12 @@ truth, mask = ef.lesion(grid, seed=3, kind="lobulated", size=(0.2, 0.3))
 rng = np.random.default_rng(0)
 u = ef.solve_forward(ef.ElasticForm(grid, law), truth, load)
 std = np.full(u.shape, 1e-6)  # metres
-std[1] *= 10
-std[:, 20:28, 60:80] = np.inf  # shadowed: not measured
+std[1] *= 10  # component 1 is the lateral one
+std[:, 20:28, 60:80] = np.inf  # an acoustic shadow, in which nothing was measured
 u_measured = u + np.where(np.isfinite(std), std, 0) * rng.normal(size=u.shape)
 u_measured[np.isinf(std)] = np.nan
 
+# the true modulus is passed for evaluation only; no reconstruction reads it
 m = ef.Measurement(grid, law, load, u_measured, displacement_std=std, reference=truth)
 result = ef.reconstruct(m, prior="tv")
 print(result.status, result.message)
