@@ -15,17 +15,29 @@ __all__ = ["coarsen", "refine", "sample", "uniform"]
 
 # Nodes along the shorter axis of the coarsest grid: on fewer, coarse maps hardly help as a start. Not studied.
 COARSEST_NODES = 48
-UNIFORM = 30.0  # noise levels that differ by more are not averaged
+# Largest ratio of two noise levels that averages of neighbours may mix: beyond it the average would throw the better
+# data away. Not studied.
+MAX_STD_RATIO = 30.0
 
 
 def coarsen(measurement, smallest=COARSEST_NODES):
-    """The measurement on a grid of half the nodes along each axis, or None where that makes no sense.
+    """The measurement on a grid of half the nodes along each axis.
 
-    ``smallest`` is the least number of nodes that the shorter axis of the coarse grid may have.
+    Displacements are fitted by linear interpolation from the coarse nodes: least squares along each axis, which keeps
+    linear fields exact. The noise levels shrink accordingly. Nodal forces are distributed by the transposed
+    interpolation, which keeps resultants. Fixed and open dofs go to the nearest coarse node.
 
-    Displacements are fitted by linear interpolation from the coarse nodes (least squares along each axis, which
-    keeps linear fields exact), noise levels shrink accordingly, nodal forces are the transposed interpolation, so that
-    resultants stay; fixed and open dofs go to the nearest coarse node.
+    Parameters
+    ----------
+    measurement : Measurement
+    smallest : int
+        Least number of nodes that the shorter axis of the coarse grid may have.
+
+    Returns
+    -------
+    Measurement or None
+        None where a coarse copy makes no sense: on a mesh, a small grid, with noise levels that must not be averaged,
+        or where the support would be lost.
     """
     m, grid = measurement, measurement.geometry
     if not isinstance(grid, Grid) or min(grid.shape) < 2 * smallest:
@@ -68,19 +80,19 @@ def coarsen(measurement, smallest=COARSEST_NODES):
 def uniform(measurement):
     """Whether the noise levels are alike enough to be averaged."""
     std = measurement.displacement_std[~measurement.load.fixed]
-    return bool(np.isfinite(std).all() and std.max() <= UNIFORM * std.min())
+    return bool(np.isfinite(std).all() and std.max() <= MAX_STD_RATIO * std.min())
 
 
 def sample(fine, coarse):
     """The coarse measurement with noise as large as that of single displacements of the fine one.
 
-    Beside it the coarse grid's discretisation error is small.
+    The discretisation error of the coarse grid is small beside such noise.
     """
     nodes = np.ix_(
         *(np.rint(np.linspace(0, n - 1, k)).astype(int)
           for n, k in zip(fine.geometry.shape, coarse.geometry.shape, strict=True))
     )  # fmt: skip
-    # what the fitted field leaves over at the nearest fine node, so that the nodes need not coincide
+    # The residual of the fit at the nearest fine node is added, so that coarse and fine nodes need not coincide.
     rest = fine.displacement - refine(coarse.displacement, coarse.geometry, fine.geometry)
     displacement = coarse.displacement + np.stack([component[nodes] for component in rest])
     std = np.stack([component[nodes] for component in fine.displacement_std])
@@ -126,7 +138,8 @@ def _fit(field, axis, cell, share, k):
     bands[0, 1:], bands[1], bands[2, :-1] = beside, diagonal, beside
     rhs = np.moveaxis(_spread(field, axis, cell, share, k), axis, 0)
     solution = solve_banded((1, 1), bands, rhs.reshape(k, -1)).reshape(rhs.shape)
-    gain = 1 / (diagonal[k // 2] + 2 * beside[k // 2])  # of slowly varying noise, which is what maps are fitted to
+    # For noise that varies slowly from node to node, the part of it that maps could be fitted to.
+    gain = 1 / (diagonal[k // 2] + 2 * beside[k // 2])
     return np.moveaxis(solution, 0, axis), float(gain)
 
 

@@ -1,4 +1,4 @@
-"""Where a reconstruction starts: from the best homogeneous body, or from a map that is given."""
+"""Initial maps: the best homogeneous one, or one that the caller gives."""
 
 from __future__ import annotations
 
@@ -11,14 +11,30 @@ from ..result import Result
 
 __all__ = ["TISSUE", "given", "homogeneous"]
 
-TISSUE = 12.5e3  # Pa, where nothing fixes the scale: what learned priors take for the background
+TISSUE = 12.5e3  # Pa: soft tissue, which learned priors take for the background; used where nothing fixes the scale
+FALLBACK = 1e4  # Pa: where noise hides the work that the forces do on the measured displacement
+RTOL = 1e-6  # of the two solves: an initial map need not be more accurate
 
 
 def homogeneous(measurement):
-    """Logarithm of the constant modulus that fits best, (N,); that of soft tissue where nothing fixes the scale.
+    """Logarithm of the constant modulus that fits the displacement best, in the weighted least-squares sense.
 
-    The displacement of a homogeneous body is a + b / x with a from the prescribed displacements and b from the forces,
-    so the weighted least-squares 1 / x has a closed form.
+    The displacement of a homogeneous body is a + b / x, with a from the prescribed displacements and b from the forces,
+    so that the best 1 / x has a closed form.
+
+    Parameters
+    ----------
+    measurement : Measurement
+
+    Returns
+    -------
+    array, shape (N,)
+        Where nothing fixes the scale, the logarithm of the modulus of soft tissue.
+
+    Raises
+    ------
+    ValueError
+        If the displacement goes against the load.
     """
     m, device, xp = measurement, measurement.device.native, measurement.device.xp
     d, n = m.geometry.dim, m.geometry.n_nodes
@@ -29,8 +45,8 @@ def homogeneous(measurement):
     ones = xp.ones(n)
     solver = m.form.solver(ones, m.load.loaded.reshape(d, n))
     fixed, force = (on(device, m.load, name).reshape(d, n) for name in ("displacement", "force"))
-    b = solver.solve(force, rtol=1e-6).value
-    a = state(m.form, ones, fixed, xp.zeros_like(fixed), solver, rtol=1e-6)
+    b = solver.solve(force, rtol=RTOL).value
+    a = state(m.form, ones, fixed, xp.zeros_like(fixed), solver, rtol=RTOL)
     std = on(device, m, "displacement_std").reshape(d, n)
     seen = on(device, m.load, "loaded").reshape(d, n) & xp.isfinite(std)
     precision = xp.where(seen, 1 / xp.where(std > 0, std, 1) ** 2, 0.0)
@@ -48,11 +64,11 @@ def _open_start(m):
     equations = m.load.loaded
     work = float((m.load.force * m.displacement)[equations].sum())
     energy = float((m.form.force(np.ones(m.geometry.node_shape), m.displacement) * m.displacement)[equations].sum())
-    return work / energy if work > 0 and energy > 0 else 1e4
+    return work / energy if work > 0 and energy > 0 else FALLBACK
 
 
 def given(start, m):
-    """Checked map (N,) of a caller, an array or a `Result`."""
+    """The caller's initial moduli (N,) in pascals, an array or a `Result`, checked against the measurement."""
     x = start.modulus if isinstance(start, Result) else start
     device = device_of(start=x)
     if device.native != m.device.native:

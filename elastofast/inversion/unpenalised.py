@@ -1,4 +1,6 @@
-"""Small changes that turn one plausible map into another: boundaries that shift, regions that stiffen or soften."""
+"""Small changes that turn one plausible map into another, along which a prior should not be asked: boundaries that
+shift, regions that become stiffer or softer.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,22 @@ from ..backend.device import device_of, namespace, to_host
 
 __all__ = ["UnpenalisedDirections", "plateau_range"]
 
-BOUNDARY = 16  # nodes between the windows in which a boundary shifts as one
-REGION = 64  # nodes between the windows in which a modulus changes as one
-SHARE = 1e-3  # windows with less than this share of all boundary or contrast are left out
-RIDGE = 1e-9  # of the fields' own squares: two windows may all but agree on a small lesion
+# Distance in nodes between the windows in which a boundary shifts as one, and in which a contrast changes as one. No
+# study of these two numbers is kept.
+BOUNDARY_SPACING = 16
+CONTRAST_SPACING = 64
+MIN_SHARE = 1e-3  # windows that hold less than this share of all boundary or contrast are left out
+# Relative regularisation of the Gram matrix: the fields of two windows may be all but parallel on a small lesion.
+RIDGE = 1e-9
 
 
 class UnpenalisedDirections:
-    """The changes of a map that shift its boundaries or scale its contrast.
+    """The space of changes of a map that shift its boundaries or scale its contrast.
 
     With g = |grad z| and c = z - median(z), the fields g w and c w for smooth windows w span, to first order, every
-    smooth displacement of the boundaries and change of the contrast. A prior for maps of sharply bounded regions has
-    no opinion on either, but its denoiser or critic holds on to where a map is now; along these directions the data
-    should decide.
+    smooth displacement of the boundaries and every smooth change of the contrast. A prior for maps of sharply bounded
+    regions prefers none of these maps to another. Its denoiser or critic nevertheless pulls towards the boundaries and
+    contrasts that a map has at the moment; along these directions the data should decide.
 
     Parameters
     ----------
@@ -31,7 +36,7 @@ class UnpenalisedDirections:
     shape : (int, int)
         Of the grid.
     which : array of bool, shape (B,), optional
-        Members of a batch that have such moves; the others are left alone.
+        Members of a batch that have such directions; for the others the space is zero.
     """
 
     def __init__(self, z, shape, which=None):
@@ -40,16 +45,16 @@ class UnpenalisedDirections:
         edges = xp.hypot(*xp.gradient(maps, axis=(-2, -1)))
         contrast = maps - xp.median(maps, axis=(-2, -1), keepdims=True)
         self._weights, self._hats = xp.stack([edges, contrast], axis=1), windows.hats
-        sums = to_host(windows.sums(self._weights))  # the one copy: a device has to be waited for
+        sums = to_host(windows.sums(self._weights))  # the only copy, for which a device has to be waited for
         which = np.ones(len(maps), bool) if which is None else which
         self._chosen, self._places, self._inverse = map(device.upload, windows.solve(sums, which))
 
     def project(self, v):
-        """The part of v (..., N) in the span of all fields."""
+        """Orthogonal projection of v (..., N) onto the space."""
         return self._spanned(v, slice(None))
 
     def project_contrast(self, v):
-        """What of that part changes the contrast."""
+        """The share of that projection that changes the contrast."""
         return self._spanned(v, slice(1, None))
 
     def _spanned(self, v, kinds):
@@ -62,10 +67,14 @@ class UnpenalisedDirections:
 
 
 def plateau_range(field):
-    """Between which values plausible fields (..., n0, n1) lie at each node, in any array library.
+    """Least and greatest value that fields (..., n0, n1) take around each node, apart from specks of a node or two.
 
-    The least and the greatest of the 3 x 3 medians within three nodes: the levels on both sides where a boundary is
-    near. A speck of a node or two does not count.
+    These are the least and the greatest of the 3 x 3 medians within three nodes: near a boundary, the values of the
+    regions on both of its sides. Works in any array library.
+
+    Returns
+    -------
+    low, high : array, shape (..., n0, n1)
     """
     ndimage, members = device_of(field=field).ndimage, (1,) * (field.ndim - 2)
     median = ndimage.median_filter(field, size=(*members, 3, 3), mode="nearest")
@@ -119,7 +128,7 @@ class _Windows:
         """
         lateral, axial = self._windows
         energy, total = sums[:, self._lateral[lateral, lateral] + self._axial[axial, axial]], sums[:, self._kind - 2]
-        enough = (energy > SHARE * total) & which[:, None]
+        enough = (energy > MIN_SHARE * total) & which[:, None]
         numbers, members, size = enough.sum(axis=1), len(enough), np.prod(self._shape)
         n = max(numbers.max(), 1)
         entries = np.ravel_multi_index((self._kind, lateral, axial), self._shape)
@@ -156,7 +165,7 @@ class _Hats:
     """
 
     def __init__(self, n):
-        kinds = [_partition(n, step) for step in (BOUNDARY, REGION)]
+        kinds = [_partition(n, step) for step in (BOUNDARY_SPACING, CONTRAST_SPACING)]
         self.values, self.kind = np.hstack(kinds), np.repeat([0, 1], [hats.shape[1] for hats in kinds])
         overlap, both = np.triu(self.values.T @ self.values > 0), self.kind[:, None] + self.kind
         self.pairs, self.place = [], np.empty(both.shape, int)
