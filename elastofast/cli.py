@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import itertools
+import math
 import os
 import platform
 import sys
@@ -113,7 +114,7 @@ def _demo(options) -> int:
             seconds = time.perf_counter() - start
         e = evaluate(result.modulus, truth, grid, mask=mask)
         cells = [prior, gradient, *(format(e[name], spec) for name, spec in _TABLE.values())]
-        weight = "-" if result.weight is None else f"{result.weight:.3g}"
+        weight = "-" if math.isnan(result.weight) else f"{result.weight:.3g}"  # of an interrupted run
         cells += [f"{result.chi2:.3f}", weight, f"{seconds:.1f}"]
         # text to the left, numbers to the right
         row = (f"{c:{'<' if i < 2 else '>'}{len(h)}}" for i, (c, h) in enumerate(zip(cells, heads, strict=True)))
@@ -254,7 +255,7 @@ def _compare(options) -> int:
     return 0
 
 
-# options of `compare` that are arguments of `learning.compare.compare`
+# options of `elastofast compare` that are arguments of `evaluation.experiment.compare`
 _COMPARE_OPTIONS = ("data", "size", "maps", "seed", "snr", "world", "methods", "jobs")
 
 
@@ -422,7 +423,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser = _Parser(prog="elastofast", description="Tissue stiffness maps from noisy ultrasound displacement fields.")
     parser.add_argument(

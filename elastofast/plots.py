@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +18,36 @@ from .geometry import Grid
 from .io import write_atomically
 from .metrics import region_masks, relative_l2
 
-# Okabe and Ito's colours, told apart by readers with any colour vision
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-_STYLE = {
-    "font.size": 9.0,
-    "axes.titlesize": 9.5,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-
+# colours of Okabe and Ito, which readers with any colour vision can tell apart
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 QUANTITY = "modulus (kPa)"
+LIMIT = 1.2  # upper end of the colour scale over the maximum of the truth
+CENTRAL = (0.5, 99.5)  # percentiles of all values between which the colour scale lies without a truth
+MISFIT_LIMIT = 3.0  # end of the colour scale of the misfit, in standard deviations of the noise
+PROFILE_POINTS = 400  # where a map on a mesh is interpolated along its profile
+WIDTH, PANEL_WIDTH = 11.0, 2.6  # inches: of all panels of a row together, and of one at most
+RESULT_PANEL = 2.4  # inches, width of a panel in `plot_result`
+
+
+@contextmanager
+def styled_figure(width, height) -> Iterator:
+    """An empty figure of a size in inches, and the style of all figures while it is drawn."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    style = mpl.RcParams(
+        {
+            "font.size": 9.0,
+            "axes.titlesize": 9.5,
+            "axes.linewidth": 0.6,
+            "xtick.major.width": 0.6,
+            "ytick.major.width": 0.6,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+    )
+    with mpl.rc_context(style):
+        yield Figure(figsize=(width, height), layout="constrained", dpi=160)
 
 
 def plot_maps(maps, geometry, path=None, truth=None, *, limits=None, depth=None, profiles=None, title=None):
@@ -65,9 +84,6 @@ def plot_maps(maps, geometry, path=None, truth=None, *, limits=None, depth=None,
     OSError
         If the figure cannot be written.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     maps = {str(name): _field(value, geometry, f"maps[{name!r}]") for name, value in dict(maps).items()}
     if not maps:
         raise ValueError("maps is empty: nothing to plot")
@@ -76,28 +92,26 @@ def plot_maps(maps, geometry, path=None, truth=None, *, limits=None, depth=None,
     if truth is not None:
         truth = _field(truth, geometry, "truth")
     limits = _limits(maps, truth) if limits is None else tuple(np.asarray(limits, dtype=float) / 1e3)
-    depth = _lesion_depth(next(iter(maps.values())) if truth is None else truth, geometry) if depth is None else depth
+    depth = lesion_depth(next(iter(maps.values())) if truth is None else truth, geometry) if depth is None else depth
 
     rows = 1 if len(maps) <= 3 else math.ceil(len(maps) / 4)
     columns = math.ceil(len(maps) / rows)
     wide = (1.0 + 0.35 * (rows - 1),) if truth is not None else ()  # the truth gets more room beside several rows
     widths = (*wide, *[1.0] * columns)
-    tall = _aspect(geometry)
-    panel = min(2.6, 11.0 / sum(widths))
-    height = panel * tall * rows + 0.45 * rows + 2.2
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(max(panel * sum(widths) + 1.4, 6.0), height), layout="constrained", dpi=160)
-        outer = figure.add_gridspec(2, 1, height_ratios=(panel * tall * rows + 0.45 * rows, 2.0))
+    panel = min(PANEL_WIDTH, WIDTH / sum(widths))
+    tall = panel * _aspect(geometry) * rows + 0.45 * rows  # of the maps with their titles
+    with styled_figure(max(panel * sum(widths) + 1.4, 6.0), tall + 2.2) as figure:
+        outer = figure.add_gridspec(2, 1, height_ratios=(tall, 2.0))
         top = outer[0].subgridspec(rows, len(widths), width_ratios=widths)
         panels = []
         if truth is not None:
             panels.append(figure.add_subplot(top[:, 0]))
-            image = _draw(panels[0], truth / 1e3, geometry, limits)
+            image = draw_map(panels[0], truth / 1e3, geometry, limits)
             panels[0].set_title("truth")
         for i, (name, field) in enumerate(maps.items()):
             row, column = divmod(i, columns)
             axes = figure.add_subplot(top[row, column + len(wide)])
-            image = _draw(axes, field / 1e3, geometry, limits)
+            image = draw_map(axes, field / 1e3, geometry, limits)
             error = "" if truth is None else f"\nrelative error {_error(field, truth, geometry):.3f}"
             axes.set_title(name + error)
             first = column == 0 and (rows > 1 or not wide)  # beside the truth one row needs no labels of its own
@@ -107,18 +121,13 @@ def plot_maps(maps, geometry, path=None, truth=None, *, limits=None, depth=None,
             if row < rows - 1:
                 axes.set_xlabel("")
             panels.append(axes)
-        _colorbar(figure, image, panels, [*maps.values()], limits)
-        panels[0].axhline(depth * 1e3, color="white", lw=0.9, ls=(0, (4, 3)))
+        add_colorbar(figure, image, panels, [*maps.values()], limits)
+        _mark_depth(panels[0], depth)
 
+        lines = {} if truth is None else {"truth": truth}
+        lines |= {name: maps[name] for name in (maps if profiles is None else profiles)}
         axes = figure.add_subplot(outer[1])
-        shown = {name: maps[name] for name in (maps if profiles is None else profiles)}
-        if truth is not None:
-            axes.plot(*_profile(truth, geometry, depth), color="black", lw=2.0, label="truth", zorder=1)
-        for (name, field), color in zip(shown.items(), _COLORS * len(shown), strict=False):
-            axes.plot(*_profile(field, geometry, depth), color=color, lw=1.2, label=name)
-        axes.set(xlabel="lateral (mm)", ylabel=QUANTITY, ylim=limits)
-        axes.margins(x=0)
-        axes.grid(alpha=0.25, lw=0.5)
+        _draw_profiles(axes, lines, geometry, depth, limits)
         axes.set_title(f"profile at axial position {depth * 1e3:.1f} mm (dashed line above)", loc="left")
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
         if title:
@@ -150,67 +159,87 @@ def plot_result(result, measurement, path=None):
     OSError
         If the figure cannot be written.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     geometry, truth = measurement.geometry, measurement.reference
     modulus, quantity = _field(result.modulus, geometry, "result.modulus"), QUANTITY
     if result.relative:  # no unit to compare in: both with geometric mean one, drawn where kilopascals would be
         quantity = "modulus / geometric mean"
         modulus, truth = (f if f is None else 1e3 * f / np.exp(np.log(f).mean()) for f in (modulus, truth))
-    maps = {"modulus": modulus}
-    limits = _limits(maps, truth)
-    measured = np.isfinite(measurement.displacement_std) & ~measurement.load.fixed
-    with np.errstate(divide="ignore", invalid="ignore"):
-        misfit = (measurement.displacement - to_host(result.displacement)) / measurement.displacement_std
-    misfit = np.where(measured, misfit, np.nan)
-    axial = 0 if isinstance(geometry, Grid) else geometry.dim - 1
+    limits = _limits({"modulus": modulus}, truth)
+    depth = lesion_depth(modulus if truth is None else truth, geometry)
+    fields = {} if truth is None else {"truth": truth}
+    fields["modulus"] = modulus
 
-    first = [] if truth is None else [("truth", truth)]
-    tall = _aspect(geometry)
-    columns = len(first) + 3
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(2.75 * columns + 1.0, 2.4 * tall + 3.0), layout="constrained", dpi=160)
-        outer = figure.add_gridspec(2, 1, height_ratios=(2.4 * tall + 0.5, 2.2))
+    tall = RESULT_PANEL * _aspect(geometry)
+    columns = len(fields) + 2
+    with styled_figure(2.75 * columns + 1.0, tall + 3.0) as figure:
+        outer = figure.add_gridspec(2, 1, height_ratios=(tall + 0.5, 2.2))
         top = outer[0].subgridspec(1, columns)
-        panels = []
-        for i, (name, field) in enumerate([*first, ("modulus", modulus)]):
-            panels.append(figure.add_subplot(top[i]))
-            image = _draw(panels[-1], field / 1e3, geometry, limits)
+        panels: list = []
+        for name, field in fields.items():
+            panels.append(figure.add_subplot(top[len(panels)]))
+            image = draw_map(panels[-1], field / 1e3, geometry, limits)
             panels[-1].set_title(name)
-        _colorbar(figure, image, panels, [modulus], limits, quantity)
-        depth = _lesion_depth(modulus if truth is None else truth, geometry)
-        panels[0].axhline(depth * 1e3, color="white", lw=0.9, ls=(0, (4, 3)))
-        rest = []
-        for name, component in (("axial", axial), ("lateral", 1 - axial)):
-            rest.append(figure.add_subplot(top[len(first) + 1 + len(rest)]))
-            image = _draw(rest[-1], misfit[component], geometry, (-3, 3), cmap="RdBu_r")
-            rest[-1].set_title(f"{name} misfit")
-        bar = figure.colorbar(image, ax=rest, fraction=0.05, pad=0.02, extend="both")
-        bar.set_label("(measured − fitted) / std")
-        for axes in (panels + rest)[1:]:
+        add_colorbar(figure, image, panels, [modulus], limits, quantity)
+        _mark_depth(panels[0], depth)
+        panels += _draw_misfit(figure, [top[columns - 2], top[columns - 1]], result, measurement)
+        for axes in panels[1:]:
             axes.set_ylabel("")
             axes.tick_params(labelleft=False)
 
         bottom = outer[1].subgridspec(1, 2, width_ratios=(1.6, 1))
         axes = figure.add_subplot(bottom[0])
-        if truth is not None:
-            axes.plot(*_profile(truth, geometry, depth), color="black", lw=2.0, label="truth")
-        axes.plot(*_profile(modulus, geometry, depth), color=_COLORS[0], lw=1.3, label="reconstruction")
-        axes.set(xlabel="lateral (mm)", ylabel=quantity, ylim=limits)
-        axes.margins(x=0)
-        axes.grid(alpha=0.25, lw=0.5)
+        lines = {"reconstruction" if name == "modulus" else name: field for name, field in fields.items()}
+        _draw_profiles(axes, lines, geometry, depth, limits, quantity, width=1.3)
         axes.set_title(f"profile at axial position {depth * 1e3:.1f} mm", loc="left")
         axes.legend(frameon=False)
-        axes = figure.add_subplot(bottom[1])
-        steps = [entry["iteration"] for entry in result.history]
-        axes.semilogy(steps, [entry["chi2"] for entry in result.history], "o-", ms=3, lw=1.2, color=_COLORS[0])
-        axes.axhline(1.0, color="black", lw=0.8, ls="--")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set(xlabel="iteration", ylabel="chi2")
-        axes.grid(alpha=0.25, lw=0.5, which="both")
-        axes.set_title(f"{result.status}, chi2 {result.chi2:.3f}", loc="left")
+        _draw_convergence(figure.add_subplot(bottom[1]), result)
         return _save(figure, path)
+
+
+def _draw_misfit(figure, places, result, measurement) -> list:
+    """What the fit leaves of each measured component, in standard deviations of its noise; the two panels."""
+    geometry = measurement.geometry
+    axial = 0 if isinstance(geometry, Grid) else geometry.dim - 1
+    measured = np.isfinite(measurement.displacement_std) & ~measurement.load.fixed
+    with np.errstate(divide="ignore", invalid="ignore"):
+        misfit = (measurement.displacement - to_host(result.displacement)) / measurement.displacement_std
+    misfit = np.where(measured, misfit, np.nan)
+    panels: list = []
+    for place, name, component in zip(places, ("axial", "lateral"), (axial, 1 - axial), strict=True):
+        axes = figure.add_subplot(place)
+        image = draw_map(axes, misfit[component], geometry, (-MISFIT_LIMIT, MISFIT_LIMIT), cmap="RdBu_r")
+        axes.set_title(f"{name} misfit")
+        panels.append(axes)
+    bar = figure.colorbar(image, ax=panels, fraction=0.05, pad=0.02, extend="both")
+    bar.set_label("(measured − fitted) / std")
+    return panels
+
+
+def _draw_convergence(axes, result):
+    """chi2 after every step of a reconstruction."""
+    steps = [entry["iteration"] for entry in result.history]
+    axes.semilogy(steps, [entry["chi2"] for entry in result.history], "o-", ms=3, lw=1.2, color=COLORS[0])
+    axes.axhline(1.0, color="black", lw=0.8, ls="--")
+    axes.locator_params(axis="x", integer=True)
+    axes.set(xlabel="iteration", ylabel="chi2")
+    axes.grid(alpha=0.25, lw=0.5, which="both")
+    axes.set_title(f"{result.status}, chi2 {result.chi2:.3f}", loc="left")
+
+
+def _draw_profiles(axes, fields, geometry, depth, limits, quantity=QUANTITY, width=1.2):
+    """Lateral profiles of named maps; the truth in black and twice as wide."""
+    colors = iter(COLORS * len(fields))
+    for name, field in fields.items():
+        style = {"color": "black", "lw": 2.0, "zorder": 1} if name == "truth" else {"color": next(colors), "lw": width}
+        axes.plot(*lateral_profile(field, geometry, depth), label=name, **style)
+    axes.set(xlabel="lateral (mm)", ylabel=quantity, ylim=limits)
+    axes.margins(x=0)
+    axes.grid(alpha=0.25, lw=0.5)
+
+
+def _mark_depth(axes, depth):
+    """Where the profile is taken, a dashed line."""
+    axes.axhline(depth * 1e3, color="white", lw=0.9, ls=(0, (4, 3)))
 
 
 def _field(value, geometry, name):
@@ -229,9 +258,9 @@ def _error(field, truth, geometry) -> float:
 def _limits(maps, truth):
     """Ends of the colour scale in kPa."""
     if truth is not None:
-        return 0.0, 1.2 * float(truth.max()) / 1e3
+        return 0.0, LIMIT * float(truth.max()) / 1e3
     values = np.concatenate([field.ravel() for field in maps.values()]) / 1e3
-    low, high = np.percentile(values[np.isfinite(values)], (0.5, 99.5))
+    low, high = np.percentile(values[np.isfinite(values)], CENTRAL)
     return (float(low), float(high)) if high > low else (0.0, 2 * float(high) or 1.0)
 
 
@@ -241,7 +270,7 @@ def _aspect(geometry) -> float:
     return float(extent[0] / extent[1] if isinstance(geometry, Grid) else extent[1] / extent[0])
 
 
-def _draw(axes, field, geometry, limits, cmap="magma"):
+def draw_map(axes, field, geometry, limits, cmap="magma"):
     """One map, axes in millimetres."""
     if isinstance(geometry, Grid):
         (n0, n1), (h0, h1) = geometry.shape, (1e3 * h for h in geometry.spacing)
@@ -269,7 +298,8 @@ def _draw(axes, field, geometry, limits, cmap="magma"):
     return image
 
 
-def _colorbar(figure, image, panels, fields, limits, quantity=QUANTITY):
+def add_colorbar(figure, image, panels, fields, limits, quantity=QUANTITY):
+    """Colour bar beside some panels; pointed where one of the fields (pascals) goes beyond the limits (kPa)."""
     low = any(np.nanmin(f) < 1e3 * limits[0] for f in fields)
     high = any(np.nanmax(f) > 1e3 * limits[1] for f in fields)
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get((low, high), "neither")
@@ -278,7 +308,7 @@ def _colorbar(figure, image, panels, fields, limits, quantity=QUANTITY):
     bar.outline.set_visible(False)
 
 
-def _lesion_depth(field, geometry) -> float:
+def lesion_depth(field, geometry) -> float:
     """Axial coordinate of the lesion's centre, of the body's if there is no lesion; metres."""
     axial = 0 if isinstance(geometry, Grid) else 1
     y = geometry.points[:, axial]
@@ -289,17 +319,16 @@ def _lesion_depth(field, geometry) -> float:
     return float(np.average(y[mask], weights=geometry.node_weights[mask]))
 
 
-def _profile(field, geometry, depth):
+def lateral_profile(field, geometry, depth):
     """Lateral positions in millimetres and modulus in kPa along a line of constant depth."""
     if isinstance(geometry, Grid):
         row = int(np.clip(round(depth / geometry.spacing[0]), 0, geometry.shape[0] - 1))
         return 1e3 * geometry.spacing[1] * np.arange(geometry.shape[1]), field[row] / 1e3
     from matplotlib.tri import LinearTriInterpolator, Triangulation
 
-    lateral = np.linspace(geometry.points[:, 0].min(), geometry.points[:, 0].max(), 400)
-    values = LinearTriInterpolator(Triangulation(*geometry.points.T, geometry.cells), field)(
-        lateral, np.full(400, depth)
-    )
+    x, y = geometry.points.T
+    lateral = np.linspace(x.min(), x.max(), PROFILE_POINTS)
+    values = LinearTriInterpolator(Triangulation(x, y, geometry.cells), field)(lateral, np.full(PROFILE_POINTS, depth))
     return 1e3 * lateral, np.ma.filled(values, np.nan) / 1e3
 
 

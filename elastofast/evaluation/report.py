@@ -22,6 +22,8 @@ from .results import COLUMNS, METHODS, METRICS, SECONDS, number, spread
 from .scenarios import WORLDS
 
 CASES = 3  # maps in the figures of the first condition; one in those of the others
+CASE_PANEL = 1.6  # inches, width of a map in `plot_cases`
+GOLDEN = 0.618  # golden ratio: the fractional parts of its multiples spread evenly over (0, 1)
 
 
 def write_report(comparison, geometry, read) -> None:
@@ -91,41 +93,34 @@ def plot_cases(cases, geometry):
     -------
     matplotlib.figure.Figure
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     names = [*cases[0][1]]
-    limits = 0.0, 1.2 * max(float(maps["truth"].max()) for _, maps in cases) / 1e3
+    limits = 0.0, plots.LIMIT * max(float(maps["truth"].max()) for _, maps in cases) / 1e3
     tall = geometry.shape[0] * geometry.spacing[0] / (geometry.shape[1] * geometry.spacing[1])
-    size = 1.6 * len(names) + 0.9, (1.6 * tall + 0.35) * len(cases) + 0.3
-    with mpl.rc_context(plots._STYLE):
-        figure = Figure(figsize=size, layout="constrained", dpi=160)
+    height = (CASE_PANEL * tall + 0.35) * len(cases) + 0.3
+    with plots.styled_figure(CASE_PANEL * len(names) + 0.9, height) as figure:
         panels = figure.subplots(len(cases), len(names), squeeze=False)
         for (k, maps), row in zip(cases, panels, strict=True):
             for axes, (name, field) in zip(row, maps.items(), strict=True):
-                image = plots._draw(axes, field / 1e3, geometry, limits)
+                image = plots.draw_map(axes, field / 1e3, geometry, limits)
                 error = f"{relative_l2(field, maps['truth']):.3f}" if name != "truth" else "relative error:"
                 axes.set(xticks=[], yticks=[], xlabel=error, ylabel=f"map {k}" if name == "truth" else "")
         for axes, name in zip(panels[0], names, strict=True):
             axes.set_title(name)
-        plots._colorbar(figure, image, panels.ravel().tolist(), [f for _, maps in cases for f in maps.values()], limits)
+        fields = [field for _, maps in cases for field in maps.values()]
+        plots.add_colorbar(figure, image, panels.ravel().tolist(), fields, limits)
     return figure
 
 
 def plot_profiles(cases, geometry):
     """Modulus of every method along a lateral line through the lesion's centre; arguments as `plot_cases`."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(plots._STYLE):
-        figure = Figure(figsize=(8.5, 2.3 * len(cases) + 0.6), layout="constrained", dpi=160)
+    with plots.styled_figure(8.5, 2.3 * len(cases) + 0.6) as figure:
         panels = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
         for axes, (k, maps) in zip(panels, cases, strict=True):
-            depth = plots._lesion_depth(maps["truth"], geometry)
-            colors = {"truth": "black"} | dict(zip([*maps][1:], itertools.cycle(plots._COLORS)))
+            depth = plots.lesion_depth(maps["truth"], geometry)
+            colors = {"truth": "black"} | dict(zip([*maps][1:], itertools.cycle(plots.COLORS)))
             for name, field in maps.items():
                 width = 2.0 if name == "truth" else 1.2
-                axes.plot(*plots._profile(field, geometry, depth), color=colors[name], lw=width, label=name)
+                axes.plot(*plots.lateral_profile(field, geometry, depth), color=colors[name], lw=width, label=name)
             axes.set(ylabel="modulus (kPa)", ylim=(0, 1.25 * maps["truth"].max() / 1e3))
             axes.set_title(f"map {k}, {depth * 1e3:.1f} mm deep", loc="left")
             axes.margins(x=0)
@@ -137,18 +132,14 @@ def plot_profiles(cases, geometry):
 
 def plot_errors(comparison, condition):
     """Relative error of every common map under a condition: quartiles and single maps, by method."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     methods = comparison.config["methods"]
     errors = [comparison.values(condition, method, "relative_error") for method in methods]
-    with mpl.rc_context(plots._STYLE):
-        figure = Figure(figsize=(max(4.0, 1.15 * len(methods) + 1), 3.0), layout="constrained", dpi=160)
+    with plots.styled_figure(max(4.0, 1.15 * len(methods) + 1), 3.0) as figure:
         axes = figure.subplots()
         axes.boxplot(errors, widths=0.5, showfliers=False, medianprops={"color": "black"})
         for place, values in enumerate(errors, 1):
-            offsets = 0.3 * (np.modf(np.arange(len(values)) * 0.618)[0] - 0.5)  # apart, and the same each time
-            color = plots._COLORS[(place - 1) % len(plots._COLORS)]
+            offsets = 0.3 * (np.modf(np.arange(len(values)) * GOLDEN)[0] - 0.5)  # apart, and the same each time
+            color = plots.COLORS[(place - 1) % len(plots.COLORS)]
             axes.plot(place + offsets, values, "o", ms=3.5, mew=0, alpha=0.7, color=color)
         axes.set_xticks(range(1, len(methods) + 1), methods)
         axes.set(ylabel="relative error", ylim=(0, None))

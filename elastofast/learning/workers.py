@@ -6,7 +6,7 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from multiprocessing import get_context
 __all__ = ["in_processes", "progress_bar"]
 
 
-def in_processes(make, tasks, jobs) -> Iterator:
+def in_processes(make, tasks, jobs) -> Generator:
     """``make(task)`` for each task, as they get ready, from spawned processes of one thread each.
 
     Close the generator (`contextlib.closing`) if it may be left early: that ends the processes.

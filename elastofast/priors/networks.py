@@ -143,7 +143,7 @@ class _Residual(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.second.bias)
+        nn.init.zeros_(self.second.get_parameter("bias"))
         self.second.weight.data.mul_(0.5)  # blocks begin close to the identity
 
     def forward(self, h):
@@ -233,8 +233,8 @@ class DnCNN(nn.Module):
         for convolution in (self.input, *self.hidden):
             _init_pointwise(convolution)
         # no noise found at first
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        for parameter in self.output.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, s):
         """Denoised maps, shape of ``s``: (B, 1, H, W)."""
@@ -251,7 +251,9 @@ class DnCNN(nn.Module):
         fused = DnCNN(**{**self.architecture, "batch_norm": False})
         fused.input, fused.output = copy.deepcopy(self.input), copy.deepcopy(self.output)
         source = copy.deepcopy(self).eval()
-        fused.hidden = nn.ModuleList(map(fuse_conv_bn_eval, source.hidden, source.norms))
+        for index, (convolution, norm) in enumerate(zip(source.hidden, source.norms, strict=True)):
+            assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+            fused.hidden[index] = fuse_conv_bn_eval(convolution, norm)
         return fused.eval()
 
 
