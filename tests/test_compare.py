@@ -12,8 +12,7 @@ import pytest
 
 import elastofast as ef
 from elastofast import cli
-from elastofast.evaluation import experiment as module
-from elastofast.evaluation import report
+from elastofast.evaluation import methods, report
 from elastofast.evaluation.experiment import compare
 from elastofast.evaluation.results import COLUMNS, Comparison
 from elastofast.evaluation.scenarios import Condition, measure
@@ -58,7 +57,7 @@ def simulated(data, i, law):
     return ef.solve_forward(ef.ElasticForm(data.geometry, law), data.modulus(i).astype(float), data.load)
 
 
-def test_the_clean_world_is_the_stored_measurement_and_other_levels_scale_one_noise(maps):
+def test_the_clean_scenario_is_the_stored_measurement_and_other_levels_scale_one_noise(maps):
     with Dataset.open(maps) as data:
         i = int(data.indices("test")[0])
         stored, mask = measure(data, i, Condition(35.0))
@@ -75,7 +74,7 @@ def test_the_clean_world_is_the_stored_measurement_and_other_levels_scale_one_no
         assert abs(np.corrcoef(other[free], noise[25.0][free])[0, 1]) < 0.15
 
 
-def test_the_poisson_world_is_simulated_with_another_ratio_than_it_states(maps):
+def test_the_poisson_scenario_is_simulated_with_another_ratio_than_it_states(maps):
     with Dataset.open(maps) as data:
         m, _ = measure(data, 1, Condition(100.0, "poisson"))
         assert m.law == data.law == ef.PlaneStress(0.495)
@@ -84,7 +83,7 @@ def test_the_poisson_world_is_simulated_with_another_ratio_than_it_states(maps):
         assert np.linalg.norm(u - simulated(data, 1, data.law)) > 1e-2 * np.linalg.norm(u)
 
 
-def test_the_correlated_world_blurs_the_noise_and_keeps_its_size(maps):
+def test_the_correlated_scenario_blurs_the_noise_and_keeps_its_size(maps):
     with Dataset.open(maps) as data:
         m, _ = measure(data, 2, Condition(30.0, "correlated"))
         noise = (m.displacement - simulated(data, 2, data.law)) / m.displacement_std
@@ -299,7 +298,7 @@ def test_built_in_maps_are_test_maps_that_no_data_set_trains_on(tmp_path, quiet)
         ({"methods": ["tv"], "maps": 4}, "maps must be at most the 3 test maps"),
         ({"methods": ["tv"], "jobs": 0}, "jobs must be a whole number, 1 or more, got 0"),
         ({"methods": ["tv"], "size": 64}, "size is that of built-in maps"),
-        ({"methods": ["tv"], "weights": {"net": "x"}}, "weights must be given for critic, unet, dncnn, got 'net'"),
+        ({"methods": ["tv"], "weights": {"net": "x"}}, "weights must be given for unet, dncnn, critic, got 'net'"),
     ],
 )
 def test_wrong_arguments(tmp_path, maps, arguments, message):
@@ -391,7 +390,7 @@ def test_command_line_end_to_end(tmp_path, maps, capsys):
 
 
 def test_an_interrupted_command_reports_and_says_how_to_go_on(tmp_path, maps, capsys, monkeypatch):
-    real, calls = module.reconstruct, []
+    real, calls = methods.reconstruct, []
 
     def reconstruct(m, **settings):
         calls.append(m)
@@ -399,7 +398,7 @@ def test_an_interrupted_command_reports_and_says_how_to_go_on(tmp_path, maps, ca
             raise KeyboardInterrupt
         return real(m, **settings)
 
-    monkeypatch.setattr(module, "reconstruct", reconstruct)
+    monkeypatch.setattr(methods, "reconstruct", reconstruct)
     words = ["compare", str(tmp_path), "--data", str(maps), "--methods", "none", "--maps", "2"]
     assert cli.main(words) == 130
     assert "1 reconstructions missing; the same command goes on from there" in capsys.readouterr().out

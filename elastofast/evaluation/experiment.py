@@ -7,39 +7,33 @@ Layout: docs/comparison.md.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import itertools
 import json
 import math
 import os
 import shlex
-import shutil
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
 from .. import __version__
-from ..inversion.reconstruct import reconstruct
 from ..io import write_atomically
-from ..learning.dataset import Dataset, build_dataset, whole_number
-from ..learning.workers import in_processes, progress_bar
+from ..learning.dataset import Dataset, OtherDatasetError, build_dataset, whole_number
+from ..learning.resumable import ResumableFolder
+from ..learning.workers import in_processes
 from ..metrics import evaluate
-from .results import COLUMNS, METHODS, METRICS, Comparison
-from .scenarios import WORLDS, Condition, measure
+from ..progress import progress_bar
+from .methods import METHODS, Method, chosen_methods
+from .results import COLUMNS, METRICS, Comparison
+from .scenarios import SCENARIOS, Condition, measure
 
 __all__ = ["METHODS", "Comparison", "compare"]
-
-NETWORKS = {"unet": "unet", "pnp": "dncnn", "critic-paper": "critic", "critic": "critic"}  # method: whose weights
-PRIORS = {"critic": "Critic", "unet": "PostProcessing", "dncnn": "PlugAndPlay"}  # in elastofast.priors
 
 
 def compare(
@@ -77,7 +71,7 @@ def compare(
     snr : sequence of float, optional
         Signal-to-noise ratios in decibels; default the data set's own, 35 for built-in maps.
     world : sequence of str, optional
-        Names in `elastofast.evaluation.scenarios.WORLDS`.
+        Names in `elastofast.evaluation.scenarios.SCENARIOS`.
     methods : sequence of str or (str, callable), optional
         Names in `METHODS`, or a name with a function from a `Measurement` to a `Result`, which with ``jobs`` above 1
         must be picklable. Default all of `METHODS`. The last is tested against each other one.
@@ -115,17 +109,18 @@ def compare(
 
     out = Path(out)
     weights = {name: Path(path) for name, path in (weights or {}).items() if path is not None}
-    functions = _methods(methods, weights)
+    functions = chosen_methods(methods, weights)
     jobs = whole_number("jobs", jobs)
-    _check_worlds(world, snr)
-    named = [name for name, f in functions.items() if f.function is None]
-    command = _command(out, data, size, maps, seed, snr, world, named, weights, jobs)
+    _check_conditions(world, snr)
+    options = {"data": data, "size": size, "maps": maps, "seed": seed, "snr": snr, "world": world, "jobs": jobs}
+    command = _command(out, options, [name for name, f in functions.items() if f.function is None], weights)
     path = _test_maps(out, data, size, maps, seed, jobs, progress)
     with Dataset.open(path) as opened:
-        indices = _check_maps(opened, maps)
-        conditions = [Condition(level, name) for level in _levels(snr, opened.snr) for name in world]
+        geometry, indices = opened.geometry, _check_maps(opened, maps)
+        levels = [opened.snr] if snr is None else [float(level) for level in snr]
+        conditions = [Condition(level, name) for level in levels for name in world]
         for function in functions.values():
-            function.check(opened.geometry)
+            function.check(geometry)
         config = {
             "elastofast": __version__,
             "data": opened.config,
@@ -139,98 +134,33 @@ def compare(
     runs = [
         _Run(c, k, int(i), name) for c, (k, i), name in itertools.product(conditions, enumerate(indices), functions)
     ]
+    interrupted = _make(runs, _Bench(path, functions, seed, jobs), folder, progress)
+    rows = [folder.rows[run.key] for run in runs if run.key in folder.rows]
+    comparison = Comparison(out, config, rows, len(runs) - len(rows), command)
+    if not interrupted:
+        folder.pack(conditions, functions, len(indices), geometry.shape)
+    write_report(comparison, geometry, folder.map)
+    return comparison
+
+
+def _make(runs, bench, folder, progress) -> bool:
+    """Make the runs that are not in the folder yet; whether Ctrl-C kept some of them from being made."""
     missing = [run for run in runs if run.key not in folder.rows]
-    interrupted = False
-    bench = _Bench(path, functions, seed, jobs)
-    results = (bench(run) for run in missing) if jobs == 1 else in_processes(bench, missing, jobs)
+    one_by_one = (bench(run) for run in missing)
+    results = one_by_one if bench.jobs == 1 else in_processes(bench, missing, bench.jobs)
     try:
         with (
             closing(results),
             progress_bar("comparing", "run", progress, len(runs), len(runs) - len(missing)) as bar,
         ):
             for run, row, modulus, truth in results:
-                folder.add(run, row, modulus, truth)
+                folder.add_run(run, row, modulus, truth)
                 bar.update()
     except KeyboardInterrupt:
-        interrupted = True
         if not folder.rows:
             raise KeyboardInterrupt("before any reconstruction was finished") from None
-    rows = [folder.rows[run.key] for run in runs if run.key in folder.rows]
-    comparison = Comparison(out, config, rows, len(runs) - len(rows), command)
-    if not interrupted:
-        folder.pack(conditions, functions, len(indices), opened.geometry.shape)
-    write_report(comparison, opened.geometry, folder.map)
-    return comparison
-
-
-# methods ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Method:
-    """A named function from a measurement to a Result, or one of `METHODS`, which load their network when needed."""
-
-    name: str
-    function: Callable | None = None
-    path: Path | None = None  # weights in place of the shipped ones
-    digest: str | None = None  # of the weights
-
-    def check(self, geometry):
-        """Load the network, if there is one, to see that it can look at the maps."""
-        prior = self._prior()
-        if not isinstance(prior, str):
-            prior.check(geometry)
-
-    def _prior(self):
-        network = NETWORKS.get(self.name)
-        if network is None or self.function is not None:
-            return self.name
-        return _load(network, self.path)
-
-    def __call__(self, measurement):
-        if self.function is not None:
-            return self.function(measurement)
-        prior = self._prior()
-        if self.name != "critic-paper":
-            return reconstruct(measurement, prior=prior)
-        start = reconstruct(measurement, prior="none")
-        result = reconstruct(measurement, prior=prior, optimizer="descent", gradient="frozen", start=start.modulus)
-        result.timing = {name: result.timing[name] + start.timing[name] for name in result.timing}
-        return result
-
-
-def _methods(methods, weights) -> dict[str, _Method]:
-    from .. import priors
-
-    if unknown := sorted(weights.keys() - PRIORS.keys()):
-        raise ValueError(f"weights must be given for {', '.join(PRIORS)}, got {unknown[0]!r}")
-    chosen = {}
-    for method in METHODS if methods is None else methods:
-        name, function = (method, None) if isinstance(method, str) else method
-        if function is None and name not in METHODS:
-            raise ValueError(f"methods must be among {', '.join(METHODS)}, or (name, function), got {name!r}")
-        if function is not None and (name in METHODS or not callable(function)):
-            raise ValueError(f"a method of your own needs a new name and a function, got ({name!r}, {function!r})")
-        if not name.replace("-", "_").isidentifier() or name == "truth":
-            raise ValueError(f"the name of a method must be of letters, digits and hyphens, not truth, got {name!r}")
-        if name in chosen:
-            raise ValueError(f"methods names {name!r} twice")
-        path, digest = None, None
-        if function is None and (network := NETWORKS.get(name)) is not None:
-            path = weights.get(network)
-            shipped = files("elastofast") / "weights" / getattr(priors, PRIORS[network]).file
-            digest = hashlib.sha256((path or shipped).read_bytes()).hexdigest()
-        chosen[name] = _Method(name, function, path, digest)
-    if not chosen:
-        raise ValueError("methods is empty: nothing to compare")
-    return chosen
-
-
-@lru_cache
-def _load(network, path):
-    from .. import priors
-
-    return getattr(priors, PRIORS[network]).load(path)
+        return True
+    return False
 
 
 # one run ------------------------------------------------------------------------------------------
@@ -255,7 +185,7 @@ class _Bench:
     """Makes runs; goes to other processes whole."""
 
     path: Path
-    methods: dict[str, _Method]
+    methods: dict[str, Method]
     seed: int
     jobs: int
 
@@ -263,7 +193,7 @@ class _Bench:
         """The run, its row, its map in pascals or None, and the truth."""
         m, mask = _measured(self.path, run.index, run.condition, self.seed)
         row = dict.fromkeys(COLUMNS)
-        row |= {"condition": run.condition.name, "snr": run.condition.snr, "world": run.condition.world}
+        row |= {"condition": run.condition.name, "snr": run.condition.snr, "world": run.condition.scenario}
         row |= {"map": run.map, "index": run.index, "method": run.method, "jobs": self.jobs}
         modulus = None
         began = time.perf_counter()
@@ -296,34 +226,29 @@ def _measured(path, index, condition, seed):
 # the folder ---------------------------------------------------------------------------------------
 
 
-class _Folder:
-    """The state of a comparison on disk: its configuration, a line for each finished run, and the maps."""
+class _Folder(ResumableFolder):
+    """A comparison on disk: beside configuration and maps a line for each finished run."""
 
-    def __init__(self, out, config):
-        self.out, self.parts, self.packed = out, out / "parts", out / "maps.h5"
-        stated, self.lines = out / "config.json", out / "results.jsonl"
-        self.parts.mkdir(parents=True, exist_ok=True)
-        if stated.exists():
-            if other := _difference("", json.loads(stated.read_text()), json.loads(json.dumps(config))):
-                raise ValueError(f"{out} holds a comparison with {other}; give another folder or its arguments")
-        else:
-            write_atomically(stated, json.dumps(config, indent=1).encode())
-        text = self.lines.read_text() if self.lines.exists() else ""
+    def __init__(self, path, config):
+        super().__init__(path, items="parts")
+        advice = "give another folder or its arguments"
+        self.begin(config, content="a comparison", advice=advice, indent=1)
+        self.packed, self._lines = self.path / "maps.h5", self.path / "results.jsonl"
+        text = self._lines.read_text() if self._lines.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         if whole != text:  # a kill has cut the last line short
-            write_atomically(self.lines, whole.encode())
+            write_atomically(self._lines, whole.encode())
         rows = map(json.loads, whole.splitlines())
         self.rows = {(row["condition"], row["map"], row["method"]): row for row in rows}
 
-    def add(self, run, row, modulus, truth):
+    def add_run(self, run, row, modulus, truth):
         """Keep a finished run: first its map, then its line, which makes it count."""
-        for method, array in (("truth", truth), (run.method, modulus)):
-            part = self._part(run.condition.name, run.map, method)
-            if array is not None and not (method == "truth" and part.exists()):
-                buffer = io.BytesIO()
-                np.save(buffer, array)
-                write_atomically(part, buffer.getvalue())
-        with open(self.lines, "a") as file:
+        name = _part(run.condition.name, run.map, "truth")
+        if not self.holds(name):
+            self.add(name, truth)
+        if modulus is not None:
+            self.add(_part(run.condition.name, run.map, run.method), modulus)
+        with open(self._lines, "a") as file:
             file.write(json.dumps(row, default=float) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -333,9 +258,9 @@ class _Folder:
         """Modulus in pascals of map k by a method or "truth", float32; NaN where there is none."""
         import h5py
 
-        part = self._part(condition, k, method)
-        if part.exists():
-            return np.load(part, allow_pickle=False)
+        part = _part(condition, k, method)
+        if self.holds(part):
+            return self.read(part)
         if not self.packed.exists():
             return None
         with h5py.File(self.packed) as file:
@@ -346,49 +271,31 @@ class _Folder:
         import h5py
 
         if not self.packed.exists():
-            temporary = self.parts / "maps.h5"
-            with h5py.File(temporary, "w") as file:
+            layout = {"chunks": (1, *shape), "compression": "gzip", "compression_opts": 1, "shuffle": True}
+            with self.packing(self.packed) as target, h5py.File(target, "w") as file:
                 for condition, method in itertools.product((c.name for c in conditions), ("truth", *methods)):
-                    maps = file.create_dataset(
-                        f"{condition}/{method}", (count, *shape), np.float32, chunks=(1, *shape), fillvalue=np.nan,
-                        compression="gzip", compression_opts=1, shuffle=True,
-                    )  # fmt: skip
+                    name = f"{condition}/{method}"
+                    maps = file.create_dataset(name, (count, *shape), np.float32, fillvalue=np.nan, **layout)
                     maps.attrs["units"] = "Pa"
                     for k in range(count):
-                        if self._part(condition, k, method).exists():
-                            maps[k] = self.map(condition, k, method)
-            os.replace(temporary, self.packed)
-        shutil.rmtree(self.parts)
-
-    def _part(self, condition, k, method):
-        return self.parts / f"{condition}-{k:05d}-{method}.npy"
+                        part = _part(condition, k, method)
+                        if self.holds(part):
+                            maps[k] = self.read(part)
+        self.remove_items()
 
 
-def _difference(name, theirs, ours) -> str:
-    """What differs between two configurations, in words."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        found = (_difference(f"{name}.{k}".strip("."), theirs.get(k), ours.get(k)) for k in {**theirs, **ours})
-        return ", ".join(filter(None, found))
-    return "" if theirs == ours else f"{name} {_short(theirs)} in place of {_short(ours)}"
-
-
-def _short(value) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(value)})"
+def _part(condition, k, method):
+    return f"{condition}-{k:05d}-{method}.npy"
 
 
 # arguments ----------------------------------------------------------------------------------------
 
 
-def _check_worlds(world, snr):
-    if isinstance(world, str) or not world or len(set(world)) < len(world) or not set(world) <= set(WORLDS):
-        raise ValueError(f"world must list some of {', '.join(WORLDS)}, each once, got {world!r}")
+def _check_conditions(world, snr):
+    if isinstance(world, str) or not world or len(set(world)) < len(world) or not set(world) <= set(SCENARIOS):
+        raise ValueError(f"world must list some of {', '.join(SCENARIOS)}, each once, got {world!r}")
     if snr is not None and (not len(snr) or len(set(snr)) < len(snr) or not np.isfinite(snr).all()):
         raise ValueError(f"snr must list finite decibels, each once, got {snr!r}")
-
-
-def _levels(snr, own):
-    return [own] if snr is None else [float(level) for level in snr]
 
 
 def _test_maps(out, data, size, maps, seed, jobs, progress) -> Path:
@@ -403,9 +310,9 @@ def _test_maps(out, data, size, maps, seed, jobs, progress) -> Path:
     count = {"count": 1, "validation": 0, "errors": 0, "test": 30 if maps is None else whole_number("maps", maps)}
     try:
         build_dataset(path, shape=(size, size), seed=seed, jobs=jobs, unregularised=False, progress=progress, **count)
-    except FileExistsError as error:
-        what = str(error.strerror).partition(";")[0].removeprefix("exists already, made with ")
-        raise ValueError(f"{out} holds a comparison with {what}; give another folder or its arguments") from error
+    except OtherDatasetError as error:
+        text = f"{out} holds a comparison with {error.difference}; give another folder or its arguments"
+        raise ValueError(text) from error
     return path
 
 
@@ -425,13 +332,14 @@ def _check_maps(data, maps) -> np.ndarray:
     return indices
 
 
-def _command(out, data, size, maps, seed, snr, world, methods, weights, jobs) -> str:
+def _command(out, options, methods, weights) -> str:
     """The command line with the same effect."""
     words = ["elastofast", "compare", out]
-    for name, value in (("data", data), ("size", size), ("maps", maps), ("seed", seed)):
-        words += [] if value is None else [f"--{name}", value]
-    words += [] if snr is None else ["--snr", *(f"{level:g}" for level in snr)]
-    words += ["--world", *world, "--methods", *methods]
+    for name in ("data", "size", "maps", "seed"):
+        words += [] if options[name] is None else [f"--{name}", options[name]]
+    if options["snr"] is not None:
+        words += ["--snr", *(f"{level:g}" for level in options["snr"])]
+    words += ["--world", *options["world"], "--methods", *methods]
     for name, path in weights.items():
         words += [f"--{name}", path]
-    return shlex.join(map(str, [*words, "--jobs", jobs]))
+    return shlex.join(map(str, [*words, "--jobs", options["jobs"]]))

@@ -18,8 +18,9 @@ from .. import __version__, plots
 from ..backend.processors import processors
 from ..io import write_atomically
 from ..metrics import relative_l2
-from .results import COLUMNS, METHODS, METRICS, SECONDS, number, spread
-from .scenarios import WORLDS
+from .methods import METHODS
+from .results import COLUMNS, METRICS, SECONDS, number, spread
+from .scenarios import SCENARIOS
 
 CASES = 3  # maps in the figures of the first condition; one in those of the others
 CASE_PANEL = 1.6  # inches, width of a map in `plot_cases`
@@ -189,7 +190,7 @@ def _page(comparison, summary, figures, geometry) -> str:
     for condition in config["conditions"]:
         block = [line for line in summary if line["condition"] == condition]
         body.append(f'<section><h2 id="{escape(condition)}">{escape(condition)}</h2>')
-        body.append(f"<p>Test maps {escape(WORLDS[condition.partition('dB-')[2]])}.</p>")
+        body.append(f"<p>Test maps {escape(SCENARIOS[condition.partition('dB-')[2]])}.</p>")
         body.append(_results_table(block))
         body.append(_seconds_table(block))
         body.append(_tests_table([test for test in tests if test["condition"] == condition]))

@@ -10,17 +10,8 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["COLUMNS", "METHODS", "METRICS", "SECONDS", "Comparison", "number", "spread"]
+__all__ = ["COLUMNS", "METRICS", "SECONDS", "Comparison", "number", "spread"]
 
-# in the order of tables and figures; the last one that takes part is tested against all others
-METHODS = {
-    "none": "unregularised",
-    "tv": "total variation",
-    "unet": "UNet post-processing",
-    "pnp": "plug-and-play DnCNN",
-    "critic-paper": "adversarial, paper's optimizer",
-    "critic": "adversarial",
-}
 # column: (heading, name in metrics.evaluate, format, whether larger is better)
 METRICS = {
     "relative_error": ("rel. error", "relative_l2", ".4f", False),

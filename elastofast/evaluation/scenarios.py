@@ -13,7 +13,7 @@ from ..phantoms import NoRoomError, lesion
 from ..simulation import add_noise
 
 # name: how it makes the test maps
-WORLDS = {
+SCENARIOS = {
     "clean": "as the data set was made",
     "texture": "with a smooth log-normal texture of 10 %",
     "two-lesions": "made anew, with two built-in lesions each and moduli in the data set's ranges",
@@ -31,23 +31,23 @@ class Condition:
     ----------
     snr : float
         Signal-to-noise ratio in decibels.
-    world : str
-        One of `WORLDS`.
+    scenario : str
+        One of `SCENARIOS`.
     """
 
     snr: float
-    world: str = "clean"
+    scenario: str = "clean"
 
     @property
     def name(self) -> str:
         """Short name without blanks or slashes."""
-        return f"{self.snr:g}dB-{self.world}"
+        return f"{self.snr:g}dB-{self.scenario}"
 
 
 def measure(data, i, condition, seed=0):
     """One map of a data set, measured under a condition.
 
-    The clean world at the data set's own noise level is the stored measurement; everything else is simulated anew
+    The clean scenario at the data set's own noise level is the stored measurement; everything else is simulated anew
     from the true modulus. The random numbers depend on the sample's own seed and on `seed` alone, so that the noise
     of one map differs between conditions in its scale only.
 
@@ -69,24 +69,24 @@ def measure(data, i, condition, seed=0):
     Raises
     ------
     ValueError
-        If the world is unknown.
+        If the scenario is unknown.
     """
-    if condition.world not in WORLDS:
-        raise ValueError(f"world must be one of {', '.join(WORLDS)}, got {condition.world!r}")
+    if condition.scenario not in SCENARIOS:
+        raise ValueError(f"world must be one of {', '.join(SCENARIOS)}, got {condition.scenario!r}")
     if condition == Condition(data.snr):
         return data.measurement(i), data.mask(i)
     # key 2: numbers that nothing in the data set was made from
     maps, noise = np.random.default_rng(np.random.SeedSequence(int(data.seeds[i]), spawn_key=(2, seed))).spawn(2)
     grid, law, load = data.geometry, data.law, data.load
     modulus, mask = data.modulus(i).astype(np.float64), data.mask(i)
-    if condition.world == "texture":
+    if condition.scenario == "texture":
         modulus *= lesion(grid, seed=maps, n_lesions=0, background=(1, 1), texture=TEXTURE)[0]
-    if condition.world == "two-lesions":
+    if condition.scenario == "two-lesions":
         modulus, mask = _two_lesions(data, maps)
-    true_law = type(law)(law.poisson + POISSON) if condition.world == "poisson" else law
+    true_law = type(law)(law.poisson + POISSON) if condition.scenario == "poisson" else law
     u = solve_forward(ElasticForm(grid, true_law), modulus, load)
     noisy, std = add_noise(u, condition.snr, data.config["noise"], seed=noise, fixed=load.fixed)
-    if condition.world == "correlated":
+    if condition.scenario == "correlated":
         noisy = u + np.where(load.fixed, 0.0, std * _blurred(noise, u.shape))
     return Measurement(grid, law, load, noisy, std, reference=modulus), mask
 

@@ -7,12 +7,10 @@ are packed into the output, which appears under its name only then. Layout: docs
 
 from __future__ import annotations
 
-import io
+import errno
 import json
 import os
-import shutil
 import warnings
-import zipfile
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
@@ -26,13 +24,14 @@ from .. import __version__, phantoms
 from ..backend.processors import processors
 from ..boundary import compression
 from ..geometry import Grid
-from ..io import write_atomically
 from ..laws import LAWS
 from ..measurement import Measurement
+from ..progress import progress_bar
 from ..simulation import NOISES, simulate
 from .masks import Scan, collect, describe, on_grid, read_mask
 from .posterior import posterior_errors
-from .workers import in_processes, progress_bar
+from .resumable import ResumableFolder, difference
+from .workers import in_processes
 
 FORMAT = "elastofast data set"
 VERSION = 1  # of the layout
@@ -368,7 +367,7 @@ def build_dataset(
         config |= {"kind": kind, "size": _numbers("size", size, 2), "pairs": float(pairs)}
     jobs = processors() if jobs is None else whole_number("jobs", jobs, 1)
     if not path.parent.is_dir():
-        raise FileNotFoundError(2, "the folder of the output does not exist", str(path))
+        raise FileNotFoundError(errno.ENOENT, "the folder of the output does not exist", str(path))
     grid = _check(config)
     if masks is None:
         tasks = _plan_shapes(config, count, validation, test)
@@ -376,24 +375,35 @@ def build_dataset(
         tasks = _plan_masks(config, collect(masks, grid, layout, progress), masks, count, validation, test)
     config |= {split: sum(t.split == k for t in tasks) for k, split in enumerate(SPLITS)}
 
-    parts = path.with_name(path.name + ".parts")
+    folder = ResumableFolder(path.with_name(path.name + ".parts"))
     if path.exists() and not force:
         with Dataset.open(path) as finished:
-            other = _difference(finished.config, config)
-        if other:
-            raise FileExistsError(17, f"exists already, made with {other}; give another name or force", str(path))
+            if other := difference(finished.config, config):
+                raise OtherDatasetError(path, other)
     else:
-        _prepare(parts, config, force)
+        if force and folder.difference(config):
+            folder.remove_items()
+        advice = "go on with its arguments, delete it, or force"
+        folder.begin(config, content="an interrupted run", advice=advice)
         try:
-            _make(config, tasks, parts, jobs, progress)
-            _pack(config, tasks, parts, path, progress)
+            _make(config, tasks, folder, jobs, progress)
+            _pack(config, tasks, folder, path, progress)
         except KeyboardInterrupt:
-            made = sum(_part(parts, task).exists() for task in tasks)
+            made = sum(folder.holds(task.part) for task in tasks)
             raise KeyboardInterrupt(
-                f"with {made} of {len(tasks)} samples kept in {parts}; the same again goes on from there"
+                f"with {made} of {len(tasks)} samples kept in {folder.path}; the same again goes on from there"
             ) from None
-    if (parts / _CONFIG).exists() and not _difference(_load_config(parts), config):
-        shutil.rmtree(parts)  # the file is complete, whether by this run or by one that was killed just before here
+    if folder.belongs_to(config):  # the file is complete, whether by this run or by one that was killed just before
+        folder.remove_items()
+
+
+class OtherDatasetError(FileExistsError):
+    """A data set of that name exists and was made with other arguments; ``difference`` says with which."""
+
+    def __init__(self, path, difference):
+        text = f"exists already, made with {difference}; give another name or force"
+        super().__init__(errno.EEXIST, text, str(path))
+        self.difference = difference
 
 
 # plan ---------------------------------------------------------------------------------------------
@@ -409,6 +419,11 @@ class _Task:
     group: int
     source: str = "built-in"
     scan: Scan | None = None
+
+    @property
+    def part(self) -> str:
+        """Name of its file until all samples are there."""
+        return f"{self.index:06d}.npz"
 
 
 def _plan_shapes(config, count, validation, test):
@@ -562,43 +577,9 @@ def _phantom(config, grid, rng, mask=None):
 # all samples --------------------------------------------------------------------------------------
 
 
-_CONFIG = "config.json"
-
-
-def _prepare(parts, config, force):
-    """Make the folder of the samples, or check that the one which is there belongs to this configuration."""
-    if (parts / _CONFIG).exists():
-        other = _difference(_load_config(parts), config)
-        if other and not force:
-            raise ValueError(
-                f"{parts} holds an interrupted run with {other}; go on with its arguments, delete it, or force"
-            )
-        if other:
-            shutil.rmtree(parts)
-    parts.mkdir(exist_ok=True)
-    write_atomically(parts / _CONFIG, json.dumps(config).encode())
-
-
-def _load_config(parts):
-    try:
-        return json.loads((parts / _CONFIG).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{parts / _CONFIG}: damaged: {error}; delete the folder") from error
-
-
-def _difference(theirs, ours) -> str:
-    """How two configurations differ, in words; empty if they do not."""
-    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-    return ", ".join(f"{name} {theirs.get(name)} in place of {ours.get(name)}" for name in names)
-
-
-def _part(parts, task):
-    return parts / f"{task.index:06d}.npz"
-
-
-def _make(config, tasks, parts, jobs, progress):
+def _make(config, tasks, folder, jobs, progress):
     """Make the samples that are not there yet. Only this process writes, so workers that outlive it do no harm."""
-    missing = [task for task in tasks if not _part(parts, task).exists()]
+    missing = [task for task in tasks if not folder.holds(task.part)]
     if not missing:
         return
     with (
@@ -606,9 +587,7 @@ def _make(config, tasks, parts, jobs, progress):
         closing(in_processes(partial(_work, config), missing, jobs)) as samples,
     ):
         for task, arrays in samples:
-            buffer = io.BytesIO()
-            np.savez(buffer, **arrays)
-            write_atomically(_part(parts, task), buffer.getvalue())
+            folder.add(task.part, arrays)
             bar.update()
 
 
@@ -619,20 +598,13 @@ def _work(config, task):
         raise RuntimeError(f"sample {task.index} ({task.source}, seed {task.seed}): {error}") from error
 
 
-def _pack(config, tasks, parts, path, progress):
-    """Write the output beside the samples, then rename it."""
-    temporary = parts / "packed.h5"
-    try:
-        with open(temporary, "w+b") as file:
-            _write(file, config, tasks, parts, progress)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, f"cannot write: {error.strerror or error}", str(path)) from error
+def _pack(config, tasks, folder, path, progress):
+    """Gather all samples in the output."""
+    with folder.packing(path) as file:
+        _write(file, config, tasks, folder, progress)
 
 
-def _write(target, config, tasks, parts, progress):
+def _write(target, config, tasks, folder, progress):
     import h5py
 
     grid, _, _ = _body(config)
@@ -662,17 +634,9 @@ def _write(target, config, tasks, parts, progress):
             if name in file:
                 file[name].attrs["units"], file[name].attrs["description"] = unit, text
         for task in tasks:
-            for name, array in _load_part(_part(parts, task)).items():
+            for name, array in folder.read(task.part).items():
                 file[name][task.index] = array
             bar.update()
-
-
-def _load_part(path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: damaged: {error}; delete it and run again") from error
 
 
 def _shape(name, grid, draws):

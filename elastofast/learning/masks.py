@@ -21,8 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..progress import progress_bar
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif")
 SMALLEST = 9  # nodes; smaller pieces are specks of the drawing, not lesions
+LARGEST = 0.9  # share of the nodes; a mask that covers more of the frame leaves no background to compare with
 
 # Two scans are one lesion where their masks or their images agree so well: the cosine of the masks, which for
 # masks of one size is their Dice coefficient, and the correlation of the images' difference hashes.
@@ -200,39 +203,52 @@ def collect(folder, grid, layout="auto", progress=False) -> Collection:
     ValueError, OSError
         If nothing usable is there, see also `find_scans`.
     """
-    from tqdm import tqdm
-
     layout, scans = find_scans(folder, layout)
     skipped: dict[str, list[str]] = defaultdict(list)
     kept, patients, outlines, hashes = [], [], [], []
     digest = hashlib.sha256()
-    for scan in tqdm(scans, desc="reading masks", unit="mask", leave=False, disable=None if progress else True):
-        try:
-            mask = read_mask(scan)
-            hashed = _difference_hash(scan.image)
-        except ValueError as error:
-            skipped["unreadable"].append(str(error))
-            continue
-        if not mask.any():
-            skipped["without a lesion"].append(scan.name)
-            continue
-        nodes = on_grid(mask, grid)
-        if not nodes.any():
-            skipped["too small for the grid"].append(scan.name)
-            continue
-        if nodes.mean() > 0.9:
-            skipped["filled by the lesion"].append(scan.name)
-            continue
-        kept.append(scan)
-        patients.append(scan.patient)
-        outlines.append(_outline(mask))
-        hashes.append(hashed)
-        digest.update(f"{scan.name} {scan.patient} {mask.shape} ".encode() + np.packbits(mask).tobytes())
+    with progress_bar("reading masks", "mask", progress, len(scans)) as bar:
+        for scan in scans:
+            try:
+                mask, hashed = _usable(scan, grid)
+            except _UnusableError as error:
+                skipped[error.reason].append(error.details)
+            else:
+                kept.append(scan)
+                patients.append(scan.patient)
+                outlines.append(_outline(mask))
+                hashes.append(hashed)
+                digest.update(f"{scan.name} {scan.patient} {mask.shape} ".encode() + np.packbits(mask).tobytes())
+            bar.update()
     if not kept:
         raise ValueError(f"{folder}: no usable mask; {describe(skipped)}")
     groups = _groups(patients, np.array(outlines), np.array(hashes))
     digest.update(groups.astype("<i8").tobytes())
     return Collection(layout, kept, groups, digest.hexdigest(), dict(skipped))
+
+
+class _UnusableError(Exception):
+    """Why a scan is left out."""
+
+    def __init__(self, reason: str, details: str):
+        super().__init__(reason, details)
+        self.reason, self.details = reason, details
+
+
+def _usable(scan, grid) -> tuple[np.ndarray, np.ndarray]:
+    """Mask of a scan and the hash of its image."""
+    try:
+        mask, hashed = read_mask(scan), _difference_hash(scan.image)
+    except ValueError as error:
+        raise _UnusableError("unreadable", str(error)) from error
+    if not mask.any():
+        raise _UnusableError("without a lesion", scan.name)
+    nodes = on_grid(mask, grid)
+    if not nodes.any():
+        raise _UnusableError("too small for the grid", scan.name)
+    if nodes.mean() > LARGEST:
+        raise _UnusableError("filled by the lesion", scan.name)
+    return mask, hashed
 
 
 def describe(skipped) -> str:

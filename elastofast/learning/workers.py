@@ -1,4 +1,4 @@
-"""Work shared out to spawned processes, which end with their parent and leave Ctrl-C to it; and a bar over it."""
+"""Work shared out to spawned processes, which end with their parent and leave Ctrl-C to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 
-__all__ = ["in_processes", "progress_bar"]
+__all__ = ["in_processes"]
 
 
 def in_processes(make, tasks, jobs) -> Generator:
@@ -54,14 +54,6 @@ def in_processes(make, tasks, jobs) -> Generator:
         except BaseException:
             writer.close()  # ends the processes
             raise
-
-
-def progress_bar(text, unit, progress, total, done=0):
-    """A bar on stderr if that is a terminal and ``progress`` is true."""
-    from tqdm import tqdm
-
-    hidden = None if progress else True  # None: where stderr is not a terminal
-    return tqdm(desc=text, total=total, initial=done, unit=unit, leave=False, disable=hidden)
 
 
 @contextmanager

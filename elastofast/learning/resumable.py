@@ -1,0 +1,152 @@
+"""Folders from which an interrupted computation goes on: what was asked for, and every item that is finished.
+
+Data sets and comparisons consist of many items, each of which takes seconds to minutes. Every finished item is written
+to a file of its own at once, so that whatever stops the work, even a kill, costs no more than the items in the making.
+When all are there they are packed into one file, and the single files are removed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..io import write_atomically
+
+__all__ = ["ResumableFolder", "difference"]
+
+SHOWN = 80  # characters of a value in a message; longer values are cut
+
+
+class ResumableFolder:
+    """The state of a computation on disk: its configuration, ``config.json``, and a file for each finished item.
+
+    Parameters
+    ----------
+    path : path-like
+        The folder, which `begin` makes if it is not there.
+    items : str, optional
+        Name of a folder inside for the items; by default they are beside the configuration.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+    items : pathlib.Path
+        Where the items are.
+    """
+
+    def __init__(self, path, items: str = ""):
+        self.path = Path(path)
+        self.items = self.path / items
+        self._config = self.path / "config.json"
+
+    def begin(self, config: dict[str, Any], *, content: str, advice: str, indent: int | None = None) -> None:
+        """Make the folder, or check that the one which is there belongs to this configuration.
+
+        Parameters
+        ----------
+        config : dict
+            What was asked for, as JSON can hold it.
+        content, advice : str
+            For the message if the folder belongs to another configuration: what it holds, and what to do.
+        indent : int, optional
+            Of the JSON file.
+
+        Raises
+        ------
+        ValueError
+            If the folder belongs to another configuration, or its own is damaged.
+        OSError
+            If the folder cannot be made.
+        """
+        if other := self.difference(config):
+            raise ValueError(f"{self.path} holds {content} with {other}; {advice}")
+        self.items.mkdir(parents=True, exist_ok=True)
+        if not self._config.exists():
+            write_atomically(self._config, json.dumps(config, indent=indent).encode())
+
+    def belongs_to(self, config: dict[str, Any]) -> bool:
+        """Whether the folder is there and was begun with this configuration."""
+        return self._config.exists() and not self.difference(config)
+
+    def difference(self, config: dict[str, Any]) -> str:
+        """How the configuration of the folder differs from another one, in words; empty where there is no folder."""
+        if not self._config.exists():
+            return ""
+        try:
+            return difference(json.loads(self._config.read_bytes()), config)
+        except ValueError as error:
+            raise ValueError(f"{self._config}: damaged: {error}; delete the folder") from error
+
+    def holds(self, name: str) -> bool:
+        """Whether an item is finished."""
+        return (self.items / name).exists()
+
+    def add(self, name: str, item) -> None:
+        """Keep a finished item: an array under a name that ends in .npy, a dict of arrays under one in .npz."""
+        buffer = io.BytesIO()
+        if isinstance(item, dict):
+            np.savez(buffer, **item)
+        else:
+            np.save(buffer, item)
+        write_atomically(self.items / name, buffer.getvalue())
+
+    def read(self, name: str):
+        """The item as it was added; ValueError if its file is damaged."""
+        path = self.items / name
+        try:
+            found = np.load(path, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                return found
+            with found:
+                return dict(found)
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: damaged: {error}; delete it and run again") from error
+
+    @contextmanager
+    def packing(self, target) -> Iterator[BinaryIO]:
+        """An open file to write all items to, which appears under the name ``target`` once it is complete."""
+        temporary = self.items / "packed.h5"
+        try:
+            with open(temporary, "w+b") as file:
+                yield file
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise OSError(error.errno, f"cannot write: {error.strerror or error}", str(target)) from error
+
+    def remove_items(self) -> None:
+        """Remove the folder of the items."""
+        shutil.rmtree(self.items)
+
+
+def difference(theirs, ours, name: str = "") -> str:
+    """How two configurations differ, in words; empty if they do not.
+
+    Parameters
+    ----------
+    theirs, ours : dict or other value that JSON can hold
+        ``ours`` may still have tuples for lists.
+    name : str, optional
+        Of the value, where it is part of a larger one.
+    """
+    ours = json.loads(json.dumps(ours))
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        found = (difference(theirs.get(k), ours.get(k), f"{name}.{k}".strip(".")) for k in {**theirs, **ours})
+        return ", ".join(filter(None, found))
+    return "" if theirs == ours else f"{name} {_short(theirs)} in place of {_short(ours)}"
+
+
+def _short(value) -> str:
+    words = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    text = " ".join(value) if words else str(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 20]}... ({len(value)})"
