@@ -244,7 +244,8 @@ def test_processes_give_what_one_gives(tmp_path, maps, quiet):
 
 def test_learned_methods_take_weights_of_ones_own(tmp_path, maps, quiet):
     torch, weights_file = pytest.importorskip("torch"), pytest.importorskip("elastofast.priors.weights_file")
-    from elastofast.priors.networks import Standard, build
+    from elastofast.priors.networks import build
+    from elastofast.priors.standard import Standard
 
     torch.manual_seed(0)
     standard = {"standard": Standard()._asdict()}

@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 
@@ -7,7 +5,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from elastofast.priors.networks import KINDS, DnCNN, PaperCritic, Standard, UNet, build  # noqa: E402
+from elastofast.priors.networks import KINDS, DnCNN, PaperCritic, UNet, build  # noqa: E402
 
 SMALL = {"paper-critic": {"shape": (20, 17)}, "unet": {"channels": 4}, "dncnn": {"channels": 4, "layers": 3}}
 
@@ -27,21 +25,6 @@ def trained(network, shape=(16, 16)):
         for _ in range(5):
             network.train()(2 + torch.randn(4, 1, *shape))
     return network.eval()
-
-
-# standardisation ----------------------------------------------------------------------------------
-
-
-def test_standard_values():
-    x = torch.tensor([12.5e3, 12.5e3 * math.exp(0.5), 12.5e3 / math.e])
-    torch.testing.assert_close(Standard().apply(x), torch.tensor([0.0, 1.0, -2.0]))
-    torch.testing.assert_close(Standard(0.0, 100e3, False).apply(torch.tensor([50e3])), torch.tensor([0.5]))
-
-
-@pytest.mark.parametrize("standard", [Standard(), Standard(5e3, 2.0), Standard(1e3, 100e3, logarithmic=False)])
-def test_standard_inverts_itself(standard):
-    x = torch.tensor(np.geomspace(1e3, 200e3, 30))
-    torch.testing.assert_close(standard.invert(standard.apply(x)), x)
 
 
 # architectures ------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from elastofast.learning import recipes  # noqa: E402
 from elastofast.learning.recipes import RECIPES, Maps, gradient_penalty, recipe  # noqa: E402
 from elastofast.learning.training import train  # noqa: E402
 from elastofast.priors import weights_file  # noqa: E402
-from elastofast.priors.networks import Standard  # noqa: E402
+from elastofast.priors.standard import Standard  # noqa: E402
 
 SMALL = {
     "unet": {"channels": 4, "crop": 16, "batch": 4},

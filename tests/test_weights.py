@@ -8,7 +8,8 @@ torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
 
 from elastofast.priors import weights_file  # noqa: E402
-from elastofast.priors.networks import DnCNN, PaperCritic, Standard, UNet  # noqa: E402
+from elastofast.priors.networks import DnCNN, PaperCritic, UNet  # noqa: E402
+from elastofast.priors.standard import Standard  # noqa: E402
 
 CONFIGURATION = {"standard": Standard()._asdict(), "training": {"seed": 3, "note": "µ = 5"}}
 

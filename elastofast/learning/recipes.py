@@ -15,7 +15,8 @@ from torch.nn import functional
 from ..inversion.reconstruct import reconstruct
 from ..metrics import relative_l2
 from ..priors import Critic, PlugAndPlay
-from ..priors.networks import Standard, build
+from ..priors.networks import build
+from ..priors.standard import Standard
 
 __all__ = [
     "RECIPES", "CriticRecipe", "DenoiserRecipe", "Maps", "PaperCriticRecipe", "Recipe", "UNetRecipe",

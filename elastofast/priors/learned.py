@@ -15,6 +15,7 @@ import numpy as np
 from ..backend.device import namespace
 from ..geometry import Grid
 from .protocol import SplittingSettings
+from .standard import Standard
 
 __all__ = ["TRAINED_NODES", "Critic", "LearnedPrior", "PaperCritic", "PlugAndPlay", "PostProcessing"]
 
@@ -30,8 +31,6 @@ class LearnedPrior:
     file: ClassVar[str] = ""  # with the shipped weights, in elastofast/weights
 
     def __init__(self, network, configuration):
-        from .networks import Standard
-
         found = getattr(network, "kind", type(network).__name__)
         if found != self.kind:
             raise TypeError(f"network must be a {self.kind}, got {found!r}")
@@ -95,9 +94,7 @@ class LearnedPrior:
         if x.is_cuda and x.device != parameter.device:
             parameter = next(self.network.to(x.device).parameters())
         x = x.reshape(-1, 1, *x.shape[-2:]).to(parameter)
-        if not logarithm:
-            return self.standard.apply(x)
-        return (x - np.log(self.standard.reference)) / self.standard.scale
+        return self.standard.apply_to_log(x) if logarithm else self.standard.apply(x)
 
 
 @contextmanager

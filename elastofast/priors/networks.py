@@ -1,43 +1,18 @@
 """Networks of the learned priors, each a torch module with a `kind` and the `architecture` that rebuilds it.
 
-All take standardised maps s, float32 of shape (B, 1, H, W); see `Standard`.
+All take standardised maps s, float32 of shape (B, 1, H, W); see `standard.Standard`.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-__all__ = ["KINDS", "DistanceCritic", "DnCNN", "PaperCritic", "Standard", "UNet", "build"]
-
-
-class Standard(NamedTuple):
-    """What networks see of a modulus x (pascals): s = (log x - log reference) / scale, or (x - reference) / scale.
-
-    The defaults centre breast tissue: s is 0 at 12.5 kPa, about 3 in a lesion. The paper's own unit, 100 kPa, is
-    ``Standard(0.0, 100e3, logarithmic=False)``.
-    """
-
-    reference: float = 12.5e3
-    scale: float = 0.5
-    logarithmic: bool = True
-
-    def apply(self, x):
-        """Standardised values of a tensor of moduli in pascals, any shape."""
-        if self.logarithmic:
-            return torch.log(x / self.reference) / self.scale
-        return (x - self.reference) / self.scale
-
-    def invert(self, s):
-        """Moduli in pascals of a tensor of standardised values, any shape."""
-        if self.logarithmic:
-            return self.reference * torch.exp(self.scale * s)
-        return self.reference + self.scale * s
+__all__ = ["KINDS", "DistanceCritic", "DnCNN", "PaperCritic", "UNet", "build"]
 
 
 class PaperCritic(nn.Module):

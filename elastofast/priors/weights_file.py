@@ -33,7 +33,7 @@ def save(path, network, configuration) -> None:
     network : torch.nn.Module
         One of `networks.KINDS`.
     configuration : dict
-        What JSON can hold: how the network was made, above all ``standard``, the fields of its `Standard`.
+        What JSON can hold: how the network was made, above all ``standard``, the fields of its `standard.Standard`.
 
     Raises
     ------
