@@ -11,15 +11,21 @@ import math
 import os
 import platform
 import sys
+import textwrap
 import time
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 from .backend.processors import processors
+from .evaluation.methods import METHODS, WEIGHTS
+from .evaluation.scenarios import SCENARIOS
 from .phantoms import KINDS
+from .priors.registry import DEFAULT_LEARNED, LEARNED, NAMED, TRAINABLE, load
+from .progress import progress_bar
 from .simulation import NOISES
 
 INTERRUPTED = 130
-TRAINABLE = ("critic", "paper-critic", "unet", "dncnn")  # keys of learning.recipes.RECIPES, which would import torch
 
 # optional distribution: what needs it
 OPTIONAL = {
@@ -67,6 +73,13 @@ def main(argv=None) -> int:
 
 
 # demo ---------------------------------------------------------------------------------------------
+
+
+def _demo_options(option):
+    option("--size", type=int, default=256, help="nodes along each side")
+    option("--seed", type=int, default=1, help="seed of the phantom and the noise")
+    option("--snr", type=float, default=35.0, help="signal-to-noise ratio of the displacement in decibels")
+    option("--out", default="elastofast-demo.png", help="figure to write: .png, .pdf or .svg")
 
 
 # heading: metric and its format
@@ -131,6 +144,26 @@ def _demo(options) -> int:
 # simulate -----------------------------------------------------------------------------------------
 
 
+def _simulate_options(option):
+    option("-o", "--out", required=True, help="file to write: .h5, .npz or .mat (docs/files.md)")
+    option("--size", type=int, nargs="+", default=[256], help="nodes: one number, or axial and lateral (default: 256)")
+    option(
+        "--spacing",
+        type=float,
+        nargs="+",
+        help="node distance in metres: one number, or axial and lateral (default: such that the body is 40 mm wide)",
+    )
+    _measurement_options(option)
+    option("--force-std", type=float, default=0.0, help="standard deviation of the force noise at each node in N/m")
+    option("--seed", type=int, default=0, help="seed of the phantom and the noise")
+    option("--phantom", choices=(*KINDS, "random"), default="lobulated", help="shape of the lesions")
+    option("--lesions", type=int, default=1, help="number of lesions")
+    option("--edge", type=float, default=0.0, help="width of the margin of a lesion in node distances; 0 is sharp")
+    option("--texture", type=float, default=0.0, help="relative standard deviation of a smooth texture of the modulus")
+    option("--pressure", type=float, default=100.0, group="load", help="pressure on the top in pascals")
+    option("--strain", type=float, group="load", help="instead, move the top by this fraction of the height")
+
+
 def _simulate(options) -> int:
     from .boundary import compression
     from .geometry import Grid
@@ -168,6 +201,53 @@ def _simulate(options) -> int:
 # dataset ------------------------------------------------------------------------------------------
 
 
+def _dataset_options(option):
+    option("out", metavar="OUT", help="file to write: .h5 (docs/datasets.md)")
+    option("--masks", metavar="FOLDER", help="folder of lesion masks (default: built-in shapes)")
+    option("--layout", default="auto", help="layout of that folder: auto, busi, bus-bra, breast, udiat or plain")
+    option("--count", type=int, help="number of training maps (default: 541; with masks all that are left)")
+    held = "number of maps (1 or more) or share of all maps (below 1) for {} (default: 30; with masks 0.05)"
+    option("--validation", type=float, help=held.format("validation"))
+    option("--test", type=float, help=held.format("testing"))
+    option("--shape", type=int, nargs="+", default=[128], help="nodes: one number, or axial and lateral (default: 128)")
+    option(
+        "--extent",
+        type=float,
+        nargs="+",
+        default=[30e-3],
+        help="size of the body in metres: one number, or axial and lateral (default: 0.03)",
+    )
+    _measurement_options(option)
+    option("--pressure", type=float, default=100.0, help="pressure on the top in pascals")
+
+    def interval(name, low, high, text):
+        bounds = {"type": float, "nargs": 2, "default": [low, high], "metavar": ("LO", "HI")}
+        option(name, **bounds, help=f"{text} (default: {low:g} {high:g})")
+
+    interval("--background", 10e3, 15e3, "range of the modulus outside lesions in pascals")
+    interval("--lesion", 30e3, 80e3, "range of the modulus inside lesions in pascals")
+    option("--kind", choices=(*KINDS, "random"), default="random", help="shape of built-in lesions")
+    interval("--size", 0.05, 0.35, "range of the diameter of built-in lesions, as a fraction of the width of the body")
+    option("--pairs", type=float, default=0.15, help="share of built-in maps with two lesions")
+    option("--soft", type=float, default=0.25, help="share of maps whose lesions have soft margins")
+    interval("--edge", 1.0, 3.0, "range of the width of soft margins in node distances")
+    option("--texture", type=float, default=0.0, help="relative standard deviation of a smooth texture of the modulus")
+    option(
+        "--variation", type=float, default=0.0, help="relative standard deviation of a slow variation of the background"
+    )
+    option("--no-unregularised", dest="unregularised", action="store_false", help="leave out the unregularised maps")
+    option(
+        "--errors",
+        type=int,
+        default=2,
+        help="draws of the error of a reconstruction for each map; critics are trained on them",
+    )
+    option("--seed", type=int, default=0, help="seed of the maps and the noise")
+    option("--jobs", type=int, help="number of processes (default: one for each processor)")
+    option("--force", action="store_true", help="replace OUT, and discard an interrupted run with other options")
+    option("--quiet", action="store_true", help="show no progress bar")
+
+
 def _dataset(options) -> int:
     from .learning.dataset import Dataset, build_dataset
 
@@ -186,6 +266,40 @@ def _dataset(options) -> int:
 
 
 # reconstruct --------------------------------------------------------------------------------------
+
+
+def _reconstruct_options(option):
+    option("file", metavar="FILE", help="measurement: HDF5, NPZ or MATLAB (docs/files.md)")
+    option("-o", "--output", required=True, help="file to write: .npz, .h5, .mat or .vtu")
+    option(
+        "--prior",
+        choices=("auto", *NAMED),
+        default="auto",
+        help=f"regularisation, of which {', '.join(LEARNED)} are learned; auto is {DEFAULT_LEARNED} where that can be "
+        "used, else tv",
+    )
+    option("--weights", metavar="FILE", help="weights of a learned prior, made by elastofast train (default: shipped)")
+    option(
+        "--weight",
+        type=_weight,
+        default="auto",
+        help="weight of the prior, a number or auto: chosen from the data and their noise",
+    )
+    option(
+        "--gradient",
+        choices=("exact", "frozen"),
+        default="exact",
+        help="gradient of the data term; frozen is that of the paper, which is biased",
+    )
+    option(
+        "--optimizer",
+        choices=("gauss-newton", "splitting", "l-bfgs", "descent"),
+        help="descent is the projected gradient descent of the paper (default: the one that suits the prior)",
+    )
+    option("--bounds", type=float, nargs=2, metavar=("LO", "HI"), help="least and greatest modulus in pascals")
+    option("--displacement-std", type=float, help="displacement noise in metres, in place of that in the file")
+    option("--plot", help="figure to write: .png, .pdf or .svg")
+    option("--quiet", action="store_true", help="show no progress bar")
 
 
 def _reconstruct(options) -> int:
@@ -208,7 +322,7 @@ def _reconstruct(options) -> int:
     }
     if options.bounds:
         settings["bounds"] = tuple(options.bounds)
-    prior = _learned(options.prior, options.weights)
+    prior = options.prior if options.weights is None else load(options.prior, options.weights)
     with _Bar(options.prior, hidden=options.quiet) as bar:
         result = reconstruct(m, progress=bar, **{**settings, "prior": prior})
     settings["optimizer"] = result.optimizer
@@ -242,11 +356,37 @@ def _reconstruct(options) -> int:
 # compare ------------------------------------------------------------------------------------------
 
 
+def _compare_options(option):
+    option("out", metavar="OUT", help="folder to write (docs/comparison.md)")
+    option("--data", metavar="FILE", help="data set whose test maps are used (default: built-in maps)")
+    option("--size", type=int, choices=(64, 128, 256, 512), help="nodes a side of built-in maps (default: 128)")
+    option("--maps", type=int, help="number of maps (default: 30; with --data all test maps)")
+    option("--seed", type=int, default=0, help="seed of built-in maps and of everything that is simulated anew")
+    option(
+        "--snr",
+        type=float,
+        nargs="+",
+        help="signal-to-noise ratios in decibels (default: that of the data set; 35 for built-in maps)",
+    )
+    option(
+        "--world",
+        nargs="+",
+        default=["clean"],
+        help=f"scenarios of the measurement: {', '.join(SCENARIOS)} (default: clean)",
+    )
+    option("--methods", nargs="+", help=f"some of {', '.join(METHODS)} (default: all of them)")
+    for name in WEIGHTS:
+        option(f"--{name}", metavar="FILE", help=f"weights of the network {name} (default: those of the package)")
+    option("--jobs", type=int, default=1, help="processes of one thread each; above one, times are not comparable")
+    option("--quiet", action="store_true", help="show no progress bar")
+
+
 def _compare(options) -> int:
     from .evaluation.experiment import compare
 
-    settings = {name: getattr(options, name) for name in _COMPARE_OPTIONS}
-    weights = {name: getattr(options, name) for name in ("critic", "unet", "dncnn")}
+    names = ("data", "size", "maps", "seed", "snr", "world", "methods", "jobs")
+    settings = {name: getattr(options, name) for name in names}
+    weights = {name: getattr(options, name) for name in WEIGHTS}
     done = compare(options.out, **settings, weights=weights, progress=not options.quiet)
     print(f"{done}\n\nwrote {os.path.join(options.out, 'report.html')}")
     if done.missing:
@@ -255,23 +395,45 @@ def _compare(options) -> int:
     return 0
 
 
-# options of `elastofast compare` that are arguments of `evaluation.experiment.compare`
-_COMPARE_OPTIONS = ("data", "size", "maps", "seed", "snr", "world", "methods", "jobs")
-
-
-def _learned(name, weights):
-    """The prior of a name with weights from a file, or the name where none is given."""
-    if weights is None:
-        return name
-    from . import priors
-
-    kinds = {"critic": priors.Critic, "pnp": priors.PlugAndPlay, "unet": priors.PostProcessing}
-    if name not in kinds:
-        raise ValueError(f"--weights is for the priors {', '.join(kinds)}, got --prior {name}")
-    return kinds[name].load(weights)
-
-
 # train --------------------------------------------------------------------------------------------
+
+
+def _train_options(option):
+    option("kind", choices=TRAINABLE, help=f"kind of network: {', '.join(TRAINABLE)}", metavar="kind")
+    option("--data", required=True, help="data set made by elastofast dataset")
+    option("-o", "--out", required=True, help="weights file to write: .safetensors")
+    option(
+        "--preset",
+        choices=("paper",),
+        help="for paper-critic: the 512 x 512 maps and the units of the paper; slow without a GPU",
+    )
+    recipe = "(default: that of the recipe, docs/training.md)"
+    option("--steps", type=int, help=f"number of steps of the optimizer {recipe}")
+    option(
+        "--direct",
+        type=float,
+        help="for critic: share of the steps on the error F itself, not on the gradient of C^2 / 2 (default: 1)",
+    )
+    option(
+        "--reconstructions",
+        type=int,
+        help="for critic and dncnn: number of maps that each validation reconstructs (default: 20)",
+    )
+    option("--epochs", type=int, help="for paper-critic: passes over the training maps, in place of --steps")
+    option("--batch", type=int, help=f"maps in a step of each process {recipe}")
+    option("--crop", type=int, help=f"side of the windows that the maps are cut to {recipe}")
+    option("--rate", type=float, help=f"largest learning rate {recipe}")
+    option("--channels", type=int, help=f"width of the network {recipe}")
+    option("--norm", choices=("l1", "l2"), help=f"for unet and dncnn: norm of the error {recipe}")
+    option("--count", type=int, help="use only this number of training maps")
+    option("--seed", type=int, default=0, help="seed of the initial weights and the batches")
+    option("--device", choices=("cpu", "cuda"), help="where to compute (default: cuda if there is a device)")
+    option("--amp", action="store_true", help="compute in bfloat16; not for critics")
+    option("--init", help="weights file to start from")
+    option("--resume", action="store_true", help="go on from the checkpoint beside --out if there is one")
+    option("--validate-every", type=int, default=500, help="steps between validations")
+    option("--checkpoint-every", type=float, default=300.0, help="seconds between checkpoints")
+    option("--log", help="folder for TensorBoard")
 
 
 def _train(options) -> int:
@@ -349,12 +511,10 @@ def _version(name):
 
 
 class _Bar:
-    """Progress bar on stderr, one tick per outer iteration; silent where stderr is not a terminal."""
+    """Progress bar of a reconstruction, which counts outer iterations."""
 
     def __init__(self, label, hidden=False):
-        from tqdm import tqdm
-
-        self.bar = tqdm(desc=label, unit="it", leave=False, disable=True if hidden else None)
+        self.bar = progress_bar(label, "it", not hidden)
 
     def __enter__(self):
         return self
@@ -392,6 +552,14 @@ def _check_output(path, suffixes):
         raise ValueError(f"the folder of the output does not exist: {path!r}")
 
 
+def _measurement_options(option):
+    """What is simulated, the same wherever measurements are."""
+    option("--law", choices=("plane_stress", "plane_strain"), default="plane_stress", help="material law")
+    option("--poisson", type=float, default=0.495, help="Poisson ratio")
+    option("--snr", type=float, default=35.0, help="signal-to-noise ratio of the displacement in decibels")
+    option("--noise", choices=NOISES, default="white", help="noise model")
+
+
 def _pair(name, values):
     """Axial and lateral value of an option that takes one for both, or two."""
     if len(values) > 2:
@@ -423,207 +591,81 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = _Parser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser = _Parser(prog="elastofast", description="Tissue stiffness maps from noisy ultrasound displacement fields.")
-    parser.add_argument(
-        "--version", action="version", version=f"elastofast {_version('elastofast') or '(not installed)'}"
-    )
+    version = f"elastofast {_version('elastofast') or '(not installed)'}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(metavar="command", required=True)
-
-    def command(name, run, text, example):
+    for name, (run, add_options, text, example) in _COMMANDS.items():
         sub = commands.add_parser(
             name,
             help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            epilog=f"example:\n  {example}",
-            parents=[common],
+            description=textwrap.fill(f"{text[0].upper()}{text[1:]}.", 100),
+            epilog=f"example:\n  elastofast {name} {example}".rstrip(),
             formatter_class=_Help,
         )
         sub.set_defaults(run=run)
-        return sub
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        add_options(_adder(sub))
+    return parser
 
-    sub = command(
-        "demo",
+
+def _adder(parser) -> Callable:
+    """``add_argument`` of a parser, where options of one ``group`` exclude each other."""
+    groups: dict[str, Any] = {}
+
+    def option(*names, group=None, **settings):
+        if group is not None and group not in groups:
+            groups[group] = parser.add_mutually_exclusive_group()
+        (parser if group is None else groups[group]).add_argument(*names, **settings)
+
+    return option
+
+
+# name: what runs it, what adds its options, what it does, an example of its arguments
+_COMMANDS = {
+    "demo": (
         _demo,
-        "simulate a breast-lesion measurement, reconstruct it in six ways and, with torch, by the critic, print a "
-        "table and draw the maps",
-        "elastofast demo --size 256 --out elastofast-demo.png",
-    )
-    option = sub.add_argument
-    option("--size", type=int, default=256, help="nodes along each side")
-    option("--seed", type=int, default=1, help="of phantom and noise")
-    option("--snr", type=float, default=35.0, help="signal-to-noise ratio in decibels")
-    option("--out", default="elastofast-demo.png", help="figure to write: .png, .pdf or .svg")
-
-    sub = command(
-        "simulate",
+        _demo_options,
+        "simulate the measurement of a breast lesion, reconstruct it with several priors, print a table of the errors "
+        "and draw the maps",
+        "--size 256 --out elastofast-demo.png",
+    ),
+    "simulate": (
         _simulate,
+        _simulate_options,
         "write the simulated measurement of a lesion phantom to a file",
-        "elastofast simulate -o scan.h5 --size 256 --phantom spiculated --noise relative --snr 35",
-    )
-    option = sub.add_argument
-    option("-o", "--out", required=True, help="file to write: .h5, .npz or .mat")
-    option(
-        "--size",
-        type=int,
-        nargs="+",
-        default=[256],
-        help="nodes: one number, or axial and lateral (default: 256)",
-    )
-    option(
-        "--spacing",
-        type=float,
-        nargs="+",
-        help="node distance in metres, likewise; else for a width of 40 mm",
-    )
-    option("--law", choices=("plane_stress", "plane_strain"), default="plane_stress", help="material law")
-    option("--poisson", type=float, default=0.495, help="Poisson ratio")
-    option("--snr", type=float, default=35.0, help="signal-to-noise ratio in decibels")
-    option("--noise", choices=NOISES, default="white", help="noise model")
-    option("--force-std", type=float, default=0.0, help="force noise per dof in N/m")
-    option("--seed", type=int, default=0, help="of phantom and noise")
-    option("--phantom", choices=(*KINDS, "random"), default="lobulated", help="kind of lesion")
-    option("--lesions", type=int, default=1, help="number of lesions")
-    option("--edge", type=float, default=0.0, help="width of a soft margin in node distances")
-    option("--texture", type=float, default=0.0, help="relative standard deviation of a smooth texture")
-    push = sub.add_mutually_exclusive_group()
-    push.add_argument("--pressure", type=float, default=100.0, help="on the top, in pascals")
-    push.add_argument("--strain", type=float, help="move the top by this fraction of the height instead")
-
-    sub = command(
-        "dataset",
+        "-o scan.h5 --size 256 --phantom spiculated --noise relative --snr 35",
+    ),
+    "dataset": (
         _dataset,
+        _dataset_options,
         "make stiffness maps with their simulated measurements and unregularised reconstructions, to train and "
         "compare priors; a run that was interrupted goes on when called again",
-        "elastofast dataset breast.h5 --masks Dataset_BUSI_with_GT --shape 128 --snr 35",
-    )
-    option = sub.add_argument
-    option("out", metavar="OUT", help="file to write: .h5 (docs/datasets.md)")
-    option("--masks", metavar="FOLDER", help="lesion masks; else built-in shapes")
-    option("--layout", default="auto", help="of that folder: auto, busi, bus-bra, breast, udiat or plain")
-    option("--count", type=int, help="training maps (default: 541; with masks all that are left)")
-    held = "maps (1 or more) or share of maps (default: 30; with masks 0.05)"
-    option("--validation", type=float, help=f"validation {held}")
-    option("--test", type=float, help=f"test {held}")
-    option("--shape", type=int, nargs="+", default=[128], help="nodes: one number, or axial and lateral (default: 128)")
-    option("--extent", type=float, nargs="+", default=[30e-3], help="size in metres, likewise (default: 0.03)")
-    option("--law", choices=("plane_stress", "plane_strain"), default="plane_stress", help="material law")
-    option("--poisson", type=float, default=0.495, help="Poisson ratio")
-    option("--pressure", type=float, default=100.0, help="on the top, in pascals")
-    option("--snr", type=float, default=35.0, help="signal-to-noise ratio in decibels")
-    option("--noise", choices=NOISES, default="white", help="noise model")
-
-    def interval(name, low, high, text):
-        bounds = {"type": float, "nargs": 2, "default": [low, high], "metavar": ("LO", "HI")}
-        option(name, **bounds, help=f"{text} (default: {low:g} {high:g})")
-
-    interval("--background", 10e3, 15e3, "modulus outside lesions in pascals")
-    interval("--lesion", 30e3, 80e3, "modulus inside lesions in pascals")
-    option("--kind", choices=(*KINDS, "random"), default="random", help="of built-in lesions")
-    interval("--size", 0.05, 0.35, "diameter of built-in lesions over the width")
-    option("--pairs", type=float, default=0.15, help="share of built-in maps with two lesions")
-    option("--soft", type=float, default=0.25, help="share of maps with soft margins")
-    interval("--edge", 1.0, 3.0, "width of soft margins in node distances")
-    option("--texture", type=float, default=0.0, help="relative standard deviation of a texture everywhere")
-    option("--variation", type=float, default=0.0, help="the same of a slow variation of the background")
-    option("--no-unregularised", dest="unregularised", action="store_false", help="leave out the unregularised maps")
-    option("--errors", type=int, default=2, help="draws of the reconstruction error a map, to train critics on")
-    option("--seed", type=int, default=0, help="of maps and noise")
-    option("--jobs", type=int, help="processes (default: all processors)")
-    option("--force", action="store_true", help="replace OUT, and discard an interrupted run with other options")
-    option("--quiet", action="store_true", help="no progress bar")
-
-    sub = command(
-        "reconstruct",
+        "breast.h5 --masks Dataset_BUSI_with_GT --shape 128 --snr 35",
+    ),
+    "reconstruct": (
         _reconstruct,
+        _reconstruct_options,
         "reconstruct the modulus map of a measurement file",
-        "elastofast reconstruct scan.h5 -o modulus.h5 --prior tv --plot modulus.png",
-    )
-    option = sub.add_argument
-    option("file", metavar="FILE", help="measurement: HDF5, NPZ or MATLAB (docs/files.md)")
-    option("-o", "--output", required=True, help="file to write: .npz, .h5, .mat or .vtu")
-    priors = ("auto", "none", "tikhonov", "tv", "critic", "pnp", "unet")
-    option(
-        "--prior",
-        choices=priors,
-        default="auto",
-        help="regularisation; the last three are learned; auto: critic where it can be used, else tv",
-    )
-    option("--weights", metavar="FILE", help="of a learned prior, by `elastofast train` (default: shipped ones)")
-    option("--weight", type=_weight, default="auto", help="of the prior; auto: from the data and their noise")
-    option("--gradient", choices=("exact", "frozen"), default="exact", help="frozen: the paper's, biased")
-    option(
-        "--optimizer",
-        choices=("gauss-newton", "splitting", "l-bfgs", "descent"),
-        help="descent: the paper's projected gradient (default: what suits the prior)",
-    )
-    option("--bounds", type=float, nargs=2, metavar=("LO", "HI"), help="least and greatest modulus in pascals")
-    option("--displacement-std", type=float, help="displacement noise in metres, in place of the file's")
-    option("--plot", help="figure to write: .png, .pdf or .svg")
-    option("--quiet", action="store_true", help="no progress bar")
-
-    sub = command(
-        "compare",
+        "scan.h5 -o modulus.h5 --prior tv --plot modulus.png",
+    ),
+    "compare": (
         _compare,
+        _compare_options,
         "reconstruct held-out maps with several methods and write a report with errors, times and figures; a run that "
         "was interrupted goes on when called again",
-        "elastofast compare report --data breast.h5 --snr 25 30 35 40 45",
-    )
-    option = sub.add_argument
-    option("out", metavar="OUT", help="folder to write (docs/comparison.md)")
-    option("--data", metavar="FILE", help="data set whose test maps are used; else built-in maps")
-    option("--size", type=int, choices=(64, 128, 256, 512), help="nodes a side of built-in maps (default: 128)")
-    option("--maps", type=int, help="number of maps (default: 30; with --data all test maps)")
-    option("--seed", type=int, default=0, help="of built-in maps and of all that is simulated anew")
-    option("--snr", type=float, nargs="+", help="signal-to-noise ratios in decibels (default: as the data set, or 35)")
-    option(
-        "--world",
-        nargs="+",
-        default=["clean"],
-        help="where they are measured: clean, texture, two-lesions, poisson, correlated (default: clean)",
-    )
-    option("--methods", nargs="+", help="some of none, tv, unet, pnp, critic-paper, critic (default: all)")
-    option("--critic", metavar="FILE", help="weights of the critic; else those of the package")
-    option("--unet", metavar="FILE", help="the same of the UNet")
-    option("--dncnn", metavar="FILE", help="the same of the denoiser")
-    option("--jobs", type=int, default=1, help="processes of one thread each; above 1, times are not comparable")
-    option("--quiet", action="store_true", help="no progress bar")
-
-    sub = command(
-        "train",
+        "report --data breast.h5 --snr 25 30 35 40 45",
+    ),
+    "train": (
         _train,
-        "train a network of a learned prior on a data set",
-        "elastofast train unet --data maps.h5 --out unet.safetensors --steps 10000",
-    )
-    option = sub.add_argument
-    option("kind", choices=TRAINABLE, help=f"network: {', '.join(TRAINABLE)}", metavar="kind")
-    option("--data", required=True, help="data set made by elastofast dataset")
-    option("-o", "--out", required=True, help="weights file to write: .safetensors")
-    option("--preset", choices=("paper",), help="paper-critic: the paper's 512 x 512 maps and units; wants a GPU")
-    option("--steps", type=int, help="of the optimizer; else the recipe's")
-    option("--direct", type=float, help="of a critic: share of steps on F, not on the gradient of C^2 / 2 (default: 1)")
-    option("--reconstructions", type=int, help="critic, dncnn: maps that a validation reconstructs (default: 20)")
-    option("--epochs", type=int, help="paper-critic: passes over the maps, in place of --steps")
-    option("--batch", type=int, help="maps in a step, of each process; else the recipe's")
-    option("--crop", type=int, help="side of the windows that the maps are cut to; else the recipe's")
-    option("--rate", type=float, help="learning rate at its highest; else the recipe's")
-    option("--channels", type=int, help="width of the network; else the recipe's")
-    option("--norm", choices=("l1", "l2"), help="unet, dncnn: norm of the error; else the recipe's")
-    option("--count", type=int, help="use the first so many training maps alone")
-    option("--seed", type=int, default=0, help="of weights and batches")
-    option("--device", choices=("cpu", "cuda"), help="cuda if there is a device")
-    option("--amp", action="store_true", help="compute in bfloat16; not for critics")
-    option("--init", help="weights file to start from")
-    option("--resume", action="store_true", help="go on from the checkpoint beside --out if there is one")
-    option("--validate-every", type=int, default=500, help="steps between validations")
-    option("--checkpoint-every", type=float, default=300.0, help="seconds between checkpoints")
-    option("--log", help="folder for TensorBoard")
-
-    command(
-        "info",
+        _train_options,
+        "train the network of a learned prior on a data set",
+        "unet --data maps.h5 --out unet.safetensors --steps 10000",
+    ),
+    "info": (
         _info,
+        lambda option: None,
         "show version, build, threads and packages, and what is missing and why",
-        "elastofast info",
-    )
-    return parser
+        "",
+    ),
+}

@@ -208,7 +208,7 @@ def test_debug_shows_where(tmp_path):
         run("reconstruct", "--debug", tmp_path / "no.h5", "-o", tmp_path / "x.npz")
 
 
-@pytest.mark.parametrize("command", ["demo", "simulate", "reconstruct", "info"])
+@pytest.mark.parametrize("command", ["demo", "simulate", "dataset", "reconstruct", "compare", "train", "info"])
 def test_help_has_an_example(capsys, command):
     code, out, _ = run(command, "--help", capsys=capsys)
     assert code == 0 and f"example:\n  elastofast {command}" in out

@@ -14,6 +14,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch import distributed
 from .. import __version__
 from ..io import write_atomically
 from ..priors import weights_file
+from ..progress import progress_bar
 from .recipes import Maps, Recipe
 
 __all__ = ["train"]
@@ -360,12 +362,9 @@ class _Log:
             from torch.utils.tensorboard import SummaryWriter  # ImportError names tensorboard if it is missing
 
             self.board = SummaryWriter(folder, purge_step=run.step)
-        from tqdm import tqdm
-
-        self.bar = tqdm(
-            total=run.steps, initial=run.step, desc=run.recipe.kind, unit="step", disable=None if progress else True
-        )
-        self.sums, self.number, self.validation = {}, 0, ""
+        self.bar = progress_bar(run.recipe.kind, "step", progress, run.steps, run.step, leave=True)
+        self.sums: dict[str, Any] = {}
+        self.number, self.validation = 0, ""
 
     def __enter__(self):
         kept = []

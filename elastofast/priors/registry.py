@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .learned import Critic, LearnedPrior, PlugAndPlay, PostProcessing
+from .learned import Critic, LearnedPrior, PaperCritic, PlugAndPlay, PostProcessing
 from .variation import Tikhonov, TotalVariation
 
-__all__ = ["DEFAULT_LEARNED", "LEARNED", "NAMED", "NamedPrior", "load"]
+__all__ = ["DEFAULT_LEARNED", "LEARNED", "NAMED", "TRAINABLE", "NamedPrior", "load"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ NAMED = {
     )
 }
 LEARNED = {name: entry for name, entry in NAMED.items() if entry.learned is not None}
+# kinds of networks that `elastofast train` knows: keys of learning.recipes.RECIPES, which would import torch
+TRAINABLE = (*(entry.learned.kind for entry in NAMED.values() if entry.learned is not None), PaperCritic.kind)
 DEFAULT_LEARNED = (
     "critic"  # what prior="auto" takes where it can be used: least error on held-out maps (docs/comparison.md)
 )
