@@ -1,4 +1,4 @@
-"""What is known about forces and displacements: fixed, loaded and open dofs; rigid motions."""
+"""What is known about forces and displacements: fixed, loaded and open degrees of freedom (dofs); rigid motions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ from .geometry import Grid, Mesh
 
 __all__ = ["Boundary", "TotalForce", "check_support", "compression", "rigid_modes"]
 
+# tolerances far above rounding errors and far below anything that a geometry resolves
+COINCIDENT = 1e-6  # difference of coordinates over the height of the body, below which they are taken as equal
+FREE = 1e-10  # singular value over the largest one, below which a rigid motion is taken as free
+TURNING = 1e-8  # part of a unit rotation in a free motion, above which the motion is taken to turn the body
+
 
 class TotalForce(NamedTuple):
-    """A measured resultant: ``value`` newtons (2-D: per metre of thickness) of component ``component``,
-    summed over ``nodes`` (bool, shape (*node_shape)). It is the force that acts *on* the body, positive along
-    the axis.
+    """A measured resultant force: the sum of component ``component`` over ``nodes`` (bool, shape (*node_shape)).
+
+    ``value`` is in newtons (2-D: per metre of thickness). It is the force that acts *on* the body, positive in the
+    direction of the axis.
     """
 
     component: int
@@ -30,32 +36,31 @@ class TotalForce(NamedTuple):
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class Boundary:
-    """The state of every degree of freedom: fixed, open, or else loaded.
+    """What is known about every degree of freedom (dof): it is fixed, open, or loaded.
 
     * *fixed*: the displacement is known exactly;
-    * *open*: the force is unknown and the displacement only measured, as on the cut edges of a region of
-      interest;
-    * *loaded*: the force is known (zero inside the body), which makes it an equation.
+    * *open*: the force is unknown and the displacement is only measured, as on the edges of a region of interest that
+      was cut out of a larger body;
+    * *loaded*: the force is known (zero inside the body), so equilibrium gives an equation for this dof.
 
     Parameters
     ----------
     fixed : array of bool, shape (d, *node_shape), optional
-        Where the displacement is known; default nowhere.
+        Where the displacement is known; nowhere by default.
     displacement : array of float, shape (d, *node_shape), optional
-        Known displacement in metres on fixed dofs, zero elsewhere; default zero.
+        Known displacement in metres on fixed dofs, zero elsewhere; zero by default.
     force : array of float, shape (d, *node_shape), optional
-        Known nodal force in newtons (2-D: per metre of thickness) on loaded dofs, zero elsewhere; default
-        zero.
+        Known nodal force in newtons (2-D: per metre of thickness) on loaded dofs, zero elsewhere; zero by default.
     open : array of bool, shape (d, *node_shape), optional
-        Where the force is unknown; default nowhere.
+        Where the force is unknown; nowhere by default.
     total_force : (component, value, nodes), optional
-        One measured resultant on fixed or open dofs, see `TotalForce`. It fixes the scale of the modulus
-        where no nodal force does.
+        One measured resultant force on fixed or open dofs, see `TotalForce`. It determines the scale of the modulus if
+        all known nodal forces are zero.
 
     Attributes
     ----------
     loaded : array of bool, shape (d, *node_shape)
-        Neither fixed nor open.
+        Dofs that are neither fixed nor open.
     n_equations : int
         Number of loaded dofs.
 
@@ -64,8 +69,8 @@ class Boundary:
     TypeError
         If a mask is not of dtype bool, or values are not real numbers.
     ValueError
-        If nothing is given, shapes differ, values are not finite, fixed and open overlap, or a displacement
-        or force stands where it has no meaning.
+        If nothing is given, shapes differ, values are not finite, fixed and open overlap, or a displacement or a force
+        is given for a dof where it has no meaning.
     """
 
     fixed: np.ndarray
@@ -148,7 +153,7 @@ def _values(name, a, shape):
 
 
 def _refuse(bad, message):
-    """Raise ValueError if any dof is bad; {n} in the message says how many are and which is the first."""
+    """Raise ValueError if any dof is bad; ``{n}`` in the message is replaced by their number and the first of them."""
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(message.format(n=f"{int(bad.sum())} dofs, the first {first}"))
@@ -180,10 +185,10 @@ def _total_force(total_force, unknown):
 def compression(geometry, pressure=None, strain=None, total_force=None, axis=None) -> Boundary:
     """Compression between two plates without friction, the experiment of the paper.
 
-    The bottom is fixed along the axis and its middle node also sideways (in 3-D a second bottom node too,
-    against rotation); the sides are free. Either the top carries a uniform pressure, or it is displaced by a
-    given strain. On a `Grid` depth grows with the index, so the top (the transducer) is index 0; on a `Mesh`
-    the axis points up and the bottom is where the coordinate is smallest, as in the paper authors' files.
+    The bottom is fixed along the axis, its middle node is also fixed sideways (in 3-D a second node of the bottom too,
+    against rotation), and the sides are free. The top either carries a uniform pressure or is displaced by a given
+    strain. On a `Grid` depth increases with the index, so the top, where the transducer is, has index 0. On a `Mesh`
+    the axis points upwards and the bottom is where the coordinate is smallest, as in the files of the paper's authors.
 
     Parameters
     ----------
@@ -192,13 +197,13 @@ def compression(geometry, pressure=None, strain=None, total_force=None, axis=Non
     pressure : float, optional
         Pressure on the top in pascals; negative pulls.
     strain : float, optional
-        Displacement of the top over the height; negative pulls. Exactly one of pressure and strain must be
+        Displacement of the top over the height of the body; negative pulls. Exactly one of pressure and strain must be
         given.
     total_force : float, optional
-        With ``strain``: the measured force on the top in newtons (2-D: per metre of thickness), of the sign
-        of the strain. It fixes the scale of the modulus, which displacements alone cannot.
+        With ``strain``: the measured force on the top in newtons (2-D: per metre of thickness), with the sign of the
+        strain. It determines the scale of the modulus, which displacements alone do not.
     axis : int, optional
-        The axis of compression; default 0 on a `Grid`, the last coordinate on a `Mesh`.
+        The axis of compression; by default 0 on a `Grid` and the last coordinate on a `Mesh`.
 
     Returns
     -------
@@ -207,8 +212,8 @@ def compression(geometry, pressure=None, strain=None, total_force=None, axis=Non
     Raises
     ------
     TypeError, ValueError
-        If not exactly one of pressure and strain is given, a number is zero or not finite, total_force comes
-        with pressure or against the strain, the axis does not exist, or a mesh has no flat top or bottom.
+        If not exactly one of pressure and strain is given, a number is zero or not finite, total_force is given with a
+        pressure or has another sign than the strain, the axis does not exist, or a mesh has no flat top or bottom.
 
     Examples
     --------
@@ -220,28 +225,16 @@ def compression(geometry, pressure=None, strain=None, total_force=None, axis=Non
     if not isinstance(geometry, Grid | Mesh):
         raise TypeError(f"geometry must be a Grid or a Mesh, got {geometry!r}")
     d, grid = geometry.dim, isinstance(geometry, Grid)
-    if (pressure is None) == (strain is None):
-        both = "neither" if pressure is None else "both"
-        raise ValueError(f"give exactly one of pressure (Pa) and strain (dimensionless), got {both}")
-    for name, value in (("pressure", pressure), ("strain", strain), ("total_force", total_force)):
-        if value is not None and not (isinstance(value, Real) and np.isfinite(float(value)) and value != 0):
-            raise ValueError(f"{name} must be finite and not zero, got {value!r}")
-    if strain is not None and abs(strain) >= 1:
-        raise ValueError(f"strain must lie between -1 and 1 (0.01 is one per cent), got {strain!r}")
-    if total_force is not None and strain is None:
-        raise ValueError("total_force goes with strain; a pressure already says what the force is")
-    if total_force is not None and total_force * strain < 0:
-        raise ValueError(f"total_force must have the sign of strain, got {total_force!r} and {strain!r}")
+    _check_loading(pressure, strain, total_force)
     if axis is None:
         axis = 0 if grid else d - 1
     if not isinstance(axis, int | np.integer) or not 0 <= axis < d:
         raise ValueError(f"axis must be a whole number from 0 to {d - 1}, got {axis!r}")
 
-    points = geometry.points
-    along = points[:, axis]
+    along = geometry.points[:, axis]
     height = np.ptp(along)
-    low = np.flatnonzero(along <= along.min() + 1e-6 * height)
-    high = np.flatnonzero(along >= along.max() - 1e-6 * height)
+    low = np.flatnonzero(along <= along.min() + COINCIDENT * height)
+    high = np.flatnonzero(along >= along.max() - COINCIDENT * height)
     top, bottom, push = (low, high, 1.0) if grid else (high, low, -1.0)
     top_area = _face_area(geometry, top, axis)
     for name, area in (("top", top_area), ("bottom", _face_area(geometry, bottom, axis))):
@@ -251,17 +244,7 @@ def compression(geometry, pressure=None, strain=None, total_force=None, axis=Non
     fixed = np.zeros((d, geometry.n_nodes), bool)
     displacement, force = np.zeros((2, d, geometry.n_nodes))
     fixed[axis, bottom] = True
-    sideways = [i for i in range(d) if i != axis]
-    across = points[bottom][:, sideways]
-    offset = across - (across.min(axis=0) + across.max(axis=0)) / 2
-    distance = np.linalg.norm(offset, axis=1)
-    # the last of equals, so that an even grid pins node n // 2 whatever the rounding
-    middle = np.flatnonzero(distance <= distance.min() + 1e-6 * height)[-1]
-    fixed[sideways, bottom[middle]] = True
-    if d == 3:  # the rotation about the axis: hold the node with the longest lever
-        lever = across[:, 0] - across[middle, 0]
-        fixed[sideways[1], bottom[np.argmax(np.abs(lever))]] = True
-
+    _hold_sideways(fixed, geometry.points, bottom, axis)
     if pressure is not None:
         force[axis] = push * pressure * top_area
     else:
@@ -280,11 +263,41 @@ def compression(geometry, pressure=None, strain=None, total_force=None, axis=Non
     )
 
 
+def _check_loading(pressure, strain, total_force):
+    if (pressure is None) == (strain is None):
+        both = "neither" if pressure is None else "both"
+        raise ValueError(f"give exactly one of pressure (Pa) and strain (dimensionless), got {both}")
+    for name, value in (("pressure", pressure), ("strain", strain), ("total_force", total_force)):
+        if value is not None and not (isinstance(value, Real) and np.isfinite(float(value)) and value != 0):
+            raise ValueError(f"{name} must be finite and not zero, got {value!r}")
+    if strain is not None and abs(strain) >= 1:
+        raise ValueError(f"strain must lie between -1 and 1 (0.01 is one per cent), got {strain!r}")
+    if total_force is not None and strain is None:
+        raise ValueError("total_force goes with strain; a pressure already says what the force is")
+    if total_force is not None and total_force * strain < 0:
+        raise ValueError(f"total_force must have the sign of strain, got {total_force!r} and {strain!r}")
+
+
+def _hold_sideways(fixed, points, bottom, axis):
+    """Fix the middle node of the bottom across the axis, in 3-D also a second node against rotation about the axis."""
+    sideways = [i for i in range(points.shape[1]) if i != axis]
+    across = points[bottom][:, sideways]
+    offset = across - (across.min(axis=0) + across.max(axis=0)) / 2
+    distance = np.linalg.norm(offset, axis=1)
+    height = np.ptp(points[:, axis])
+    # the last one of equally distant nodes, so that node n // 2 of an even grid is fixed whatever the rounding
+    middle = np.flatnonzero(distance <= distance.min() + COINCIDENT * height)[-1]
+    fixed[sideways, bottom[middle]] = True
+    if points.shape[1] == 3:  # the node with the longest lever
+        lever = across[:, 0] - across[middle, 0]
+        fixed[sideways[1], bottom[np.argmax(np.abs(lever))]] = True
+
+
 def _face_area(geometry, nodes, axis):
-    """Area (2-D: length) of the flat end face on these nodes that belongs to each node, shape (N,)."""
+    """Share of each node in the area (2-D: length) of the flat end face that is made of some nodes, shape (N,)."""
     on_face = np.zeros(geometry.n_nodes, bool)
     on_face[nodes] = True
-    if isinstance(geometry, Grid):  # the weights of a thin layer, without its thickness
+    if isinstance(geometry, Grid):  # node weights are areas, over half a spacing along the axis at an end face
         return np.where(on_face, geometry.node_weights / (geometry.spacing[axis] / 2), 0.0)
     d = geometry.dim
     inside = on_face[geometry.cells]
@@ -296,17 +309,16 @@ def _face_area(geometry, nodes, axis):
 
 
 def rigid_modes(geometry, nodes=slice(None)) -> np.ndarray:
-    """Displacements that strain nothing: translations along each axis, then rotations in each plane of two
-    axes.
+    """Displacements without strain: a translation along each axis, then a rotation in each plane of two axes.
 
-    Rotations turn about the centre of the nodes and are scaled to a largest coordinate of one, so that all
-    modes are of similar size; in 2-D they are orthogonal.
+    Rotations are about the centre of the nodes and scaled to a largest coordinate of one, so that all modes have a
+    similar size; in 2-D the modes are orthogonal.
 
     Parameters
     ----------
     geometry : Grid or Mesh
     nodes : slice or array of int, optional
-        At which N nodes; all by default.
+        The N nodes at which the modes are evaluated; all by default.
 
     Returns
     -------
@@ -333,20 +345,20 @@ def rigid_modes(geometry, nodes=slice(None)) -> np.ndarray:
 def check_support(geometry, load: Boundary) -> None:
     """Check that the body cannot move as a whole without deforming.
 
-    Fixed dofs hold the body, and so do open ones: their displacement is measured.
+    Fixed dofs hold the body, and so do open ones, because their displacement is measured.
 
     Parameters
     ----------
     geometry : Grid or Mesh
-        Separate pieces of a mesh must be held one by one.
+        Each of several separate pieces of a mesh must be held.
     load : Boundary
 
     Raises
     ------
     TypeError
-        If load is no Boundary.
+        If load is not a Boundary.
     ValueError
-        If it does not fit the geometry, or a rigid motion is left free; the message says which and what to do.
+        If load does not fit the geometry or leaves a rigid motion free; the message says which one and what to do.
     """
     if not isinstance(load, Boundary):
         raise TypeError(f"load must be a Boundary, got {type(load).__name__}")
@@ -385,19 +397,18 @@ def _pieces(geometry):
 def _free_motions(held_modes, axes):
     """Names of the motions that vanish on the held dofs; held_modes is (n_modes, n_held)."""
     n_modes, d = len(held_modes), len(axes)
-    # null space by the triangle of QR: small, and without the loss of half the digits that a Gram matrix
-    # means
+    # null space of the triangular factor, which is small; that of a Gram matrix would lose half of the digits
     r = np.linalg.qr(held_modes.T, mode="r") if held_modes.size else np.zeros((0, n_modes))
     r = np.vstack([r, np.zeros((n_modes - len(r), n_modes))])
     _, s, vt = np.linalg.svd(r)
-    free = vt[s <= 1e-10 * max(s[0], 1)]
-    # held dofs lie along the axes, so a translation is free exactly if its axis has none
+    free = vt[s <= FREE * max(s[0], 1)]
+    # held dofs lie along the axes, so a translation is free if and only if no dof along its axis is held
     names = [f"translation along {axes[i]}" for i in range(d) if not held_modes[i].any()]
     u, s, _ = np.linalg.svd(free[:, d:].T, full_matrices=False)
-    turning = u[:, s > 1e-8]  # the rotations that are part of a free motion
+    turning = u[:, s > TURNING]  # the rotations that are part of a free motion
     if d == 2:
         return names + ["rotation"] * turning.shape[1]
     about = [axes[3 - i - j] for i, j in combinations(range(d), 2)]  # a plane of two axes turns about the third
-    pure = sorted(about[k] for k in range(3) if np.linalg.norm(turning[k]) > 1 - 1e-8)
+    pure = sorted(about[k] for k in range(3) if np.linalg.norm(turning[k]) > 1 - TURNING)
     names += [f"rotation about {axis}" for axis in pure]
     return names + ["rotation about an oblique line"] * (turning.shape[1] - len(pure))

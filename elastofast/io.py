@@ -1,8 +1,8 @@
 """Files: measurements and modulus maps, to and from HDF5, NPZ and MATLAB; modulus maps to VTU.
 
-The layout is one flat list of names, the same in all three formats, described in docs/files.md. Files are
-built in memory, written to a temporary name and then renamed, so that a full disk leaves nothing
-half-written behind. Nothing is ever unpickled.
+The layout is one flat list of names, which is the same in all three formats and is described in docs/files.md. A file
+is built in memory, written under a temporary name and then renamed, so that a full disk leaves no incomplete file
+behind. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VERSION = 1  # of the layout
 MEASUREMENT = "elastofast measurement"
 MODULUS = "elastofast modulus"
 
-# name: (unit, what it is); masks are stored as 0 and 1, scalars and text as HDF5 attributes of the root
+# name: (unit, description); masks are stored as 0 and 1, in HDF5 scalars and text are attributes of the root
 FIELDS = {
     "format": ("", f"'{MEASUREMENT}' or '{MODULUS}'"),
     "version": ("1", "version of this layout"),
@@ -56,13 +56,19 @@ FIELDS = {
     "message": ("", "the same as advice"),
     "config": ("", "run configuration as JSON"),
 }
-AUTHORS = ("vertices", "triangles", "E", "uxy", "fxy")
+AUTHORS = ("vertices", "triangles", "E", "uxy", "fxy")  # variables in the files of the paper's authors
+AUTHORS_LAW = PlaneStrain(0.495)  # material law of those files, which do not state it
+FLAT = 1e-9  # height above the lowest node over the height of the body, below which a node is on the bottom
+VTK_QUAD, VTK_TRIANGLE, VTK_TETRA = 9, 5, 10  # cell types in VTK files
 SUFFIXES = {".h5": "hdf5", ".hdf5": "hdf5", ".npz": "npz", ".mat": "mat", ".vtu": "vtu"}
 
 
 @contextmanager
 def measurement_arguments(path, overrides):
-    """Arguments of a `Measurement` from a file, see `load_measurement`; errors inside about them name the file."""
+    """Arguments of a `Measurement` from a file, see `load_measurement`.
+
+    Errors about them that are raised in the body of the ``with`` statement are reported with the name of the file.
+    """
     arguments = ("geometry", "law", "load", "displacement", "displacement_std", "force_std", "reference")
     for name in overrides:
         if name not in arguments:
@@ -123,21 +129,20 @@ def save_modulus(path, result, geometry, config=None) -> None:
     Parameters
     ----------
     path : path-like
-        Where to; the suffix chooses the format. An existing file is replaced once the new one is complete.
+        The file, whose suffix chooses the format. An existing file is replaced once the new one is complete.
     result : Result or array_like, shape geometry.node_shape
-        A reconstruction, whose denoised displacement, chi2, weight, status and message are kept too, or a
-        modulus in pascals.
+        A modulus in pascals, or a reconstruction, whose displacement, chi2, weight, status and message are written too.
     geometry : Grid or Mesh
-        Where the nodes are. A grid becomes quadrilaterals in a VTU file; coordinates are ``geometry.points``.
+        Where the nodes are. In a VTU file the coordinates are ``geometry.points``, and a grid becomes quadrilaterals.
     config : dict, optional
-        What the run was told, kept as JSON (in a VTU file as an XML comment).
+        The settings of the run, which are written as JSON (in a VTU file as an XML comment).
 
     Raises
     ------
     ValueError
         If the suffix is unknown or the modulus does not fit the geometry.
     OSError
-        If the file cannot be written; nothing is left behind.
+        If the file cannot be written; no incomplete file is left behind.
     """
     modulus = np.asarray(to_host(getattr(result, "modulus", result)), dtype=np.float64)
     if modulus.shape != geometry.node_shape:
@@ -175,15 +180,15 @@ def load_modulus(path):
         Pascals.
     geometry : Grid or Mesh
     info : dict
-        What else the file holds: ``displacement``, ``chi2``, ``weight``, ``status``, ``message``,
-        ``relative`` and the run's ``config``.
+        The rest of the file: ``displacement``, ``chi2``, ``weight``, ``status``, ``message``, ``relative`` and
+        ``config``, where they are given.
 
     Raises
     ------
     OSError
         If the file is missing or cannot be opened.
     ValueError
-        If it is empty, damaged or not a modulus file.
+        If the file is empty, damaged or not a modulus file.
     """
     path = Path(path)
     fields, names = _read(path)
@@ -208,7 +213,7 @@ def write_atomically(path, data: bytes) -> None:
     Raises
     ------
     OSError
-        If that fails; the temporary file is removed and an existing ``path`` is untouched.
+        If the file cannot be written. The temporary file is then removed and an existing ``path`` is left as it was.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -230,7 +235,7 @@ def write_atomically(path, data: bytes) -> None:
 
 @contextmanager
 def _naming(path):
-    """Errors about a file's content name the file."""
+    """Put the name of a file in front of errors about its content."""
     try:
         yield
     except (TypeError, ValueError) as error:  # damaged fields have any type
@@ -305,10 +310,10 @@ def _unpack_authors(fields, overrides) -> dict:
         points = _columns(_need(fields, "vertices"), 2, "vertices")
         geometry = Mesh(points, _columns(_integers(_need(fields, "triangles"), "triangles"), 3, "triangles"))
     n = geometry.n_nodes
-    values = {"geometry": geometry, "law": PlaneStrain(0.495)}
+    values = {"geometry": geometry, "law": AUTHORS_LAW}
     if "load" not in overrides:
         lateral, axial = geometry.points.T
-        bottom = np.flatnonzero(axial <= axial.min() + 1e-9 * np.ptp(axial))
+        bottom = np.flatnonzero(axial <= axial.min() + FLAT * np.ptp(axial))
         pin = bottom[np.argmin(np.abs(lateral[bottom] - (lateral.min() + lateral.max()) / 2))]
         fixed = np.zeros((2, n), dtype=bool)
         fixed[1, bottom] = True
@@ -345,7 +350,7 @@ def _listing(kind, names) -> str:
 
 
 def _shaped(array, shape, name):
-    """Undo what formats do to shapes: MATLAB knows no one-dimensional arrays."""
+    """The array in the shape that it must have; formats may add or drop axes of length one, as MATLAB does."""
     array = np.asarray(array)
     if [n for n in array.shape if n != 1] != [n for n in shape if n != 1]:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
@@ -353,6 +358,7 @@ def _shaped(array, shape, name):
 
 
 def _columns(array, n, name):
+    """A table of n columns, of which MATLAB files may hold the transpose."""
     array = np.asarray(array)
     if array.ndim == 2 and array.shape[1] != n and array.shape[0] == n:
         array = array.T
@@ -370,6 +376,7 @@ def _integers(array, name):
 
 
 def _interleaved(array, n, name):
+    """Components first, shape (2, n), of values that are stored as x and y for each node."""
     array = np.asarray(array, dtype=np.float64)
     if array.size != 2 * n:
         raise ValueError(f"{name} must hold {2 * n} values, x and y for each of {n} nodes, got {array.size}")
@@ -418,56 +425,61 @@ def _to_mat(fields) -> bytes:
 
 
 def _to_vtu(fields) -> bytes:
-    """VTK XML unstructured grid, every array one zlib block in base64 (VTK file formats, XML)."""
+    """A VTK XML unstructured grid (VTK file formats, XML)."""
     geometry = _unpack_geometry(fields)
-    d = geometry.dim
-    if isinstance(geometry, Grid):
-        numbers = np.arange(geometry.n_nodes).reshape(geometry.shape)
-        corners = (numbers[:-1, :-1], numbers[1:, :-1], numbers[1:, 1:], numbers[:-1, 1:])
-        cells, kind = np.stack(corners, axis=-1).reshape(-1, 4), 9  # VTK_QUAD
-    else:
-        cells, kind = geometry.cells, 5 if d == 2 else 10  # VTK_TRIANGLE, VTK_TETRA
-
-    def padded(a):
-        """Points and vectors always have three components."""
-        return np.hstack([a, np.zeros((len(a), 3 - d))])
-
-    def array(name, a):
-        a = np.ascontiguousarray(a, dtype=a.dtype.newbyteorder("<"))
-        packed = zlib.compress(a.tobytes(), 1)
-        size = np.array([1, a.nbytes, a.nbytes, len(packed)], "<u8").tobytes()
-        text = (base64.b64encode(size) + base64.b64encode(packed)).decode()
-        kind = {"f": "Float", "i": "Int", "u": "UInt"}[a.dtype.kind] + str(8 * a.itemsize)
-        width = f' NumberOfComponents="{a.shape[1]}"' if a.ndim == 2 else ""
-        return f'<DataArray type="{kind}" Name="{name}"{width} format="binary">{text}</DataArray>\n'
-
-    data = array("modulus", fields["modulus"].ravel())
+    cells, cell_type = _vtk_cells(geometry)
+    data = _vtk_array("modulus", fields["modulus"].ravel())
     if "displacement" in fields:
-        data += array("displacement", padded(fields["displacement"].reshape(d, -1).T))
+        data += _vtk_array("displacement", _vtk_vectors(fields["displacement"].reshape(geometry.dim, -1).T))
     topology = (
-        array("connectivity", cells.ravel())
-        + array("offsets", np.arange(1, len(cells) + 1) * cells.shape[1])
-        + array("types", np.full(len(cells), kind, np.uint8))
+        _vtk_array("connectivity", cells.ravel())
+        + _vtk_array("offsets", np.arange(1, len(cells) + 1) * cells.shape[1])
+        + _vtk_array("types", np.full(len(cells), cell_type, np.uint8))
     )
     notes = {name: value for name, value in fields.items() if not isinstance(value, np.ndarray)}
     if "config" in notes:
         notes["config"] = json.loads(notes["config"])
-    # two hyphens in a row would end an XML comment; in JSON they can only stand inside a string
+    # two hyphens in a row would end an XML comment; in JSON they can only occur inside a string
     note = json.dumps(notes).replace("--", "-\\u002d")
     return (
         f'<?xml version="1.0"?>\n<!-- {note} -->\n'
         '<VTKFile type="UnstructuredGrid" version="1.0" byte_order="LittleEndian" header_type="UInt64" '
         'compressor="vtkZLibDataCompressor">\n<UnstructuredGrid>\n'
         f'<Piece NumberOfPoints="{geometry.n_nodes}" NumberOfCells="{len(cells)}">\n'
-        f"<Points>\n{array('Points', padded(geometry.points))}</Points>\n"
+        f"<Points>\n{_vtk_array('Points', _vtk_vectors(geometry.points))}</Points>\n"
         f"<Cells>\n{topology}</Cells>\n"
         f'<PointData Scalars="modulus">\n{data}</PointData>\n'
         "</Piece>\n</UnstructuredGrid>\n</VTKFile>\n"
     ).encode()
 
 
+def _vtk_cells(geometry):
+    """Node numbers of the cells, those of a grid being quadrilaterals, and their VTK type."""
+    if not isinstance(geometry, Grid):
+        return geometry.cells, VTK_TRIANGLE if geometry.dim == 2 else VTK_TETRA
+    numbers = np.arange(geometry.n_nodes).reshape(geometry.shape)
+    corners = (numbers[:-1, :-1], numbers[1:, :-1], numbers[1:, 1:], numbers[:-1, 1:])
+    return np.stack(corners, axis=-1).reshape(-1, 4), VTK_QUAD
+
+
+def _vtk_vectors(a):
+    """Points or vectors (N, d) with three components, which VTK always asks for."""
+    return np.hstack([a, np.zeros((len(a), 3 - a.shape[1]))])
+
+
+def _vtk_array(name, a) -> str:
+    """XML element of an array, as one block of zlib in base64."""
+    a = np.ascontiguousarray(a, dtype=a.dtype.newbyteorder("<"))
+    packed = zlib.compress(a.tobytes(), 1)
+    size = np.array([1, a.nbytes, a.nbytes, len(packed)], "<u8").tobytes()
+    text = (base64.b64encode(size) + base64.b64encode(packed)).decode()
+    kind = {"f": "Float", "i": "Int", "u": "UInt"}[a.dtype.kind] + str(8 * a.itemsize)
+    width = f' NumberOfComponents="{a.shape[1]}"' if a.ndim == 2 else ""
+    return f'<DataArray type="{kind}" Name="{name}"{width} format="binary">{text}</DataArray>\n'
+
+
 def _read(path):
-    """Fields that elastofast knows, and the names of all variables in the file."""
+    """Those variables of a file that elastofast knows, and the names of all of them."""
     with open(path, "rb") as file:
         head = file.read(520)
     if not head:
@@ -487,7 +499,7 @@ def _read(path):
         return reader(path)
     except (ImportError, MemoryError):
         raise
-    except Exception as error:  # the parsers raise nearly anything on damaged bytes
+    except Exception as error:  # for damaged bytes the parsers raise nearly any exception
         raise ValueError(f"{path}: cannot be read as a {kind} file, it is damaged or cut short: {error}") from error
 
 
@@ -496,7 +508,7 @@ def _wanted(names):
 
 
 def _plain(value):
-    """Text and scalars as Python objects, arrays as they are."""
+    """A Python object for text or a scalar; an array as it is."""
     value = np.asarray(value)
     if value.size != 1:
         return value
@@ -522,7 +534,7 @@ def _hdf5_value(data):
         return _plain(data.asstr()[()] if data.dtype.kind == "O" else data[()])
     if kind == b"char":
         return "".join(map(chr, data[()].ravel()))
-    return _plain(data[()].T)  # MATLAB stores columns first
+    return _plain(data[()].T)  # MATLAB stores arrays in column-major order
 
 
 def _read_npz(path):

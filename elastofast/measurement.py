@@ -1,4 +1,4 @@
-"""What was measured: displacements, how well each is known, and how the body was loaded."""
+"""What was measured: the displacements, their noise levels, and how the body was loaded."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class Measurement:
     load : Boundary
         Which dofs are fixed, loaded or open, see `Boundary` and `compression`.
     displacement : array_like of float, shape (d, *geometry.node_shape)
-        Measured displacement in metres, component i along coordinate i. A CuPy array or CUDA torch tensor has
-        all later work done on its GPU (grids only). On fixed dofs the load's own values
-        take its place; where ``displacement_std`` is infinite it may be NaN and is stored as 0.
+        Measured displacement in metres, component i along coordinate i. If it is a CuPy array or a CUDA tensor of
+        torch, all later work is done on its GPU (grids only). On fixed dofs it is replaced by the known displacement of
+        the load. Where ``displacement_std`` is infinite it may be NaN, and is stored as 0.
     displacement_std : float or array_like, scalar, (d,), node_shape or (d, *node_shape)
         Standard deviation of the displacement noise in metres, positive except on fixed dofs, where it has no
-        meaning. ``numpy.inf`` marks a value that was not measured. A clean simulated field still needs one:
-        its rounding or discretisation error.
+        meaning. ``numpy.inf`` marks a value that was not measured. A simulated field without noise needs one too,
+        namely its rounding or discretisation error.
     force_std : float or array_like, scalar or (d, *node_shape), optional
         Standard deviation of the force noise in newtons (2-D: per metre of thickness), zero or more.
     reference : array_like of float, shape node_shape, optional
-        The true modulus in pascals where it is known. For evaluation only: no reconstruction reads it.
+        The true modulus in pascals where it is known. It is for evaluation only; no reconstruction reads it.
     device : Device, optional
-        Where later work is done; default where the displacement lives.
+        Where later work is done; by default where the displacement is.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Measurement:
         The arguments, checked, broadcast and read-only.
     reference : numpy.ndarray, float64, shape node_shape, or None
     device : Device
-        Where the work is done: moduli go in and come out as arrays of that kind.
+        Where the work is done; moduli are arrays of its kind.
 
     Raises
     ------
@@ -123,14 +123,14 @@ class Measurement:
         Parameters
         ----------
         path : path-like
-            Where to; an existing file is replaced only once the new one is complete. Layout: docs/files.md.
+            The file; an existing one is replaced only once the new one is complete. Layout: docs/files.md.
 
         Raises
         ------
         ValueError
             If the suffix is none of these.
         OSError
-            If the file cannot be written (no such folder, full disk); nothing is left behind.
+            If the file cannot be written (no such folder, full disk); no incomplete file is left behind.
         """
         save_measurement(path, self)
 
@@ -138,20 +138,20 @@ class Measurement:
 def load_measurement(path, **overrides):
     """Read a `Measurement` from an HDF5, NPZ or MATLAB (v5 or v7.3) file.
 
-    Two layouts are understood: elastofast's own (docs/files.md) and that of the published comp-elast data:
-    ``vertices`` (N, 2) in metres, lateral then axial; ``triangles``, zero-based; ``uxy`` and, optionally,
-    ``fxy`` interleaved x, y per node, in metres and newtons per metre; optionally ``E`` (Pa), which becomes
-    the reference. That layout names no law and no support: the law is plane strain at Poisson ratio 0.495
-    unless given, and the support is the published one, the bottom edge (smallest axial coordinate) fixed
-    axially and its node nearest to the middle fixed laterally; ``fxy`` there holds reactions and is dropped.
-    It states no noise level either, so ``displacement_std`` has to be given.
+    Two layouts are understood: elastofast's own (docs/files.md) and that of the published comp-elast data, which has
+    ``vertices`` (N, 2) in metres, lateral then axial; ``triangles``, counted from zero; ``uxy`` and optionally ``fxy``,
+    x and y for each node in turn, in metres and newtons per metre; and optionally ``E`` (Pa), which becomes the
+    reference. Files of that layout state neither law nor support nor noise level. The law is plane strain with a
+    Poisson ratio of 0.495 unless it is given. The support is the published one: the bottom edge, where the axial
+    coordinate is smallest, is fixed axially, and its node nearest to the middle is also fixed laterally; the values of
+    ``fxy`` there are reactions and are not used. The noise level ``displacement_std`` has to be given.
 
     Parameters
     ----------
     path : path-like
-        The file. Its content decides how it is read.
+        The file. Its format is recognised by its content.
     **overrides
-        Any argument of `Measurement`, used in place of what the file says: ``geometry``, ``law``, ``load``,
+        Any argument of `Measurement`, which is used in place of what the file says: ``geometry``, ``law``, ``load``,
         ``displacement``, ``displacement_std`` (metres), ``force_std`` (newtons), ``reference`` (pascals).
 
     Returns
@@ -163,7 +163,7 @@ def load_measurement(path, **overrides):
     OSError
         If the file is missing or cannot be opened.
     ValueError
-        If it is empty, damaged, of another kind, or lacks something a measurement needs.
+        If the file is empty, damaged, of another kind, or lacks something that a measurement needs.
     TypeError
         If an override is not an argument of `Measurement`.
 
@@ -176,9 +176,9 @@ def load_measurement(path, **overrides):
 
 
 def check_displacement_std(value, shape, fixed) -> np.ndarray:
-    """Standard deviations (d, *node_shape) in metres, positive except on fixed dofs; inf = not measured.
+    """Standard deviations (d, *node_shape) in metres, positive except on fixed dofs; infinite means not measured.
 
-    A read-only view of what was given, which a single number leaves as small as it is.
+    They are a read-only view of what was given, so that a single number takes no memory.
     """
     d, nodes = shape[0], shape[1:]
     std = _real(value, "displacement_std")
@@ -202,7 +202,7 @@ def check_displacement_std(value, shape, fixed) -> np.ndarray:
 
 
 def check_force_std(value, shape) -> np.ndarray:
-    """Standard deviations (d, *node_shape) of the force noise in newtons, zero or more; a read-only view."""
+    """Standard deviations (d, *node_shape) of the force noise in newtons, zero or more, as a read-only view."""
     std = _real(value, "force_std")
     if std.shape == (shape[0], np.prod(shape[1:])):
         std = std.reshape(shape)
@@ -217,10 +217,10 @@ def check_force_std(value, shape) -> np.ndarray:
 
 
 def _real(value, name) -> np.ndarray:
-    """Host float64 copy or view of a real argument."""
+    """An argument as real numbers: a float64 array in host memory, not copied where it is one already."""
     try:
         value = np.asarray(to_host(value))
-    except Exception as error:  # CUDA tensors and CuPy arrays refuse implicit copies
+    except Exception as error:  # arrays of some libraries refuse to be copied to host memory implicitly
         raise TypeError(f"{name} must be an array in host memory, got {type(value).__name__}: {error}") from error
     if value.dtype.kind not in "fiu":
         raise TypeError(f"{name} must hold real numbers, got dtype {value.dtype}")

@@ -1,8 +1,8 @@
 """How far a modulus map is from the truth, and how well its lesions stand out.
 
-Every function takes arrays in any one unit of modulus. Region metrics compare the nodes of a target (lesion)
-with those of the background; `region_masks` takes both from the truth, never from the reconstruction (masks
-found by thresholding the map under test flatter it).
+The unit of the modulus does not matter as long as all arrays have the same. Region metrics compare the nodes of a
+target (a lesion) with those of the background. `region_masks` takes both regions from the truth and never from the
+reconstruction, because masks that are found by thresholding the map under test make it look better than it is.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ import numpy as np
 from .backend.device import to_host
 from .geometry import Grid
 
+# settings of SSIM by Wang et al. (IEEE TIP 13, 2004); K1 = 0.01 and K2 = 0.03 are the defaults of scikit-image
+SSIM_SIGMA = 1.5  # of the Gaussian window, in nodes
+SSIM_WINDOW = 11  # nodes on each side of the window, which a map must have at least
+
 
 def relative_l2(x, truth, weights=None) -> float:
     """Relative L2 error, ``||x - truth|| / ||truth||``.
@@ -22,7 +26,7 @@ def relative_l2(x, truth, weights=None) -> float:
     ----------
     x, truth : array_like, same shape
     weights : array_like, same size, optional
-        Area that each node stands for, such as ``mesh.node_weights``; equal by default.
+        Area that each node represents, such as ``mesh.node_weights``; equal by default.
 
     Raises
     ------
@@ -48,8 +52,8 @@ def mae(x, truth, weights=None) -> float:
 def symmetric_rms(x, truth, weights=None) -> float:
     """Symmetric relative RMS error, ``sqrt(mean((2 (x - truth) / (x + truth))^2))``.
 
-    The error that Mohammadi, Doyley and Cetin report for their comp-elast data, there over nodes without
-    weights. Both maps must be positive. See `relative_l2`.
+    Mohammadi, Doyley and Cetin report this error for their comp-elast data, as a mean over the nodes without weights.
+    Both maps must be positive. Arguments as for `relative_l2`.
     """
     x, truth, w = _pair(x, truth, weights)
     if min(x.min(), truth.min()) <= 0:
@@ -64,7 +68,7 @@ def psnr(x, truth, data_range=None) -> float:
     ----------
     x, truth : array_like, same shape
     data_range : float, optional
-        By default ``truth.max() - truth.min()``: fixed by the truth, whatever the reconstruction does.
+        By default ``truth.max() - truth.min()``, which does not depend on the reconstruction.
 
     Raises
     ------
@@ -75,7 +79,7 @@ def psnr(x, truth, data_range=None) -> float:
 
     _pair(x, truth, None)
     x, truth = np.asarray(x, dtype=np.float64), np.asarray(truth, dtype=np.float64)
-    with np.errstate(divide="ignore"):  # equal maps: infinite
+    with np.errstate(divide="ignore"):  # infinite for equal maps
         return float(peak_signal_noise_ratio(truth, x, data_range=_range(truth, data_range)))
 
 
@@ -100,15 +104,17 @@ def ssim(x, truth, data_range=None) -> float:
 
     _pair(x, truth, None)
     x, truth = np.asarray(x, dtype=np.float64), np.asarray(truth, dtype=np.float64)
-    if x.ndim != 2 or min(x.shape) < 11:
-        raise ValueError(f"ssim needs maps on a grid of at least 11 x 11 nodes, got shape {x.shape}")
+    if x.ndim != 2 or min(x.shape) < SSIM_WINDOW:
+        raise ValueError(
+            f"ssim needs maps on a grid of at least {SSIM_WINDOW} x {SSIM_WINDOW} nodes, got shape {x.shape}"
+        )
     return float(
         structural_similarity(
             truth,
             x,
             data_range=_range(truth, data_range),
             gaussian_weights=True,
-            sigma=1.5,
+            sigma=SSIM_SIGMA,
             use_sample_covariance=False,
         )
     )
@@ -117,8 +123,8 @@ def ssim(x, truth, data_range=None) -> float:
 def cnre(x, target, background, weights=None, decibel=False) -> float:
     """Elastographic contrast-to-noise ratio, ``2 (m_B - m_T)^2 / (v_B + v_T)``.
 
-    m and v are mean and variance over the two masks (Varghese and Ophir, Ultrasound Med. Biol. 24, 1998, who
-    define it for strain). Not to be mixed up with `cnr`.
+    m and v are the means and variances over the target T and the background B (Varghese and Ophir, Ultrasound Med.
+    Biol. 24, 1998, who define the ratio for strain). Not to be confused with `cnr`.
 
     Parameters
     ----------
@@ -127,7 +133,7 @@ def cnre(x, target, background, weights=None, decibel=False) -> float:
     weights : array_like, size of x, optional
         Area of each node.
     decibel : bool, optional
-        Give ``10 log10`` of it.
+        Return ``10 log10`` of the ratio.
 
     Raises
     ------
@@ -141,7 +147,7 @@ def cnre(x, target, background, weights=None, decibel=False) -> float:
 
 
 def cnr(x, target, background, weights=None) -> float:
-    """Contrast-to-noise ratio of B-mode imaging, ``|m_B - m_T| / sqrt(v_B + v_T)``; arguments as `cnre`."""
+    """Contrast-to-noise ratio of B-mode imaging, ``|m_B - m_T| / sqrt(v_B + v_T)``; arguments as for `cnre`."""
     (mt, vt), (mb, vb) = _moments(x, target, background, weights)
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.abs(mb - mt) / np.sqrt(np.float64(vb + vt)))
@@ -150,15 +156,16 @@ def cnr(x, target, background, weights=None) -> float:
 def gcnr(x, target, background, weights=None, bins=100) -> float:
     """Generalised contrast-to-noise ratio: one minus the overlap of the two histograms.
 
-    1 where some rule tells every lesion value from every background value, 0 where none does better than
-    chance; no monotonous change of the scale can raise it (Rodriguez-Molares et al., IEEE TUFFC 67, 2020).
+    It is 1 if some rule tells every value of the lesion from every value of the background, and 0 if no rule does
+    better than chance. No monotonic transformation of the values can raise it (Rodriguez-Molares et al., IEEE
+    TUFFC 67, 2020).
 
     Parameters
     ----------
     x, target, background, weights
         As in `cnre`.
     bins : int, optional
-        Equal histogram bins over the joint range.
+        Number of histogram bins of equal width over the range of both regions.
 
     Raises
     ------
@@ -175,9 +182,9 @@ def gcnr(x, target, background, weights=None, bins=100) -> float:
 
 
 def contrast_ratio_error(x, truth, target, background, weights=None) -> float:
-    """Relative error of the contrast, ``|C / C0 - 1|`` with ``C = m_T / m_B`` and C0 the same of the truth.
+    """Relative error of the contrast, ``|C / C0 - 1|`` with ``C = m_T / m_B`` of x and ``C0`` of the truth.
 
-    A common factor on x does not matter. Arguments as `cnre`.
+    Multiplying x by a constant changes nothing. Arguments as for `cnre`.
     """
     contrast = []
     for field in (x, truth):
@@ -189,7 +196,7 @@ def contrast_ratio_error(x, truth, target, background, weights=None) -> float:
 
 
 def region_masks(truth, geometry, mask=None, guard=2):
-    """Lesion and background nodes, without a guard band along the margin.
+    """Nodes of the lesion and of the background, without a guard band along the margin.
 
     Parameters
     ----------
@@ -197,11 +204,11 @@ def region_masks(truth, geometry, mask=None, guard=2):
         True modulus.
     geometry : Grid or Mesh
     mask : array_like of bool, shape geometry.node_shape, optional
-        The lesion. By default the smaller of the two classes into which Otsu's threshold (IEEE Trans. SMC 9,
-        1979) parts the logarithm of the truth, nodes weighted by area.
+        The lesion. By default it is the smaller of the two classes into which Otsu's threshold (IEEE Trans. SMC 9,
+        1979) divides the logarithm of the truth, with nodes weighted by area.
     guard : int, optional
-        Layers of cells to take away from both regions along their common margin. Fewer are taken where a
-        region would vanish.
+        Number of layers of cells that are removed from both regions along their common margin; fewer if otherwise one
+        of the regions would vanish.
 
     Returns
     -------
@@ -237,7 +244,7 @@ def region_masks(truth, geometry, mask=None, guard=2):
 def evaluate(modulus, truth, geometry, mask=None, guard=2, relative=False) -> dict:
     """All metrics of one reconstruction.
 
-    Errors are area weighted on a `Mesh`, except the symmetric RMS, which is defined over nodes.
+    On a `Mesh` errors are weighted by area, except for the symmetric RMS, which is defined as a mean over nodes.
 
     Parameters
     ----------
@@ -247,14 +254,15 @@ def evaluate(modulus, truth, geometry, mask=None, guard=2, relative=False) -> di
     mask, guard
         The lesion and its guard band, see `region_masks`.
     relative : bool, optional
-        The modulus is known only up to a factor: multiply it by the one that fits the truth best first.
+        Whether the modulus is known only up to a factor. It is then multiplied first by the factor that fits the truth
+        best in the least-squares sense.
 
     Returns
     -------
     dict of str to float
         relative_l2, rmse (Pa), mae (Pa), symmetric_rms, psnr (dB), ssim, cnre, cnre_db, cnr, gcnr and
-        contrast_ratio_error. What is not defined is NaN: ssim on a mesh, everything about lesions and ranges
-        where the truth is constant, psnr and ssim where scikit-image is not installed.
+        contrast_ratio_error. Metrics that are not defined are NaN: ssim on a mesh or a small grid, all metrics that
+        need a lesion or a range if the truth is constant, psnr and ssim if scikit-image is not installed.
 
     Raises
     ------
@@ -282,7 +290,7 @@ def evaluate(modulus, truth, geometry, mask=None, guard=2, relative=False) -> di
         return values
     with suppress(ImportError):  # scikit-image is an extra
         values["psnr"] = psnr(x, truth)
-        if on_grid and min(x.shape) >= 11:
+        if on_grid and min(x.shape) >= SSIM_WINDOW:
             values["ssim"] = ssim(x, truth)
     t, b = region_masks(truth, geometry, mask, guard)
     values["cnre"] = cnre(x, t, b, weights)
@@ -347,7 +355,7 @@ def _moments(x, target, background, weights):
 
 
 def _otsu(truth, weights) -> np.ndarray:
-    """Smaller of the two classes of log(truth) with the greatest variance between them."""
+    """The smaller of the two classes of log(truth) for which the variance between the classes is greatest."""
     if not (np.isfinite(truth).all() and truth.min() > 0):
         raise ValueError("truth must be positive and finite (pascals)")
     levels, number = np.unique(np.log(truth), return_inverse=True)
@@ -363,7 +371,7 @@ def _otsu(truth, weights) -> np.ndarray:
 
 
 def _erode(mask, geometry) -> np.ndarray:
-    """Nodes whose neighbours (nodes of a common cell) all lie in the mask."""
+    """Nodes of the mask all of whose neighbours, the nodes that share a cell with them, lie in the mask."""
     if isinstance(geometry, Grid):
         from scipy.ndimage import binary_erosion
 

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numpy as np
 
 from .geometry import Grid, Mesh
 
 KINDS = ("oval", "lobulated", "spiculated")
 
-# correlation lengths of the two smooth fields as fractions of the lateral width
-_TEXTURE, _VARIATION = 0.04, 0.2
+# The shapes of lesions imitate the margin descriptors of the ACR BI-RADS lexicon for ultrasound. The numbers here and
+# in `_margin` are plausible ones; no study repeats the choice.
+TEXTURE_LENGTH, VARIATION_LENGTH = 0.04, 0.2  # correlation lengths of the smooth fields, as fractions of the width
+LARGEST = 0.8  # of the diameter of a lesion, as a fraction of the width: larger ones reach the sides
+SMALLEST = 3  # of the diameter of a lesion, in node distances
+CLEARANCE = 1.1  # distances of a lesion from the sides and from other lesions, over what touching would mean
+PLACES = 200  # places that are tried for a lesion
+ATTEMPTS = 100  # whole phantoms that are tried by `retried`
+WAVES = 256  # plane waves in a smooth field
+ANGLES = np.linspace(0, 2 * np.pi, 720, endpoint=False)  # at which a margin is described
 
 
 class NoRoomError(ValueError):
     """The lesions do not fit into the body."""
+
+
+Made = TypeVar("Made")
+
+
+def retried(make: Callable[[], Made]) -> Made:
+    """What ``make()`` returns, called again where random lesions happen not to fit into the body.
+
+    Raises
+    ------
+    NoRoomError
+        If none of `ATTEMPTS` calls succeeds.
+    """
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return make()
+        except NoRoomError:  # large lesions side by side, or a long one
+            continue
+    return make()
 
 
 def lesion(
@@ -29,7 +59,7 @@ def lesion(
     texture=0.0,
     variation=0.0,
 ):
-    """Homogeneous background with stiff lesions of random place, size, shape and stiffness.
+    """Homogeneous background with stiff lesions of random position, size, shape and stiffness.
 
     The default moduli are those of the breast data of Mohammadi, Doyley and Cetin (10-15 and 30-80 kPa).
 
@@ -45,16 +75,16 @@ def lesion(
     background, lesion : (float, float), optional
         Ranges of Young's modulus in pascals, from which each value is drawn uniformly.
     n_lesions : int, optional
-        How many lesions, apart from one another.
+        How many lesions; they do not touch one another.
     size : (float, float), optional
-        Range of the lesion's diameter (of the circle of equal area) as a fraction of the body's lateral
-        width; never below three node distances.
+        Range of the diameter of a lesion (of the circle of equal area), as a fraction of the lateral width of the
+        body; a lesion is at least three node distances wide.
     edge : float, optional
         Width of the transition at the margin in node distances; 0 is a sharp edge.
     texture : float, optional
         Relative standard deviation of a smooth log-normal variation over the whole map, 0 for none.
     variation : float, optional
-        The same for a slower variation of the background alone.
+        Relative standard deviation of a slower variation of the background alone.
 
     Returns
     -------
@@ -68,20 +98,11 @@ def lesion(
     ValueError
         If an argument is out of range or the lesions do not fit into the body (`NoRoomError`).
     """
-    axes = _axes(geometry)
-    if geometry.dim != 2:
-        raise ValueError(f"geometry must be two-dimensional, got {geometry.dim} dimensions")
-    if kind not in (*KINDS, "random"):
-        raise ValueError(f"kind must be one of {', '.join(KINDS)} or random, got {kind!r}")
+    lateral, axial = _axes(geometry)
     _check_values(background, lesion, edge, texture, variation)
-    _check_range("size", size, "fractions of the width")
-    if size[1] > 0.8:
-        raise ValueError(f"size must not exceed 0.8 of the width, got {size}")
-    if n_lesions != int(n_lesions) or n_lesions < 0:
-        raise ValueError(f"n_lesions must be a whole number, zero or more, got {n_lesions}")
+    _check_lesions(geometry, kind, size, n_lesions)
 
     rng = np.random.default_rng(seed)
-    lateral, axial = axes
     points = np.stack([geometry.points[:, lateral], geometry.points[:, axial]])
     low, high = points.min(axis=1), points.max(axis=1)
     step = np.sqrt(geometry.node_weights.mean())
@@ -90,7 +111,7 @@ def lesion(
     mask = np.zeros(geometry.n_nodes, dtype=bool)
     placed: list[tuple[np.ndarray, float]] = []
     for _ in range(int(n_lesions)):
-        radius = 0.5 * max(rng.uniform(*size) * (high[0] - low[0]), 3 * step)
+        radius = 0.5 * max(rng.uniform(*size) * (high[0] - low[0]), SMALLEST * step)
         margin = _margin(rng, KINDS[rng.integers(len(KINDS))] if kind == "random" else kind) * radius
         center = _place(rng, margin.max(), low, high, placed)
         depth = _depth(points, center, margin)
@@ -99,15 +120,15 @@ def lesion(
         share += blend
         mask |= depth > 0
         placed.append((center, margin.max()))
-    modulus = inside + (1 - share) * outside * _log_normal(rng, geometry, variation, _VARIATION)
-    modulus *= _log_normal(rng, geometry, texture, _TEXTURE)
+    modulus = inside + (1 - share) * outside * _log_normal(rng, geometry, variation, VARIATION_LENGTH)
+    modulus *= _log_normal(rng, geometry, texture, TEXTURE_LENGTH)
     return modulus.reshape(geometry.node_shape), mask.reshape(geometry.node_shape)
 
 
 def from_mask(
     grid, mask, *, seed=0, background=(10e3, 15e3), lesion=(30e3, 80e3), edge=0.0, texture=0.0, variation=0.0
 ):
-    """Modulus map of a given lesion mask; every connected piece gets a modulus of its own.
+    """Modulus map of a given lesion mask, in which every connected piece has a modulus of its own.
 
     Parameters
     ----------
@@ -140,14 +161,14 @@ def from_mask(
     labels, count = label(mask, structure=np.ones((3, 3)))
     for k in range(1, count + 1):
         piece = labels == k
-        # distance to the nearest node of the other side; the margin is half a node distance before it
+        # distances to the nearest node on the other side of the margin, which is half a node distance before that node
         near, far = (distance_transform_edt(side, sampling=grid.spacing) for side in (piece, ~piece))
         blend = _blend(np.where(piece, near - step / 2, step / 2 - far), edge * step)
         inside += blend * rng.uniform(*lesion)
         share += blend
     varied, textured = (
         _log_normal(rng, grid, std, length).reshape(grid.shape)
-        for std, length in ((variation, _VARIATION), (texture, _TEXTURE))
+        for std, length in ((variation, VARIATION_LENGTH), (texture, TEXTURE_LENGTH))
     )
     return (inside + (1 - share) * outside * varied) * textured
 
@@ -159,7 +180,7 @@ def inclusion(geometry, center, radius, modulus, background):
     ----------
     geometry : Grid or Mesh
     center : array_like of float, shape (d,)
-        Metres, in the order of the geometry's coordinates.
+        Its centre in metres, in the order of the geometry's coordinates.
     radius : float
         Metres.
     modulus, background : float
@@ -192,7 +213,7 @@ def inclusion(geometry, center, radius, modulus, background):
 
 
 def _axes(geometry) -> tuple[int, int]:
-    """Coordinates that are lateral and axial."""
+    """Numbers of the lateral and the axial coordinate."""
     if isinstance(geometry, Grid):
         return 1, 0
     if isinstance(geometry, Mesh):
@@ -214,48 +235,55 @@ def _check_range(name, pair, unit):
         raise ValueError(f"{name} must be a pair (low, high) with 0 < low <= high ({unit}), got {pair.tolist()}")
 
 
-_ANGLES = np.linspace(0, 2 * np.pi, 720, endpoint=False)
+def _check_lesions(geometry, kind, size, n_lesions):
+    if geometry.dim != 2:
+        raise ValueError(f"geometry must be two-dimensional, got {geometry.dim} dimensions")
+    if kind not in (*KINDS, "random"):
+        raise ValueError(f"kind must be one of {', '.join(KINDS)} or random, got {kind!r}")
+    _check_range("size", size, "fractions of the width")
+    if size[1] > LARGEST:
+        raise ValueError(f"size must not exceed {LARGEST} of the width, got {size}")
+    if n_lesions != int(n_lesions) or n_lesions < 0:
+        raise ValueError(f"n_lesions must be a whole number, zero or more, got {n_lesions}")
 
 
 def _margin(rng, kind) -> np.ndarray:
-    """Distance of the margin from the centre at `_ANGLES`, scaled so that it encloses the area pi."""
-    # wider than tall, tilted a little
+    """Distance of the margin from the centre at `ANGLES`, scaled such that it encloses the area pi."""
+    # an ellipse that is wider than tall and tilted by up to pi / 8
     aspect = rng.uniform(1.0, 1.25 if kind == "spiculated" else 1.6)
-    t = _ANGLES - rng.uniform(-np.pi / 8, np.pi / 8)
+    t = ANGLES - rng.uniform(-np.pi / 8, np.pi / 8)
     r = 1 / np.hypot(np.cos(t) / aspect, np.sin(t))
-    if kind == "lobulated":
-        bulges = sum(
-            rng.uniform(0.3, 1.0) / k * np.cos(k * (_ANGLES - rng.uniform(0, 2 * np.pi))) for k in (2, 3, 4, 5)
-        )
+    if kind == "lobulated":  # bulges of 2 to 5 periods, together 15 to 25 % of the radius high
+        bulges = sum(rng.uniform(0.3, 1.0) / k * np.cos(k * (ANGLES - rng.uniform(0, 2 * np.pi))) for k in (2, 3, 4, 5))
         r *= 1 + rng.uniform(0.15, 0.25) * bulges / np.abs(bulges).max()
-    elif kind == "spiculated":
+    elif kind == "spiculated":  # 9 to 15 spikes, 25 to 70 % of the tilted ellipse's minor radius long
         count = int(rng.integers(9, 16))
         for k in range(count):
             at = 2 * np.pi * (k + rng.uniform(-0.3, 0.3)) / count
-            away = np.angle(np.exp(1j * (_ANGLES - at)))
+            away = np.angle(np.exp(1j * (ANGLES - at)))
             r += rng.uniform(0.25, 0.7) * np.exp(-np.abs(away) / rng.uniform(0.06, 0.12))
     return r / np.sqrt(np.mean(r**2))
 
 
 def _place(rng, reach, low, high, placed) -> np.ndarray:
-    """Centre of a lesion that stays inside the body and clear of the others."""
-    low, high = low + 1.1 * reach, high - 1.1 * reach
+    """Centre of a lesion that reaches so far, inside the body and away from the others."""
+    low, high = low + CLEARANCE * reach, high - CLEARANCE * reach
     if (low <= high).all():
-        for _ in range(200):
+        for _ in range(PLACES):
             center = rng.uniform(low, high)
-            if all(np.hypot(*(center - c)) > 1.1 * (reach + r) for c, r in placed):
+            if all(np.hypot(*(center - c)) > CLEARANCE * (reach + r) for c, r in placed):
                 return center
     raise NoRoomError(f"lesion number {len(placed) + 1} does not fit into the body; use a smaller size or n_lesions")
 
 
 def _depth(points, center, margin) -> np.ndarray:
-    """Radial distance of each point inside the margin, metres, negative outside."""
+    """Distance of each point from the margin along the radius, in metres, negative outside."""
     x, y = points - center[:, None]
-    return np.interp(np.arctan2(y, x), _ANGLES, margin, period=2 * np.pi) - np.hypot(x, y)
+    return np.interp(np.arctan2(y, x), ANGLES, margin, period=2 * np.pi) - np.hypot(x, y)
 
 
 def _blend(inside, width) -> np.ndarray:
-    """Share of the lesion at a depth inside its margin: a step, or a smooth one of some width (metres)."""
+    """Share of the lesion in the modulus at a depth inside the margin: a step, smoothed over a width (metres)."""
     if width == 0:
         return (inside > 0).astype(float)
     t = np.clip(0.5 + inside / width, 0, 1)
@@ -263,10 +291,13 @@ def _blend(inside, width) -> np.ndarray:
 
 
 def _log_normal(rng, geometry, std, length) -> np.ndarray:
-    """Smooth factor of mean 1 and some relative std, shape (N,); the length is a fraction of the width."""
+    """Smooth random factor with mean 1 and a relative standard deviation, shape (N,).
+
+    ``length`` is the correlation length of the logarithm as a fraction of the lateral width.
+    """
     if std == 0:
         return np.ones(geometry.n_nodes)
-    sigma = np.sqrt(np.log1p(std**2))  # of the logarithm, so that the relative std is `std`
+    sigma = np.sqrt(np.log1p(std**2))  # standard deviation of the logarithm
     width = np.ptp(geometry.points[:, _axes(geometry)[0]])
     return np.exp(sigma * _smooth_field(rng, geometry, length * width) - sigma**2 / 2)
 
@@ -274,12 +305,11 @@ def _log_normal(rng, geometry, std, length) -> np.ndarray:
 def _smooth_field(rng, geometry, length) -> np.ndarray:
     """Gaussian field of zero mean, unit variance and correlation exp(-r^2 / (2 length^2)), shape (N,).
 
-    A sum of plane waves of random direction and phase (Rahimi and Recht 2007): it works on any points, and
-    on a grid the waves are products, so that the sum is a matrix product.
+    It is a sum of plane waves of random direction and phase (Rahimi and Recht, NIPS 2007), which can be evaluated at
+    any points. On a grid each wave is a product of two factors, so the sum is a matrix product.
     """
-    waves = 256
-    k = rng.normal(0, 1 / length, (waves, 2))
-    phase = rng.uniform(0, 2 * np.pi, waves)
+    k = rng.normal(0, 1 / length, (WAVES, 2))
+    phase = rng.uniform(0, 2 * np.pi, WAVES)
     if isinstance(geometry, Grid):
         axes = [h * np.arange(n) for n, h in zip(geometry.shape, geometry.spacing, strict=True)]
         down, across = (
@@ -289,4 +319,4 @@ def _smooth_field(rng, geometry, length) -> np.ndarray:
         field = (down.real @ across.real - down.imag @ across.imag).ravel()
     else:
         field = sum(np.cos(geometry.points @ kn + p) for kn, p in zip(k, phase, strict=True))
-    return np.sqrt(2 / waves) * field
+    return np.sqrt(2 / WAVES) * field

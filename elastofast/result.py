@@ -1,4 +1,4 @@
-"""What a reconstruction gives."""
+"""The result of a reconstruction."""
 
 from __future__ import annotations
 
@@ -9,37 +9,41 @@ import numpy as np
 
 __all__ = ["Result", "message"]
 
+# chi2 outside of this range is commented on. For n independent data its standard deviation is sqrt(2 / n), a few per
+# cent even for small grids, so that such values say that the model or the stated noise level is wrong.
+CHI2_RANGE = (0.7, 1.3)
+
 
 @dataclass
 class Result:
-    """A reconstructed map and how it came about.
+    """A reconstructed map, how well it fits the data, and how it was obtained.
 
     Attributes
     ----------
     modulus : array, shape node_shape
-        Pascals; if ``relative``, up to a factor and with geometric mean one.
+        Young's modulus in pascals; if ``relative`` is true, without unit and with geometric mean one.
     displacement : array, shape (d, *node_shape)
-        The denoised displacement in metres that belongs to the modulus.
+        The displacement in metres that belongs to the modulus: an estimate of the measured one without its noise.
     status : {"converged", "max_iterations", "stalled", "interrupted"}
     message : str
-        What the status and chi2 mean and what to do about it.
+        What status and chi2 mean, and what to do about them.
     chi2 : float
-        2 J over the number of independent data; close to and a little below one for a good map.
+        2 J over the number of independent data, with the data term J; for a good map a little below one.
     weight : float
-        Prior weight that was used; NaN if the run was interrupted before it was chosen.
+        The weight of the prior; NaN if the run was interrupted before a weight was chosen.
     history : list of dict
-        One entry an accepted step: iteration, shape, weight, objective, data, prior, chi2, step, gradient_norm,
+        One entry for each accepted step: iteration, shape, weight, objective, data, prior, chi2, step, gradient_norm,
         seconds.
     seconds : float
-        Wall time; of all that took their steps together.
+        Wall time of the run. Measurements that are reconstructed together all have the time of the whole run.
     timing : dict
-        Seconds spent in the data term ("data"), the prior ("prior") and anything else ("rest").
+        Seconds spent in the data term ("data"), the prior ("prior") and everything else ("rest").
     relative : bool
-        True if nothing fixes the scale of the modulus.
+        True if the modulus is known only up to a factor, because no force is known.
     prior, gradient, optimizer : str
-        What was used.
+        Names of what was used.
     geometry : Grid or Mesh
-        Where the nodes are.
+        The geometry of the measurement.
     """
 
     modulus: np.ndarray
@@ -65,7 +69,7 @@ class Result:
 
 
 def message(status, chi2, prior, known):
-    """What a status and chi2 mean, and what to do about it; ``known`` if a weight had been chosen."""
+    """What a status and chi2 mean, and what to do about them; ``known`` says whether a weight had been chosen."""
     resume = "start=result, weight=result.weight." if known else "start=result; no weight was chosen yet."
     text = {
         "converged": "The objective no longer falls noticeably.",
@@ -75,12 +79,12 @@ def message(status, chi2, prior, known):
     }[status]
     if prior == "none" and status == "converged":
         text = "Stopped at the first map that explains the data within their noise, or the last that improved."
-    if chi2 > 1.3:
+    if chi2 > CHI2_RANGE[1]:
         text += (
             f" chi2 is {chi2:.2f}: the data are not explained. displacement_std may be too small, the load or the "
             "Poisson ratio wrong, or the weight too large."
         )
-    elif chi2 < 0.7:
+    elif chi2 < CHI2_RANGE[0]:
         text += (
             f" chi2 is {chi2:.2f}: noise is being fitted. displacement_std may be too large or the weight too small."
         )

@@ -1,4 +1,4 @@
-"""Measurements made up from a known modulus: forward solve plus noise of a stated level."""
+"""Simulated measurements of a body of known modulus: forward solution plus noise of a stated level."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from .backend.device import to_host
 from .geometry import Grid
 
 NOISES = ("white", "relative")
+LATERAL_NOISE = 1.7  # relative noise of the other components over that of the axial one, as in the comp-elast data
 
 
 def simulate(geometry, law, load, modulus, snr=35.0, noise="white", seed=0, force_std=0.0):
@@ -19,7 +20,7 @@ def simulate(geometry, law, load, modulus, snr=35.0, noise="white", seed=0, forc
     law : Law
     load : Boundary
     modulus : array_like of float, shape geometry.node_shape
-        Young's modulus in pascals; becomes the measurement's ``reference``.
+        Young's modulus in pascals, which becomes the ``reference`` of the measurement.
     snr : float, optional
         Signal-to-noise ratio of the displacement in decibels, see `add_noise`.
     noise : {"white", "relative"}, optional
@@ -27,8 +28,8 @@ def simulate(geometry, law, load, modulus, snr=35.0, noise="white", seed=0, forc
     seed : int or numpy.random.Generator, optional
         The same seed gives the same noise.
     force_std : float or array_like of shape (d, *geometry.node_shape), optional
-        Standard deviation in newtons (2-D: per metre of thickness) by which the true force departs from the
-        stated load, on loaded dofs.
+        Standard deviation of the difference between the true and the stated force on loaded dofs, in newtons (2-D: per
+        metre of thickness).
 
     Returns
     -------
@@ -72,7 +73,7 @@ def simulate(geometry, law, load, modulus, snr=35.0, noise="white", seed=0, forc
 def add_noise(displacement, snr=35.0, noise="white", *, seed=0, axial=0, fixed=None):
     """Add noise to a displacement field at a stated signal-to-noise ratio.
 
-    The ratio is ``snr = 10 log10(||u||^2 / E||n||^2)`` over all components and nodes together.
+    The ratio is ``snr = 10 log10(||u||^2 / E||n||^2)``, where the norms are over all components and nodes together.
 
     Parameters
     ----------
@@ -81,20 +82,20 @@ def add_noise(displacement, snr=35.0, noise="white", *, seed=0, axial=0, fixed=N
     snr : float, optional
         Decibels.
     noise : {"white", "relative"}, optional
-        "white": one standard deviation for all components and nodes. "relative": that of the comp-elast data
-        (Mohammadi, Doyley and Cetin): the axial component gets N(0, (c |u|)^2) + N(0, (c range u)^2), the
-        others the same with 1.7 c, each from its own |u| and range; c follows from the ratio.
+        "white": all components and nodes have the same standard deviation. "relative": the noise of the comp-elast data
+        (Mohammadi, Doyley and Cetin), N(0, (c |u|)^2) + N(0, (c range u)^2) for the axial component u, and with 1.7 c
+        for each other component, its own values and its own range; c follows from the ratio.
     seed : int or numpy.random.Generator, optional
     axial : int, optional
         Which component is axial.
     fixed : numpy.ndarray of bool, shape of displacement, optional
-        Dofs whose displacement is known exactly and gets no noise.
+        Dofs whose displacement is known exactly, so that no noise is added.
 
     Returns
     -------
     noisy : numpy.ndarray, shape of displacement
     std : numpy.ndarray, shape of displacement
-        The standard deviation of the noise in metres, on fixed dofs what it would have been.
+        The standard deviation of the noise in metres; on fixed dofs the one that it would have had.
 
     Raises
     ------
@@ -110,7 +111,7 @@ def add_noise(displacement, snr=35.0, noise="white", *, seed=0, axial=0, fixed=N
     std = np.ones(u.shape)
     if noise == "relative":
         for i, component in enumerate(u):
-            std[i] = np.hypot(component, np.ptp(component)) * (1.0 if i == axial else 1.7)
+            std[i] = np.hypot(component, np.ptp(component)) * (1.0 if i == axial else LATERAL_NOISE)
     energy = np.sum(std[free] ** 2)
     signal = np.sum(u**2)
     if not (signal > 0 and energy > 0):

@@ -1,4 +1,4 @@
-"""Held-out measurements of a data set, as they are and under conditions that no prior was trained for."""
+"""Held-out measurements of a data set: as they are stored, and in scenarios that no prior was trained for."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from ..forward.form import ElasticForm
 from ..forward.solve import solve_forward
 from ..measurement import Measurement
-from ..phantoms import NoRoomError, lesion
+from ..phantoms import lesion, retried
 from ..simulation import add_noise
 
-# name: how it makes the test maps
+# scenarios; name: what it does to the test maps, as the end of a sentence
 SCENARIOS = {
     "clean": "as the data set was made",
     "texture": "with a smooth log-normal texture of 10 %",
@@ -20,12 +20,16 @@ SCENARIOS = {
     "poisson": "simulated with a Poisson ratio lower by 0.03 than the one assumed",
     "correlated": "with noise blurred over 1.5 nodes, of the stated standard deviation, taken for independent",
 }
-TEXTURE, POISSON, BLUR = 0.10, -0.03, 1.5
+# sizes of what the scenarios change, in round numbers (docs/comparison.md has the errors that they cause)
+TEXTURE = 0.10  # relative standard deviation
+POISSON = -0.03  # true Poisson ratio minus the assumed one
+BLUR = 1.5  # standard deviation of the Gaussian that blurs the noise, in nodes
+TWO_SIZES = (0.08, 0.3)  # diameters of two lesions as fractions of the width, small enough to fit side by side
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Under what a test map is measured.
+    """The condition under which a test map is measured: a noise level and a scenario.
 
     Attributes
     ----------
@@ -40,16 +44,16 @@ class Condition:
 
     @property
     def name(self) -> str:
-        """Short name without blanks or slashes."""
+        """Short name without blanks and slashes, which is part of file names."""
         return f"{self.snr:g}dB-{self.scenario}"
 
 
 def measure(data, i, condition, seed=0):
     """One map of a data set, measured under a condition.
 
-    The clean scenario at the data set's own noise level is the stored measurement; everything else is simulated anew
-    from the true modulus. The random numbers depend on the sample's own seed and on `seed` alone, so that the noise
-    of one map differs between conditions in its scale only.
+    In the clean scenario at the data set's own noise level this is the stored measurement; under any other condition
+    the measurement is simulated anew from the true modulus. The random numbers depend only on the seed of the sample
+    and on ``seed``, so the noise of one map is the same at all noise levels but for its scale.
 
     Parameters
     ----------
@@ -62,7 +66,7 @@ def measure(data, i, condition, seed=0):
     Returns
     -------
     measurement : Measurement
-        With the true modulus as its reference, and geometry, law and noise level as a user would believe them.
+        Its reference is the true modulus; geometry, law and noise level are those that a user would assume.
     mask : numpy.ndarray of bool, shape data.geometry.shape
         Lesion nodes.
 
@@ -75,7 +79,7 @@ def measure(data, i, condition, seed=0):
         raise ValueError(f"world must be one of {', '.join(SCENARIOS)}, got {condition.scenario!r}")
     if condition == Condition(data.snr):
         return data.measurement(i), data.mask(i)
-    # key 2: numbers that nothing in the data set was made from
+    # the key 2 gives random numbers from which nothing in the data set was made
     maps, noise = np.random.default_rng(np.random.SeedSequence(int(data.seeds[i]), spawn_key=(2, seed))).spawn(2)
     grid, law, load = data.geometry, data.law, data.load
     modulus, mask = data.modulus(i).astype(np.float64), data.mask(i)
@@ -91,19 +95,13 @@ def measure(data, i, condition, seed=0):
     return Measurement(grid, law, load, noisy, std, reference=modulus), mask
 
 
-def _two_lesions(data, rng, attempts=100):
+def _two_lesions(data, rng):
     ranges = {name: data.config[name] for name in ("background", "lesion")}
-    while True:
-        try:
-            return lesion(data.geometry, seed=rng, kind="random", n_lesions=2, size=(0.08, 0.3), **ranges)
-        except NoRoomError:  # large ones side by side
-            attempts -= 1
-            if not attempts:
-                raise
+    return retried(lambda: lesion(data.geometry, seed=rng, kind="random", n_lesions=2, size=TWO_SIZES, **ranges))
 
 
 def _blurred(rng, shape):
-    """Correlated noise, of unit mean square in each component."""
+    """Blurred white noise with a mean square of one in each component."""
     from scipy.ndimage import gaussian_filter
 
     noise = gaussian_filter(rng.normal(size=shape), (0, *[BLUR] * (len(shape) - 1)), mode="wrap")

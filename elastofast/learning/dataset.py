@@ -1,8 +1,8 @@
 """Data sets of stiffness maps: true modulus, noisy measurement and unregularised map, in one HDF5 file.
 
-Every sample is a function of the configuration and its own seed alone, so it does not matter which process makes
-it, or in which run. Finished samples are kept in a folder beside the output, one file each; when all are there they
-are packed into the output, which appears under its name only then. Layout: docs/datasets.md.
+Every sample is a function of the configuration and of its own seed alone, so it does not matter in which process or in
+which run it is made. Finished samples are kept in a `ResumableFolder` beside the output. When all of them are there,
+they are packed into the output file, which appears under its name only when it is complete. Layout: docs/datasets.md.
 """
 
 from __future__ import annotations
@@ -36,8 +36,12 @@ from .workers import in_processes
 FORMAT = "elastofast data set"
 VERSION = 1  # of the layout
 SPLITS = ("train", "validation", "test")
+TRAINING, HELD_OUT = 541, 30  # default numbers of maps; HELD_OUT each for validation and test
+HELD_OUT_SHARE = 0.05  # the same with masks, where it is a share of all masks
+# bytes that HDF5 takes beyond the uncompressed arrays, estimated from above, of which space is reserved
+SAMPLE_OVERHEAD, FILE_OVERHEAD = 2048, 2**20
 
-# name: (type, unit, what it is), one array a sample
+# arrays, one for each sample; name: (type, unit, what it is)
 FIELDS = {
     "modulus": (np.float32, "Pa", "true Young's modulus"),
     "mask": (np.uint8, "1", "1 inside a lesion"),
@@ -47,7 +51,7 @@ FIELDS = {
     "errors": (np.float32, "1", "draws of the error of log modulus that a reconstruction has about the truth"),
 }
 OPTIONAL = ("unregularised", "errors")  # fields that a file may lack
-# the same, one number a sample
+# the same for numbers, one for each sample
 NOTES = {
     "seed": (np.uint64, "1", "of the sample's random numbers"),
     "group": (np.int64, "1", "samples of one patient or one lesion have the same number"),
@@ -58,8 +62,8 @@ NOTES = {
 class Dataset:
     """A data set file, read sample by sample.
 
-    Open it with `Dataset.open`, as a context manager. An index is a whole number or an array of them; arrays
-    give arrays with one more axis in front.
+    Open it with `Dataset.open`, as a context manager. The methods below take the index of a sample, or an array of
+    indices, whose shape is then put in front of the shape of one sample.
 
     Attributes
     ----------
@@ -69,7 +73,7 @@ class Dataset:
     snr : float
         Signal-to-noise ratio of the displacements in decibels.
     config : dict
-        What `build_dataset` was told.
+        The arguments of `build_dataset` by which the samples were made.
     seeds, groups : numpy.ndarray of int, shape (n,)
         Seed and group of each sample; no group is in two splits.
     sources : list of str
@@ -121,14 +125,14 @@ class Dataset:
         Raises
         ------
         ValueError
-            If it is no data set, damaged, or cut short.
+            If the file is no data set, damaged, or cut short.
         OSError
-            If it is missing or may not be read.
+            If the file is missing or may not be read.
         """
         import h5py
 
         path = Path(path)
-        with open(path, "rb"):  # a missing file is told as such
+        with open(path, "rb"):  # h5py would report a missing file as a damaged one
             pass
         file = None
         try:
@@ -157,7 +161,7 @@ class Dataset:
         return f"Dataset({str(self.path)!r}, {self.geometry!r}, {self.law!r}, {self.snr:g} dB, {counts})"
 
     def indices(self, split) -> np.ndarray:
-        """Indices of one split, in order.
+        """Indices of the samples of one split, in increasing order.
 
         Parameters
         ----------
@@ -186,9 +190,9 @@ class Dataset:
         return self._read("unregularised", i)
 
     def errors(self, i) -> np.ndarray:
-        """Draws of the error of log x about the truth, float32, shape (..., draws, *geometry.shape).
+        """Draws of the error that a reconstruction makes in log x, float32, shape (..., draws, *geometry.shape).
 
-        See `perturbation.posterior_errors`.
+        See `posterior.posterior_errors`.
         """
         if "errors" not in self._file:
             raise ValueError(f"{self.path}: the data set was built without draws of the error")
@@ -264,11 +268,11 @@ def build_dataset(
 ):
     """Make stiffness maps with their simulated measurements and unregularised reconstructions.
 
-    The body is compressed as by `compression`. A run that was interrupted, even by a kill, goes on where it was
-    when called again with the same arguments; until then its samples are in the folder ``<path>.parts``. The
-    samples depend on the arguments only, not on ``jobs`` or on interruptions.
+    The body is compressed as by `compression`. If the run is interrupted, even by a kill, the finished samples stay in
+    the folder ``<path>.parts``, and another call with the same arguments makes only the missing ones. The samples
+    depend on the arguments alone, neither on ``jobs`` nor on interruptions.
 
-    Samples are made by spawned processes, so a script that calls this needs ``if __name__ == "__main__":``.
+    Samples are made by spawned processes, so a script that calls this function needs ``if __name__ == "__main__":``.
 
     Parameters
     ----------
@@ -277,12 +281,12 @@ def build_dataset(
     masks : path-like, optional
         Folder of lesion masks, see `elastofast.learning.masks`; default built-in shapes.
     layout : str, optional
-        Layout of that folder.
+        Layout of that folder; by default it is detected.
     count : int, optional
-        Number of training maps; default 541, with masks all that are left by the other splits.
+        Number of training maps; default 541, with masks all that the other splits leave.
     validation, test : int or float, optional
-        Number of maps held out, or their share if below 1; default 30, with masks 0.05. With masks, whole
-        groups (patients, duplicates) are held out as far as they fit into the number.
+        Number of maps that are held out, or their share if below 1; default 30, with masks 0.05. With masks, whole
+        groups (patients, duplicates) are held out, as many as fit into the number.
     shape : (int, int), optional
         Nodes, axial and lateral.
     extent : (float, float), optional
@@ -290,13 +294,13 @@ def build_dataset(
     law : {"plane_stress", "plane_strain"}, optional
     poisson : float, optional
     pressure : float, optional
-        On the top, pascals.
+        Pressure on the top in pascals.
     snr, noise : optional
         See `simulate`.
     background, lesion : (float, float), optional
-        Ranges of Young's modulus in pascals, drawn uniformly for each map and each lesion.
+        Ranges in pascals from which Young's modulus is drawn uniformly, for each background and for each lesion.
     kind : {"random", "oval", "lobulated", "spiculated"}, optional
-        Of built-in lesions.
+        Shape of built-in lesions.
     size : (float, float), optional
         Diameter of built-in lesions as a fraction of the lateral extent.
     pairs : float, optional
@@ -310,39 +314,39 @@ def build_dataset(
     unregularised : bool, optional
         Whether to make the unregularised reconstructions.
     errors : int, optional
-        Draws for each map of the error that a reconstruction has about it, on which critics are trained
-        (`perturbation.posterior_errors`).
+        For each map, the number of draws of the error that a reconstruction of it makes; critics are trained on these
+        draws (`posterior.posterior_errors`).
     seed : int, optional
     jobs : int, optional
-        Number of processes, one thread each; default all processors.
+        Number of processes of one thread each; by default one for each processor.
     force : bool, optional
         Replace an existing file, and discard an interrupted run with other arguments.
     progress : bool, optional
-        Show bars on stderr if it is a terminal.
+        Show progress bars where stderr is a terminal.
 
     Raises
     ------
     ValueError, TypeError
         If an argument is out of range, or an interrupted run had other arguments.
     FileExistsError
-        If the file exists and was not made with the same arguments; with the same ones nothing is done.
+        If the file exists and was made with other arguments. If it was made with the same ones, nothing is done.
     OSError
         If a file cannot be read or written.
     RuntimeError
         If a process died or a sample cannot be made.
     KeyboardInterrupt
-        After Ctrl-C, with a message on how to go on.
+        After Ctrl-C, with a message that says how many samples are kept.
 
     Warns
     -----
     UserWarning
-        If masks were left out: unreadable, without a lesion, or with one too small for the grid.
+        If masks were left out, because they are unreadable, have no lesion, or one that is too small for the grid.
 
     Examples
     --------
     >>> build_dataset("breast.h5", masks="Dataset_BUSI_with_GT", snr=35.0)  # doctest: +SKIP
     """
-    import_module("h5py")  # were it missing, that would show only after the work
+    import_module("h5py")  # a missing package is reported before the work, not after it
     path = Path(path)
     config = {
         "elastofast": __version__,
@@ -375,6 +379,11 @@ def build_dataset(
         tasks = _plan_masks(config, collect(masks, grid, layout, progress), masks, count, validation, test)
     config |= {split: sum(t.split == k for t in tasks) for k, split in enumerate(SPLITS)}
 
+    _build(path, config, tasks, jobs, force, progress)
+
+
+def _build(path, config, tasks, jobs, force, progress):
+    """Make the file, or the rest of it, unless it is there already."""
     folder = ResumableFolder(path.with_name(path.name + ".parts"))
     if path.exists() and not force:
         with Dataset.open(path) as finished:
@@ -398,7 +407,7 @@ def build_dataset(
 
 
 class OtherDatasetError(FileExistsError):
-    """A data set of that name exists and was made with other arguments; ``difference`` says with which."""
+    """A data set of this name exists and was made with other arguments; ``difference`` says which they were."""
 
     def __init__(self, path, difference):
         text = f"exists already, made with {difference}; give another name or force"
@@ -411,7 +420,7 @@ class OtherDatasetError(FileExistsError):
 
 @dataclass(frozen=True)
 class _Task:
-    """One sample to make; `index` is its place in the file."""
+    """A sample to be made; ``index`` is its place in the file."""
 
     index: int
     split: int
@@ -427,8 +436,8 @@ class _Task:
 
 
 def _plan_shapes(config, count, validation, test):
-    count = 541 if count is None else whole_number("count", count, 1)
-    held = [_held(name, value, 30, count) for name, value in (("validation", validation), ("test", test))]
+    count = TRAINING if count is None else whole_number("count", count, 1)
+    held = [_held(name, value, HELD_OUT, count) for name, value in (("validation", validation), ("test", test))]
     # numbered within its split, so that the test maps are the same whatever the number of training maps
     places = [(split, k) for split, n in enumerate((count, *held)) for k in range(n)]
     return [_Task(i, split, _seed(config, split, k), group=i) for i, (split, k) in enumerate(places)]
@@ -443,7 +452,7 @@ def _plan_masks(config, collection, folder, count, validation, test):
     free = np.random.default_rng(_seed(config)).permutation(len(sizes)).tolist()
     chosen: dict[int, list[int]] = {}
     for split, name, value in ((2, "test", test), (1, "validation", validation)):
-        number = room = _held(name, value, 0.05, len(scans))
+        number = room = _held(name, value, HELD_OUT_SHARE, len(scans))
         chosen[split] = []
         for group in list(free):
             if sizes[group] <= room:
@@ -471,7 +480,7 @@ def _seed(config, *key) -> int:
 
 
 def _check(config) -> Grid:
-    """Refuse wrong arguments before the work; shapes and numbers of them are already as they should be."""
+    """Refuse arguments out of range before the work; types and lengths have been checked already. The grid."""
     if config["law"] not in ("plane_stress", "plane_strain"):
         raise ValueError(f"law must be plane_stress or plane_strain, got {config['law']!r}")
     if config["noise"] not in NOISES:
@@ -501,14 +510,15 @@ def _numbers(name, values, n, kind=float):
     return numbers
 
 
-def whole_number(name, value, least=1) -> int:
-    """A checked argument."""
+def whole_number(name: str, value, least: int = 1) -> int:
+    """An argument as an int; ValueError if it is not a whole number of at least ``least``."""
     if isinstance(value, bool) or value != int(value) or value < least:
         raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
     return int(value)
 
 
 def _held(name, value, default, total):
+    """Number of maps of a split that is held out."""
     value = default if value is None else value
     if 0 < value < 1:
         return max(1, round(value * total))
@@ -534,13 +544,13 @@ def _make_body(shape, extent, law, poisson, pressure):
 
 
 def _sample(config, task) -> dict[str, np.ndarray]:
-    """Arrays of one sample, by the names of `FIELDS`."""
+    """Arrays of one sample, by their names in `FIELDS`."""
     from ..inversion.reconstruct import reconstruct
 
     grid, law, load = _body(config)
     map_rng, noise_rng, error_rng = np.random.default_rng(task.seed).spawn(3)
     modulus, mask = _phantom(config, grid, map_rng, task.scan and on_grid(read_mask(task.scan), grid))
-    # what is simulated and reconstructed is exactly what is stored
+    # rounded to the stored types first, so that simulation and reconstruction use exactly what a reader will find
     arrays = {"modulus": _stored("modulus", modulus), "mask": _stored("mask", mask)}
     m = simulate(grid, law, load, arrays["modulus"], snr=config["snr"], noise=config["noise"], seed=noise_rng)
     for name in ("displacement", "displacement_std"):
@@ -558,27 +568,20 @@ def _stored(name, array):
 
 
 def _phantom(config, grid, rng, mask=None):
-    """Modulus and lesion mask, of a given mask or of a built-in shape."""
+    """Modulus and lesion mask: those of a given mask, or of a built-in shape."""
     how = {name: config[name] for name in ("background", "lesion", "texture", "variation")}
     how["edge"] = rng.uniform(*config["edge"]) if rng.random() < config["soft"] else 0.0
     if "kind" not in config:
         return phantoms.from_mask(grid, mask, seed=rng, **how), mask
     how |= {"kind": config["kind"], "size": config["size"], "n_lesions": 1 + int(rng.random() < config["pairs"])}
-    attempts = 100
-    while True:
-        try:
-            return phantoms.lesion(grid, seed=rng, **how)
-        except phantoms.NoRoomError:  # large ones side by side, or a long one
-            attempts -= 1
-            if not attempts:
-                raise
+    return phantoms.retried(lambda: phantoms.lesion(grid, seed=rng, **how))
 
 
 # all samples --------------------------------------------------------------------------------------
 
 
 def _make(config, tasks, folder, jobs, progress):
-    """Make the samples that are not there yet. Only this process writes, so workers that outlive it do no harm."""
+    """Make the missing samples. Only this process writes files, so workers that outlive it do no harm."""
     missing = [task for task in tasks if not folder.holds(task.part)]
     if not missing:
         return
@@ -618,12 +621,12 @@ def _write(target, config, tasks, folder, progress):
             config=json.dumps(config),
             **{name: config[name] for name in ("law", "poisson", "pressure", "snr", "noise")},
         )
-        # HDF5 may crash on a full disk; what is reserved and not used is cut off when the file is closed
+        # HDF5 may crash on a full disk, so the space is reserved first; what remains is cut off when the file is closed
         names = [name for name in FIELDS if name not in OPTIONAL or config[name]]
         shapes = {name: _shape(name, grid, config["errors"]) for name in names}
         size = sum(np.dtype(FIELDS[name][0]).itemsize * prod(shape) for name, shape in shapes.items())
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(target.fileno(), 0, len(tasks) * (size + 2048) + 2**20)
+            os.posix_fallocate(target.fileno(), 0, len(tasks) * (size + SAMPLE_OVERHEAD) + FILE_OVERHEAD)
         for name, shape in shapes.items():
             layout = {"chunks": (1, *shape), "shuffle": True, "compression": "gzip", "compression_opts": 1}
             file.create_dataset(name, (len(tasks), *shape), FIELDS[name][0], **layout)
