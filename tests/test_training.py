@@ -16,8 +16,9 @@ pytest.importorskip("tqdm")
 
 import elastofast as ef  # noqa: E402
 from elastofast import cli  # noqa: E402
-from elastofast.learning import recipes  # noqa: E402
-from elastofast.learning.recipes import RECIPES, Maps, gradient_penalty, recipe  # noqa: E402
+from elastofast.learning.augmentation import blurred  # noqa: E402
+from elastofast.learning.maps import Maps  # noqa: E402
+from elastofast.learning.recipes import RECIPES, gradient_penalty, recipe  # noqa: E402
 from elastofast.learning.training import train  # noqa: E402
 from elastofast.priors import weights_file  # noqa: E402
 from elastofast.priors.registry import TRAINABLE  # noqa: E402
@@ -251,7 +252,7 @@ def test_critic_sees_errors_of_every_kind():
 
 def test_blur_keeps_a_constant():
     flat = torch.full((2, 1, 40, 40), 3.0)
-    kept = recipes._blurred(flat, torch.tensor([0.5, 2.5])[:, None, None, None])
+    kept = blurred(flat, torch.tensor([0.5, 2.5])[:, None, None, None])
     torch.testing.assert_close(kept, torch.full((2, 1, 28, 28), 3.0))
 
 

@@ -1,10 +1,14 @@
-"""Training recipes: what each kind of network sees, its loss, optimizer and validation. The loop is `training`."""
+"""Training recipes: the samples that each kind of network learns from, its loss, optimizer and validation.
+
+The training loop is in `training`. A recipe for a new kind of network is a subclass of `Recipe` in `RECIPES`. The
+defaults are those by which the shipped weights were made (docs/training.md); they were chosen on validation maps where
+a comment does not name a source, and no script repeats the choice.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
@@ -17,6 +21,8 @@ from ..metrics import relative_l2
 from ..priors import Critic, PlugAndPlay
 from ..priors.networks import build
 from ..priors.standard import Standard
+from .augmentation import REACH, Draws, blurred, synthetic_errors, widened
+from .maps import Maps
 
 __all__ = [
     "RECIPES", "CriticRecipe", "DenoiserRecipe", "Maps", "PaperCriticRecipe", "Recipe", "UNetRecipe",
@@ -24,120 +30,25 @@ __all__ = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Maps:
-    """Standardised maps of one split of a data set, in memory, all of shape (n, H, W)."""
-
-    truth: torch.Tensor
-    noisy: torch.Tensor | None  # the unregularised ones, where the data set has them
-    mask: torch.Tensor  # bool, inside a lesion
-    errors: torch.Tensor | None = None  # draws of a reconstruction's error of s, (n, draws, H, W)
-
-    @classmethod
-    def read(cls, data, split, standard, *, count=None, device="cpu"):
-        """Maps of a data set's split, the first `count` of them.
-
-        Parameters
-        ----------
-        data : Dataset
-            Open.
-        split : {"train", "validation", "test"}
-            Which.
-        standard : Standard
-            How to standardise them.
-        count : int, optional
-            How many; all by default.
-        device : str or torch.device, optional
-            Where to keep them.
-
-        Raises
-        ------
-        ValueError
-            If the split has no or too few maps.
-        """
-        indices = np.asarray(data.indices(split))
-        if count is not None and not 1 <= count <= len(indices):
-            raise ValueError(f"count must be from 1 to the {len(indices)} {split} maps of the data set, got {count}")
-        if not len(indices):
-            raise ValueError(f"the data set has no {split} maps")
-        indices = indices[:count]
-
-        def standardised(modulus):
-            return standard.apply(torch.as_tensor(modulus, dtype=torch.float32, device=device))
-
-        noisy = standardised(data.unregularised(indices)) if data.config.get("unregularised", True) else None
-        mask = torch.as_tensor(data.mask(indices), device=device).bool()
-        errors = None
-        if data.config.get("errors") and standard.logarithmic:
-            errors = torch.as_tensor(data.errors(indices), device=device) / standard.scale
-        return cls(standardised(data.modulus(indices)), noisy, mask, errors)
-
-    def __len__(self):
-        return len(self.truth)
-
-    def windows(self, batch, crop, generator, *, near=0.8, turn=False) -> Callable:
-        """Places of a random batch: a function that takes (n, H, W) maps to their (batch, 1, height, width) windows.
-
-        Parameters
-        ----------
-        batch : int
-            Windows, each of a map drawn with replacement.
-        crop : int or None
-            Side of a window, at most the maps'; None takes whole maps.
-        generator : torch.Generator
-            On the maps' device.
-        near : float, optional
-            Share of windows that contain a random point of a lesion: background alone teaches little.
-        turn : bool, optional
-            Whether to flip along both axes and to swap them (square windows); else they are flipped laterally alone,
-            which is the one symmetry of an unregularised map.
-        """
-        at = {"generator": generator, "device": self.truth.device}
-        n, *shape = self.truth.shape
-        sides = [size if crop is None else min(crop, size) for size in shape]
-        index = torch.randint(n, (batch,), **at)
-        start = [(torch.rand(batch, **at) * (size - side + 1)).long() for size, side in zip(shape, sides, strict=True)]
-        if crop is not None and near:
-            inside = self.mask[index].flatten(1).float()
-            wanted = (torch.rand(batch, **at) < near) & inside.any(1)
-            # a map without a lesion needs some weights, and what they give is not used
-            point = torch.multinomial(torch.where(wanted[:, None], inside, 1.0), 1, generator=generator)[:, 0]
-            for axis, place in enumerate((point // shape[1], point % shape[1])):
-                first = place - (torch.rand(batch, **at) * sides[axis]).long()
-                start[axis] = torch.where(wanted, first.clamp(0, shape[axis] - sides[axis]), start[axis])
-        rows, columns = (s[:, None] + torch.arange(side, device=s.device) for s, side in zip(start, sides, strict=True))
-        columns = torch.where(_coin(batch, at)[:, None], columns.flip(1), columns)
-        swap = None
-        if turn:
-            rows = torch.where(_coin(batch, at)[:, None], rows.flip(1), rows)
-            swap = _coin(batch, at)[:, None, None] if sides[0] == sides[1] else None
-
-        def take(maps):
-            if maps.ndim == 4:  # several a sample: a random one of each
-                draw = torch.randint(maps.shape[1], (batch,), **at)
-                out = maps[index[:, None, None], draw[:, None, None], rows[:, :, None], columns[:, None, :]]
-                return (out if swap is None else torch.where(swap, out.mT, out))[:, None]
-            out = maps[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-            return (out if swap is None else torch.where(swap, out.mT, out))[:, None]
-
-        return take
+WARM_UP = 0.02  # share of the steps over which the learning rate rises
+AT_A_TIME = 16  # maps that a network validates at once, which bounds the memory
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one kind of network is trained; the fields are its options, and are kept with the weights.
+    """How one kind of network is trained. The fields are the options of the recipe and are written with the weights.
 
-    A new recipe states its `kind`, gives defaults for the fields and fills in `sample` and `loss`.
+    A subclass states its ``kind``, gives defaults for the fields, and implements `network`, `sample` and `loss`.
     """
 
-    kind: ClassVar[str]
-    mixed: ClassVar[bool] = True  # whether bfloat16 holds: not where the loss has second derivatives
+    kind: ClassVar[str]  # a key of `networks.KINDS`
+    mixed: ClassVar[bool] = True  # whether bfloat16 is precise enough; for second derivatives in the loss it is not
 
     steps: int | None = None
-    batch: int = 16  # of each process
-    rate: float = 1e-3
-    ema: float = 0.999  # decay of the averaged weights, which are the ones kept; 0 keeps the last ones
-    clip: float = 1.0  # largest norm of the gradient; 0 leaves it
+    batch: int = 16  # maps in a step of each process
+    rate: float = 1e-3  # largest learning rate
+    ema: float = 0.999  # decay of the exponential average of the weights, which is kept; 0 keeps the last weights
+    clip: float = 1.0  # the gradient is scaled down to this norm; 0 leaves it as it is
     standard: Standard = field(default_factory=Standard)
 
     def __post_init__(self):
@@ -157,37 +68,37 @@ class Recipe:
         raise NotImplementedError
 
     def length(self, maps) -> int:
-        """Number of steps for training maps."""
-        assert self.steps is not None  # a recipe without a default says here how many
+        """Number of steps for some training maps."""
+        assert self.steps is not None  # a recipe without a default overrides this method
         return self.steps
 
     def optimizer(self, parameters):
-        """Optimizer of the parameters; the loop sets its rate."""
+        """Optimizer of the parameters; the training loop sets its learning rate."""
         return torch.optim.Adam(parameters, lr=self.rate)
 
     def rate_at(self, step, steps) -> float:
-        """Learning rate of a step: up over the first 2 %, then down along a cosine to nothing."""
-        return self.rate * min(1.0, (step + 1) / (0.02 * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        """Learning rate of a step: it rises linearly at first, and falls to zero along a cosine."""
+        return self.rate * min(1.0, (step + 1) / (WARM_UP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
     def sample(self, maps, generator):
-        """A batch, whatever `loss` takes, drawn by a generator on the maps' device."""
+        """A random batch in the form that `loss` takes; the generator is on the device of the maps."""
         raise NotImplementedError
 
     def loss(self, network, batch, generator):
-        """Loss of a batch, a tensor (), and a dict of further figures to log, tensors () or numbers."""
+        """Loss of a batch, a tensor of shape (), and a dict of other figures for the log."""
         raise NotImplementedError
 
     def validator(self, data, device):
-        """A function of a network in evaluation mode that returns a dict of figures, or None.
+        """A function that takes a network in evaluation mode and returns a dict of figures; None for no validation.
 
-        Weights are kept where the figure ``relative_error`` is smallest; without it, those of the last validation.
+        The weights with the smallest ``relative_error`` are kept; without that figure, those of the last validation.
         """
         return None
 
 
 @dataclass(frozen=True)
 class UNetRecipe(Recipe):
-    """Pairs of unregularised and true maps, as the paper's post-processing UNet is trained (Adam 1e-3)."""
+    """Post-processing UNet of the paper: it learns from pairs of unregularised and true maps (Adam 1e-3)."""
 
     kind = "unet"
 
@@ -195,9 +106,9 @@ class UNetRecipe(Recipe):
     crop: int | None = 64
     channels: int = 24
     refine: int = 1
-    norm: str = "l1"  # of the error in s; or l2
-    shift: float = 0.2  # both maps of a pair are shifted by up to this: other moduli under another load
-    amplitude: tuple[float, float] = (0.7, 1.4)  # the error of the unregularised map is scaled by a factor between
+    norm: str = "l1"  # of the error in s, l1 or l2
+    shift: float = 0.2  # largest constant added to s in both maps of a pair: the same tissue under another load
+    amplitude: tuple[float, float] = (0.7, 1.4)  # range of factors on the error of the unregularised map: noise levels
 
     def __post_init__(self):
         super().__post_init__()
@@ -207,13 +118,12 @@ class UNetRecipe(Recipe):
         return build("unet", channels=self.channels, refine=self.refine)
 
     def sample(self, maps, generator):  # noqa: D102
-        if maps.noisy is None:
-            raise ValueError("the data set has no unregularised maps, which training on pairs needs")
         take = maps.windows(self.batch, self.crop, generator)
         truth = take(maps.truth)
-        error = take(maps.noisy) - truth
-        truth = truth + _uniform((-self.shift, self.shift), truth, generator)
-        return truth + error * _log_uniform(self.amplitude, truth, generator), truth
+        error = take(_unregularised(maps)) - truth
+        draws = Draws(self.batch, generator)
+        truth = truth + draws.uniform(-self.shift, self.shift)
+        return truth + error * draws.log_uniform(*self.amplitude), truth
 
     def loss(self, network, batch, generator):  # noqa: D102
         noisy, truth = batch
@@ -221,28 +131,30 @@ class UNetRecipe(Recipe):
 
     def validator(self, data, device):  # noqa: D102
         maps = Maps.read(data, "validation", self.standard, device=device)
+        noisy, truth = _unregularised(maps)[:, None], maps.truth[:, None]
 
         def validate(network):
-            return {"relative_error": _relative_error(network, maps.noisy[:, None], maps.truth[:, None], self.standard)}
+            return {"relative_error": _relative_error(network, noisy, truth, self.standard)}
 
         return validate
 
 
 @dataclass(frozen=True)
 class DenoiserRecipe(Recipe):
-    """True maps with Gaussian noise of a random level, white or blurred: a denoiser that is blind to both."""
+    """Denoiser that is told neither the level nor the colour of the noise: true maps with white or blurred noise."""
 
     kind = "dncnn"
-    LEVELS: ClassVar[tuple[float, ...]] = (0.03, 0.1, 0.3)  # of noise, where it is validated
+    LEVELS: ClassVar[tuple[float, ...]] = (0.03, 0.1, 0.3)  # rms of the noise in s at which it is validated
+    WIDTHS: ClassVar[tuple[float, float]] = (0.4, 2.0)  # range of the Gaussians that blur the noise, in pixels
 
     steps: int | None = 10000
     crop: int | None = 40
     channels: int = 48
     norm: str = "l2"
-    noise: tuple[float, float] = (0.02, 1.0)  # range of the noise's rms in s
+    noise: tuple[float, float] = (0.02, 1.0)  # range of the rms of the noise in s
     coloured: float = 0.3  # share of maps with blurred noise
-    shift: float = 0.2
-    reconstructions: int = 20  # validation maps reconstructed to tell the best weights; 0: its own error tells
+    shift: float = 0.2  # largest constant added to s
+    reconstructions: int = 20  # validation maps reconstructed to find the best weights; 0: the denoising error does
 
     def __post_init__(self):
         super().__post_init__()
@@ -253,20 +165,18 @@ class DenoiserRecipe(Recipe):
 
     def sample(self, maps, generator):  # noqa: D102
         truth = maps.windows(self.batch, self.crop, generator, turn=True)(maps.truth)
-        truth = truth + _uniform((-self.shift, self.shift), truth, generator)
-        at = {"generator": generator, "device": truth.device}
-        margin = 2 * _REACH  # so that blurring does not fade at the edges
-        noise = torch.randn((*truth.shape[:2], *(n + margin for n in truth.shape[2:])), **at)
-        blurred = _blurred(noise, _uniform((0.4, 2.0), truth, generator))
-        noise = noise[..., _REACH:-_REACH, _REACH:-_REACH]
-        noise = torch.where(_coin(self.batch, at, self.coloured)[:, None, None, None], blurred, noise)
-        level = _log_uniform(self.noise, truth, generator)
+        draws = Draws(self.batch, generator)
+        truth = truth + draws.uniform(-self.shift, self.shift)
+        white = draws.noise(*truth.shape[2:])
+        coloured = blurred(white, draws.uniform(*self.WIDTHS))
+        noise = torch.where(draws.coin(self.coloured), coloured, white[..., REACH:-REACH, REACH:-REACH])
+        level = draws.log_uniform(*self.noise)
         noise = noise * (level / noise.square().mean((1, 2, 3), keepdim=True).sqrt())
         return truth, noise, level
 
     def loss(self, network, batch, generator):  # noqa: D102
         truth, noise, level = batch
-        # over the level, so that loud maps do not outweigh the faint ones that the last steps of plug-and-play see
+        # divided by the level, so that strong noise does not outweigh the faint one in the last steps of plug-and-play
         return (_norm(self.norm, network(truth + noise).float() - truth) / level).mean(), {}
 
     def validator(self, data, device):  # noqa: D102
@@ -288,17 +198,23 @@ class DenoiserRecipe(Recipe):
 
 @dataclass(frozen=True)
 class CriticRecipe(Recipe):
-    """A critic as the distance to the true maps, trained against errors of every kind and size.
+    """A critic that is the distance of a map to the true maps, trained on true maps with errors of many kinds.
 
-    The negatives are true maps x plus an error n: draws of the error that a reconstruction has
-    (`perturbation.posterior_errors`), a part of the error of the unregularised map, and noise, white or blurred, at
-    all levels, half of it stronger in and around lesions, blurred or over-sharpened maps, lesions of which a part has
-    another modulus, and the maps themselves. Without the sharp errors among them a critic lets pass what a
-    reconstruction has once made of a lesion.
+    The training samples are true maps x with an error n, which is one of
 
-    The Wasserstein critic between x + n and x is C(x + n) = |n|, and C = |F| is that if F(x + n) = n: the loss is the
-    squared departure from it, relative to |n|^2. In a share of the steps the gradient of C^2 / 2 takes the place of F,
-    which is n as well; that needs second derivatives, and helps optimizers that use C as an energy.
+    * a draw of the error that a reconstruction makes (`posterior.posterior_errors`);
+    * a part of the error of the unregularised map, in half of the cases without its smooth component;
+    * an error that no measurement made (`augmentation.synthetic_errors`): white or blurred noise of all levels, in half
+      of the maps stronger in and around lesions; blurred or sharpened maps; lesions of which one side has another
+      modulus; and errors that are almost zero.
+
+    The sharp errors among them are needed: a critic that has not seen them accepts the artefacts that a reconstruction
+    makes in a lesion.
+
+    The Wasserstein critic between x + n and x is C(x + n) = |n|. The network computes C = |F|, which is this critic if
+    F(x + n) = n. The loss is therefore |F(x + n) - n|^2 over |n|^2. In a share of the steps F is replaced by the
+    gradient of C^2 / 2, which equals n too for the optimal critic. This needs second derivatives, and helps optimizers
+    that descend along C itself.
     """
 
     kind = "critic"
@@ -307,13 +223,14 @@ class CriticRecipe(Recipe):
     steps: int | None = 9000
     crop: int | None = 64
     channels: tuple[int, int, int] = (32, 64, 64)
-    drawn: float = 0.4  # share of negatives with a drawn error
-    found: float = 0.3  # share of negatives with a part of the unregularised map's error
+    drawn: float = 0.4  # share of samples with a draw of the error of a reconstruction
+    found: float = 0.3  # share of samples with a part of the error of the unregularised map
     part: tuple[float, float] = (0.05, 1.2)  # range of that part
-    direct: float = 1.0  # share of steps on F
-    noise: tuple[float, float] = (0.01, 1.2)  # range of the rms of other errors in s
-    contrast: tuple[float, float] = (0.6, 1.3)  # of the maps under other errors
-    reconstructions: int = 20  # validation maps reconstructed to tell the best weights; 0: its own error tells
+    direct: float = 1.0  # share of steps whose loss is on F itself
+    noise: tuple[float, float] = (0.01, 1.2)  # range of the rms of the other errors in s
+    contrast: tuple[float, float] = (0.6, 1.3)  # range of factors on the maps that have the other errors
+    reconstructions: int = 20  # validation maps reconstructed to find the best weights; 0: the error of F does
+    SMOOTH: ClassVar[tuple[float, float]] = (1.0, 3.0)  # range of the Gaussians for the smooth component, in pixels
 
     def __post_init__(self):
         super().__post_init__()
@@ -326,8 +243,7 @@ class CriticRecipe(Recipe):
     def sample(self, maps, generator):  # noqa: D102
         if maps.errors is None:
             raise ValueError("the data set has no draws of the error, which a critic is trained on; build it with them")
-        if maps.noisy is None:
-            raise ValueError("the data set has no unregularised maps, which a critic is trained against")
+        noisy = _unregularised(maps)
         drawn, found = round(self.batch * self.drawn), round(self.batch * self.found)
         pairs = []
         if drawn:
@@ -336,54 +252,21 @@ class CriticRecipe(Recipe):
         if found:
             take = maps.windows(found, self.crop, generator)
             truth = take(maps.truth)
-            error = take(maps.noisy) - truth
-            smooth = _blurred(_widened(error), _uniform((1.0, 3.0), error, generator))
-            sharp = _coin(found, {"generator": generator, "device": error.device})[:, None, None, None]
-            pairs.append((truth, (error - sharp * smooth) * _log_uniform(self.part, error, generator)))
-        if drawn + found < self.batch:
-            other = maps.windows(self.batch - drawn - found, self.crop, generator, turn=True)(maps.truth)
-            other = other * _uniform(self.contrast, other, generator)
-            pairs.append((other, self._made_up(other, generator)))
+            error = take(noisy) - truth
+            draws = Draws(found, generator)
+            smooth = blurred(widened(error), draws.uniform(*self.SMOOTH))
+            pairs.append((truth, (error - draws.coin() * smooth) * draws.log_uniform(*self.part)))
+        if other := self.batch - drawn - found:
+            draws = Draws(other, generator)
+            truth = maps.windows(other, self.crop, generator, turn=True)(maps.truth) * draws.uniform(*self.contrast)
+            pairs.append((truth, synthetic_errors(truth, self.noise, draws)))
         truths, errors = zip(*pairs, strict=True)
         return torch.cat(truths), torch.cat(errors)
-
-    def _made_up(self, truth, generator):
-        """Errors of true maps (B, 1, H, W) that no measurement made."""
-        at = {"generator": generator, "device": truth.device}
-        batch = len(truth)
-
-        def some(share):
-            return _coin(batch, at, share)[:, None, None, None]
-
-        wide = torch.exp(_uniform((math.log(0.3), math.log(2.5)), truth, generator))
-        smooth = _blurred(_widened(truth), wide)
-        margin = 2 * _REACH
-        white = torch.randn((*truth.shape[:2], *(n + margin for n in truth.shape[2:])), **at)
-        slow = functional.interpolate(torch.randn((batch, 1, 8, 8), **at), truth.shape[2:], mode="bicubic")
-        noise = torch.where(some(0.6), _blurred(white, wide), white[..., _REACH:-_REACH, _REACH:-_REACH])
-        noise = torch.where(some(0.2), slow, noise)
-        near = (smooth - truth.flatten(2).median(2)[0][..., None, None]).abs()
-        near = near / near.amax((2, 3), keepdim=True).clamp(min=0.2)
-        even = _uniform((0.0, 1.0), truth, generator) ** 2
-        noise = torch.where(some(0.5), noise * (even + (1 - even) * near + 0.02), noise)
-        level = _log_uniform(self.noise, truth, generator)
-        noise = noise * (level / noise.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-6))
-        blur = (smooth - truth) * _uniform((-0.3, 1.0), truth, generator)
-        faint = noise * (0.1 * _uniform((0.0, 1.0), truth, generator))
-        noise = torch.where(some(0.25), blur + faint, noise)
-        # lesions of which the part on one side of a line has another modulus
-        rows, columns = (torch.arange(n, device=truth.device) / n - 0.5 for n in truth.shape[2:])
-        angle = _uniform((0.0, 2 * math.pi), truth, generator)
-        side = rows[:, None] * angle.cos() + columns * angle.sin() > _uniform((-0.3, 0.3), truth, generator)
-        size = _log_uniform((0.05, 0.8), truth, generator)
-        size = torch.where(some(0.5), size, -size)
-        noise = torch.where(some(0.15), faint + size * (side & (near > 0.5)), noise)
-        return torch.where(some(0.1), 0.01 * noise, noise)
 
     def loss(self, network, batch, generator):  # noqa: D102
         truth, error = batch
         s = truth + error
-        if _coin(1, {"generator": generator, "device": s.device}, self.direct).item():
+        if Draws(1, generator).coin(self.direct).item():
             found = network.error(s)
         else:
             s.requires_grad_(True)
@@ -409,7 +292,7 @@ class CriticRecipe(Recipe):
 
 @dataclass(frozen=True)
 class PaperCriticRecipe(Recipe):
-    """The paper's Wasserstein critic, (8)-(9): unpaired maps, one-sided gradient penalty, RMSProp 1e-4."""
+    """Wasserstein critic of the paper, (8)-(9): unpaired maps, one-sided gradient penalty, RMSProp 1e-4."""
 
     kind = "paper-critic"
     mixed = False
@@ -417,13 +300,13 @@ class PaperCriticRecipe(Recipe):
     rate: float = 1e-4
     ema: float = 0.0
     clip: float = 0.0
-    epochs: int = 100
-    penalty: float = 5.0  # mu
-    size: tuple[int, int] | None = None  # the maps' size that it insists on
+    epochs: int = 100  # passes over the training maps, if ``steps`` is not given
+    penalty: float = 5.0  # weight mu of the gradient penalty in (9)
+    size: tuple[int, int] | None = None  # the only size of maps that is accepted, if any
 
     @classmethod
     def paper(cls, **options):
-        """The paper's own setting: 512 x 512 maps, linear, in units of 100 kPa."""
+        """The setting of the paper: maps of 512 x 512 nodes, linear in the modulus, in units of 100 kPa."""
         return cls(**{"standard": Standard(0.0, 100e3, logarithmic=False), "size": (512, 512), **options})
 
     def network(self, shape):  # noqa: D102
@@ -444,12 +327,9 @@ class PaperCriticRecipe(Recipe):
         return self.rate
 
     def sample(self, maps, generator):  # noqa: D102
-        if maps.noisy is None:
-            raise ValueError("the data set has no unregularised maps, which a critic is trained against")
-        truth, noisy = (
-            maps.windows(self.batch, None, generator)(kind)
-            for kind in (maps.truth, maps.noisy)  # unpaired
-        )
+        # windows are drawn for each of the two kinds, so they are not of the same maps
+        kinds = maps.truth, _unregularised(maps)
+        truth, noisy = (maps.windows(self.batch, None, generator)(kind) for kind in kinds)
         return truth, noisy
 
     def loss(self, network, batch, generator):  # noqa: D102
@@ -461,9 +341,10 @@ class PaperCriticRecipe(Recipe):
 
     def validator(self, data, device):  # noqa: D102
         maps = Maps.read(data, "validation", self.standard, device=device)
+        kinds = _unregularised(maps), maps.truth
 
         def validate(network):
-            noisy, truth = (_batched(network, kind[:, None]) for kind in (maps.noisy, maps.truth))
+            noisy, truth = (_batched(network, kind[:, None]) for kind in kinds)
             return {"gap": (noisy.mean() - truth.mean()).item(), "ranked": (noisy > truth).float().mean().item()}
 
         return validate
@@ -473,21 +354,21 @@ RECIPES: dict[str, type[Recipe]] = {r.kind: r for r in (CriticRecipe, PaperCriti
 
 
 def recipe(kind, *, preset=None, **options) -> Recipe:
-    """The recipe of a kind of network with some options changed.
+    """The recipe of a kind of network, with some of its options changed.
 
     Parameters
     ----------
     kind : str
         One of `RECIPES`.
     preset : {"paper"}, optional
-        Where the kind has one, the paper's own setting.
+        The setting of the paper, if the kind has one.
     **options
         Fields of the recipe.
 
     Raises
     ------
     ValueError
-        For a kind, preset or option that there is not.
+        If there is no such kind, preset or option.
     """
     if kind not in RECIPES:
         raise ValueError(f"kind must be one of {', '.join(RECIPES)}, got {kind!r}")
@@ -503,12 +384,12 @@ def recipe(kind, *, preset=None, **options) -> Recipe:
 
 
 def gradient_penalty(critic, s):
-    """One-sided penalty on a critic's slope, (9): mean of max(|gradient| - 1, 0)^2 over a batch (B, 1, H, W).
+    """One-sided penalty on the slope of a critic, (9): the mean of max(|gradient| - 1, 0)^2 over a batch (B, 1, H, W).
 
     Returns
     -------
-    penalty, slope : torch.Tensor
-        Of shape (): the penalty, and the mean norm of the gradient. Both can be differentiated by the weights.
+    penalty, slope : torch.Tensor, shape ()
+        The penalty and the mean norm of the gradient, both differentiable with respect to the weights of the critic.
     """
     s = s.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(critic(s).sum(), s, create_graph=True)
@@ -516,14 +397,23 @@ def gradient_penalty(critic, s):
     return functional.relu(slope - 1).square().mean(), slope.mean()
 
 
-def _batched(network, s, size=16):
-    """``network(s)`` a few maps at a time, without gradients."""
+def _unregularised(maps) -> torch.Tensor:
+    if maps.noisy is None:
+        raise ValueError("the data set has no unregularised maps, which this network is trained on; build it with them")
+    return maps.noisy
+
+
+def _batched(network, s):
+    """``network(s)``, computed for a few maps at a time and without gradients."""
     with torch.inference_mode():
-        return torch.cat([network(part) for part in s.split(size)])
+        return torch.cat([network(part) for part in s.split(AT_A_TIME)])
 
 
 def _reconstructed(prior, network, data, recipe, otherwise) -> float:
-    """Mean relative error of the first validation maps, reconstructed with a network as it is now."""
+    """Mean relative error of the first validation maps when they are reconstructed with a network.
+
+    ``otherwise`` is returned if the recipe asks for no reconstructions.
+    """
     indices = data.indices("validation")[: recipe.reconstructions]
     if not len(indices):
         return otherwise
@@ -533,7 +423,7 @@ def _reconstructed(prior, network, data, recipe, otherwise) -> float:
 
 
 def _relative_error(network, noisy, truth, standard) -> float:
-    """Mean over maps of |x - x_true| / |x_true| in pascals."""
+    """Mean over the maps of |x - x_true| / |x_true|, where x is the modulus."""
     x, true = standard.invert(_batched(network, noisy)), standard.invert(truth)
     return ((x - true).flatten(1).norm(dim=1) / true.flatten(1).norm(dim=1)).mean().item()
 
@@ -545,35 +435,3 @@ def _norm(name, error):
 def _check_norm(name):
     if name not in ("l1", "l2"):
         raise ValueError(f"norm must be l1 or l2, got {name!r}")
-
-
-def _coin(count, at, share=0.5):
-    return torch.rand(count, **at) < share
-
-
-def _uniform(bounds, like, generator):
-    """One number a map, (B, 1, 1, 1)."""
-    low, high = bounds
-    return low + (high - low) * torch.rand((len(like), 1, 1, 1), generator=generator, device=like.device)
-
-
-def _log_uniform(bounds, like, generator):
-    return torch.exp(_uniform([math.log(bound) for bound in bounds], like, generator))
-
-
-_REACH = 6  # pixels, of the widest kernel to each side
-
-
-def _widened(maps):
-    """Maps with room around them for `_blurred`."""
-    return functional.pad(maps, (_REACH,) * 4, mode="replicate")
-
-
-def _blurred(noise, width):
-    """Each map of (B, 1, H, W) blurred by a Gaussian of its own width in pixels, (B, 1, 1, 1); no padding."""
-    offsets = torch.arange(-_REACH, _REACH + 1, device=noise.device)
-    kernel = torch.exp(-0.5 * (offsets / width) ** 2)  # (B, 1, 1, 13)
-    kernel = kernel / kernel.sum(-1, keepdim=True)
-    maps = noise.transpose(0, 1)  # one group of channels a map
-    maps = functional.conv2d(functional.conv2d(maps, kernel, groups=len(noise)), kernel.mT, groups=len(noise))
-    return maps.transpose(0, 1)
