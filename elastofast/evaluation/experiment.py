@@ -1,7 +1,7 @@
 """The paper's experiment: every method on the same held-out measurements, with errors, times and paired tests.
 
-A comparison lives in a folder. Each finished run (one method on one map under one condition) adds a map and then a
-line to ``results.jsonl``, so that whatever stops the work costs no more than the run it is at.
+The state of a comparison is a folder. Each finished run (one method on one map under one condition) adds a map and then
+a line in ``results.jsonl``, so whatever stops the work costs no more than the runs in the making.
 Layout: docs/comparison.md.
 """
 
@@ -50,43 +50,44 @@ def compare(
     jobs=1,
     progress=False,
 ):
-    """Reconstruct held-out maps with several methods and report how they do.
+    """Reconstruct held-out maps with several methods, and report their errors and times.
 
-    Conditions are all pairs of a noise level and a world. A comparison that was interrupted, even by a kill, goes on
-    where it was when called again with the same arguments.
+    Conditions are all pairs of a noise level and a scenario. If a comparison is interrupted, even by a kill, another
+    call with the same arguments makes only the missing runs.
 
     Parameters
     ----------
     out : path-like
-        Folder for the results, made if it is not there. Layout: docs/comparison.md.
+        Folder for the results, which is made if it does not exist. Layout: docs/comparison.md.
     data : path-like, optional
-        Data set whose test split is used; by default built-in maps are made, as `build_dataset` makes its test
-        maps: none of them is a training map of any data set.
+        Data set whose test maps are used. By default built-in maps are made in the way in which `build_dataset` makes
+        test maps, so that none of them is a training map of any data set.
     size : int, optional
         Nodes along each side of built-in maps; default 128.
     maps : int, optional
-        Number of test maps, default 30; of a data set the first so many, default all.
+        Number of test maps, the first ones of a data set; default 30, with a data set all.
     seed : int, optional
-        Of built-in maps and of everything that is simulated anew.
+        Seed of built-in maps and of everything that is simulated anew.
     snr : sequence of float, optional
-        Signal-to-noise ratios in decibels; default the data set's own, 35 for built-in maps.
+        Signal-to-noise ratios in decibels; default that of the data set, 35 for built-in maps.
     world : sequence of str, optional
-        Names in `elastofast.evaluation.scenarios.SCENARIOS`.
+        Scenarios, by their names in `elastofast.evaluation.scenarios.SCENARIOS`.
     methods : sequence of str or (str, callable), optional
-        Names in `METHODS`, or a name with a function from a `Measurement` to a `Result`, which with ``jobs`` above 1
-        must be picklable. Default all of `METHODS`. The last is tested against each other one.
+        Names in `METHODS`, or a new name with a function from a `Measurement` to a `Result`, which must be picklable if
+        ``jobs`` is above 1. Default all of `METHODS`. The last method is tested against each other one.
     weights : dict of str to path-like, optional
-        Weights files for "critic", "unet" and "dncnn"; default those shipped with the package.
+        Weights files by kind of network, one of `methods.WEIGHTS`; default those shipped with the package.
     jobs : int, optional
-        1 runs in this process, with its threads. More are spawned processes of one thread each, whose times are
-        marked as such; a script that asks for them needs ``if __name__ == "__main__":``.
+        With 1, runs are made in this process with its threads; otherwise in this number of spawned processes of one
+        thread each, and the report says that times are not comparable. A script that asks for more than 1 needs
+        ``if __name__ == "__main__":``.
     progress : bool, optional
-        Show a bar on stderr if it is a terminal.
+        Show a progress bar where stderr is a terminal.
 
     Returns
     -------
     Comparison
-        After Ctrl-C of what is there; its ``missing`` says how many runs are not.
+        After Ctrl-C its ``missing`` is the number of runs that were not made.
 
     Raises
     ------
@@ -96,7 +97,7 @@ def compare(
     OSError, ImportError
         If a file cannot be read or written, or a package is missing.
     KeyboardInterrupt
-        After Ctrl-C before anything was finished.
+        After Ctrl-C before any run was finished.
 
     Examples
     --------
@@ -104,7 +105,7 @@ def compare(
     >>> print(done)  # doctest: +SKIP
     """
     for package in ("h5py", "matplotlib", "skimage"):
-        import_module(package)  # were one missing, that would show only after the work
+        import_module(package)  # a missing package is reported before the work, not after it
     from .report import write_report
 
     out = Path(out)
@@ -182,7 +183,7 @@ class _Run:
 
 @dataclass
 class _Bench:
-    """Makes runs; goes to other processes whole."""
+    """A function that makes a run, with all that it needs in another process."""
 
     path: Path
     methods: dict[str, Method]
@@ -190,7 +191,7 @@ class _Bench:
     jobs: int
 
     def __call__(self, run):
-        """The run, its row, its map in pascals or None, and the truth."""
+        """The run itself, its row, its map in pascals or None, and the true map."""
         m, mask = _measured(self.path, run.index, run.condition, self.seed)
         row = dict.fromkeys(COLUMNS)
         row |= {"condition": run.condition.name, "snr": run.condition.snr, "world": run.condition.scenario}
@@ -209,7 +210,7 @@ class _Bench:
             errors = evaluate(result.modulus, m.reference, m.geometry, mask=mask, relative=result.relative)
             row |= {column: errors[name] for column, (_, name, _, _) in METRICS.items()}
             modulus = np.asarray(result.modulus, dtype=np.float32)
-        except Exception as error:  # whatever goes wrong in one method must not keep the others from being compared
+        except Exception as error:  # an error in one method must not keep the others from being compared
             where = traceback.extract_tb(error.__traceback__)[-1]
             row["status"] = "error"
             row["message"] = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
@@ -217,7 +218,7 @@ class _Bench:
         return run, row, modulus, m.reference.astype(np.float32)
 
 
-@lru_cache(1)  # the methods follow one another on one measurement
+@lru_cache(1)  # all methods reconstruct a measurement one after the other
 def _measured(path, index, condition, seed):
     with Dataset.open(path) as data:
         return measure(data, index, condition, seed)
@@ -227,7 +228,7 @@ def _measured(path, index, condition, seed):
 
 
 class _Folder(ResumableFolder):
-    """A comparison on disk: beside configuration and maps a line for each finished run."""
+    """A comparison on disk: its configuration, a line for each finished run, and the maps."""
 
     def __init__(self, path, config):
         super().__init__(path, items="parts")
@@ -242,7 +243,7 @@ class _Folder(ResumableFolder):
         self.rows = {(row["condition"], row["map"], row["method"]): row for row in rows}
 
     def add_run(self, run, row, modulus, truth):
-        """Keep a finished run: first its map, then its line, which makes it count."""
+        """Keep a finished run: first its map, then its line, by which the run counts as finished."""
         name = _part(run.condition.name, run.map, "truth")
         if not self.holds(name):
             self.add(name, truth)
@@ -255,7 +256,7 @@ class _Folder(ResumableFolder):
         self.rows[run.key] = row
 
     def map(self, condition, k, method):
-        """Modulus in pascals of map k by a method or "truth", float32; NaN where there is none."""
+        """Map k of a method or of "truth" in pascals, float32; NaN or None if there is none."""
         import h5py
 
         part = _part(condition, k, method)
@@ -299,7 +300,7 @@ def _check_conditions(world, snr):
 
 
 def _test_maps(out, data, size, maps, seed, jobs, progress) -> Path:
-    """The data set file, made first if none is given."""
+    """The data set file, which is made first if none is given."""
     if data is not None:
         if size is not None:
             raise ValueError("size is that of built-in maps; a data set has its own")

@@ -1,4 +1,4 @@
-"""What `compare` shows: figures, tables as CSV, and one self-contained HTML page."""
+"""The report of a comparison: figures, tables as CSV, and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_report(comparison, geometry, read) -> None:
     comparison : Comparison
     geometry : Grid
     read : callable
-        Map ``read(condition, k, method)`` in pascals, for a method or "truth"; None or NaN where there is none.
+        ``read(condition, k, method)`` returns map k of a method or of "truth" in pascals; None or NaN if there is none.
     """
     out = comparison.out
     _write_csv(out / "results.csv", COLUMNS, comparison.rows)
@@ -71,7 +71,7 @@ def _write_csv(path, columns, rows):
 
 
 def _cases(comparison, condition, count):
-    """Maps to draw: the one with the last method's median error, with more also its least and greatest."""
+    """Maps to draw: the one for which the last method has its median error, or its least, median and greatest error."""
     common = comparison.common(condition)
     order = np.argsort(comparison.values(condition, comparison.config["methods"][-1], "relative_error"), kind="stable")
     places = [0, len(order) // 2, -1] if count > 1 and len(order) >= count else [len(order) // 2] if common else []
@@ -82,12 +82,12 @@ def _cases(comparison, condition, count):
 
 
 def plot_cases(cases, geometry):
-    """Maps side by side on one colour scale, a row for each case, the relative error under each map.
+    """Maps side by side on one colour scale, one row for each case, with the relative error below each map.
 
     Parameters
     ----------
     cases : list of (int, dict of str to numpy.ndarray)
-        Number of the case and its maps in pascals, "truth" first.
+        Number of each case and its maps in pascals, "truth" first.
     geometry : Grid
 
     Returns
@@ -113,7 +113,7 @@ def plot_cases(cases, geometry):
 
 
 def plot_profiles(cases, geometry):
-    """Modulus of every method along a lateral line through the lesion's centre; arguments as `plot_cases`."""
+    """Modulus of every method along a lateral line through the centre of the lesion; arguments as for `plot_cases`."""
     with plots.styled_figure(8.5, 2.3 * len(cases) + 0.6) as figure:
         panels = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
         for axes, (k, maps) in zip(panels, cases, strict=True):
@@ -132,14 +132,14 @@ def plot_profiles(cases, geometry):
 
 
 def plot_errors(comparison, condition):
-    """Relative error of every common map under a condition: quartiles and single maps, by method."""
+    """Relative errors of each method under a condition, for all common maps: quartiles and single values."""
     methods = comparison.config["methods"]
     errors = [comparison.values(condition, method, "relative_error") for method in methods]
     with plots.styled_figure(max(4.0, 1.15 * len(methods) + 1), 3.0) as figure:
         axes = figure.subplots()
         axes.boxplot(errors, widths=0.5, showfliers=False, medianprops={"color": "black"})
         for place, values in enumerate(errors, 1):
-            offsets = 0.3 * (np.modf(np.arange(len(values)) * GOLDEN)[0] - 0.5)  # apart, and the same each time
+            offsets = 0.3 * (np.modf(np.arange(len(values)) * GOLDEN)[0] - 0.5)  # so that points do not overlap
             color = plots.COLORS[(place - 1) % len(plots.COLORS)]
             axes.plot(place + offsets, values, "o", ms=3.5, mew=0, alpha=0.7, color=color)
         axes.set_xticks(range(1, len(methods) + 1), methods)
@@ -215,7 +215,7 @@ def _page(comparison, summary, figures, geometry) -> str:
 
 
 def _table(caption, heads, lines) -> str:
-    """A table of ready cells; a cell is a text, or (text, class)."""
+    """A table as HTML; a cell is a text, or a text with a CSS class."""
     out = [f'<div class="wide"><table><caption>{escape(caption)}</caption><thead><tr>']
     out += [f'<th scope="col">{escape(head)}</th>' for head in heads]
     out.append("</tr></thead><tbody>")

@@ -1,4 +1,4 @@
-"""What came out of a comparison: rows, means over common maps, paired tests, and the tables of both as text."""
+"""The results of a comparison: rows, means over common maps, paired tests, and their tables as text."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Comparison:
     Attributes
     ----------
     out : pathlib.Path
-        The folder.
+        The folder of the comparison.
     config : dict
         What was compared.
     rows : list of dict
-        One a run, with the names in `COLUMNS`; None where something is not defined.
+        One for each run, with the names in `COLUMNS`; values that are not defined are None.
     missing : int
-        Number of runs still to be made, after Ctrl-C.
+        Number of runs that were not made because of Ctrl-C.
     command : str
-        The command line that makes it, without methods of one's own.
+        The command line for the same comparison, without methods that are functions of the caller.
     """
 
     out: Path
@@ -53,7 +53,7 @@ class Comparison:
     command: str
 
     def common(self, condition) -> list[int]:
-        """Maps for which every method gave a map under a condition."""
+        """Numbers of the test maps that every method reconstructed under a condition."""
         given: dict[int, int] = {}
         for row in self.rows:
             if row["condition"] == condition and row["relative_error"] is not None:
@@ -61,7 +61,7 @@ class Comparison:
         return sorted(k for k, count in given.items() if count == len(self.config["methods"]))
 
     def values(self, condition, method, column) -> np.ndarray:
-        """One column over the common maps of a condition; NaN where it is not defined."""
+        """Values of one column for the common maps of a condition; NaN where they are not defined."""
         common = set(self.common(condition))
         picked = (r for r in self.rows if r["condition"] == condition and r["method"] == method and r["map"] in common)
         return np.array([r[column] for r in sorted(picked, key=lambda r: r["map"])], dtype=np.float64)
@@ -69,9 +69,9 @@ class Comparison:
     def summary(self) -> list[dict[str, Any]]:
         """Mean and standard deviation of every metric, mean seconds and counts, for each condition and method.
 
-        Means are over the maps for which every method gave a map (``maps``). ``failed`` counts runs without a map,
-        ``unconverged`` those that gave one but did not converge. ``best`` lists the metrics in which the method's
-        mean is the best.
+        Means are over the ``maps`` test maps that every method reconstructed. ``failed`` counts the runs without a map,
+        ``unconverged`` those with a map that did not converge. ``best`` lists the metrics in which the mean of the
+        method is the best one.
         """
         table = []
         for condition in self.config["conditions"]:
@@ -103,8 +103,8 @@ class Comparison:
     def tests(self) -> list[dict[str, Any]]:
         """The last method against each other one: Wilcoxon's signed-rank test of the relative errors, two-sided.
 
-        ``difference`` is the mean over the common maps of the last method's error over the other's, minus one;
-        ``wins`` the number of maps where it is smaller.
+        ``difference`` is the mean over the common maps of the ratio of the last method's error to the other's, minus
+        one, and ``wins`` is the number of maps for which the last method has the smaller error.
         """
         from scipy.stats import wilcoxon
 
@@ -156,7 +156,7 @@ class Comparison:
 
 
 def number(value, spec) -> str:
-    """A number for a table, a dash where it is not defined."""
+    """A number for a table, or a dash if it is not defined."""
     return format(value, spec) if np.isfinite(value) else "-"
 
 

@@ -24,12 +24,19 @@ import numpy as np
 from ..progress import progress_bar
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif")
-SMALLEST = 9  # nodes; smaller pieces are specks of the drawing, not lesions
+SMALLEST = 9  # nodes; smaller pieces are taken for specks of the drawing
 LARGEST = 0.9  # share of the nodes; a mask that covers more of the frame leaves no background to compare with
 
-# Two scans are one lesion where their masks or their images agree so well: the cosine of the masks, which for
-# masks of one size is their Dice coefficient, and the correlation of the images' difference hashes.
-_SAME_MASK, _SAME_IMAGE = 0.95, 0.8
+COVERED = 0.5  # share of the area of a node that the lesion must cover
+# An image is a mask if most of its pixels are dark or bright. Soft or compressed margins have levels between these
+# shares of the maximum, but over less than half of the area of the lesion.
+DARK, BRIGHT, BETWEEN = 0.1, 0.9, 0.5
+# Two scans show the same lesion if their masks or their images are this similar (docs/datasets.md): the cosine of the
+# masks on OUTLINE x OUTLINE points, which is their Dice coefficient if they have the same area, or the correlation of
+# the difference hashes of the images, which have HASH x HASH bits.
+SAME_MASK, SAME_IMAGE = 0.95, 0.8
+OUTLINE, HASH = 64, 16
+BLOCK = 1024  # scans that are compared with all others at a time, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,11 @@ class Scan:
     name : str
         Path of the first mask inside the folder.
     masks : tuple of Path
-        Mask files; a lesion is where any of them says so.
+        Mask files; a pixel is in a lesion if any of them says so.
     image : Path or None
-        The image itself, only looked at to find duplicates.
+        The ultrasound image, which is used only to find duplicates.
     patient : str or None
-        Whose image it is, where the folder tells.
+        The patient, where the folder tells.
     """
 
     name: str
@@ -64,11 +71,11 @@ class Collection:
     scans : list of Scan
         In the order of their names.
     groups : numpy.ndarray of int, shape (n,)
-        Scans of one patient or one lesion have the same number.
+        Scans of the same patient or of the same lesion have the same number.
     digest : str
         SHA-256 of names, masks and groups.
     skipped : dict of str to list of str
-        What was left out: the reason, and the names with details.
+        The scans that were left out: for each reason, their names and details.
     """
 
     layout: str
@@ -137,9 +144,8 @@ def read_mask(scan) -> np.ndarray:
         pixels = _pixels(path)
         high = pixels.max()
         mask = pixels > high / 2
-        # soft or compressed margins have some levels between
-        between = ((pixels > 0.1 * high) & (pixels < 0.9 * high)).sum()
-        if between > 0.5 * mask.sum():
+        between = ((pixels > DARK * high) & (pixels < BRIGHT * high)).sum()
+        if between > BETWEEN * mask.sum():
             raise ValueError(f"{path}: not a mask: {between} pixels are neither dark nor bright")
         if merged is not None and mask.shape != merged.shape:
             raise ValueError(f"{path}: the mask has {mask.shape} pixels, {scan.masks[0].name} has {merged.shape}")
@@ -149,7 +155,7 @@ def read_mask(scan) -> np.ndarray:
 
 
 def on_grid(mask, grid) -> np.ndarray:
-    """Bring a mask onto a grid: as large as it fits, undistorted, in the middle.
+    """Resample a mask on a grid, in whose middle it is placed undistorted and as large as possible.
 
     Parameters
     ----------
@@ -160,7 +166,7 @@ def on_grid(mask, grid) -> np.ndarray:
     Returns
     -------
     numpy.ndarray of bool, shape grid.shape
-        Nodes of which the lesion covers at least half; pieces of fewer than `SMALLEST` nodes are dropped.
+        Nodes of whose area the lesion covers at least half, without pieces of fewer than `SMALLEST` nodes.
     """
     from PIL import Image
     from scipy.ndimage import label
@@ -170,17 +176,17 @@ def on_grid(mask, grid) -> np.ndarray:
     missing = max(0, round(columns * height / width) - rows), max(0, round(rows * width / height) - columns)
     padded = np.pad(mask.astype(np.float32), [(n // 2, n - n // 2) for n in missing])
     shrinks = padded.shape[0] >= grid.shape[0]
-    # the mean over a node's own area; enlarged by it a mask would get stairs
+    # the mean over the area of each node; a mask that is enlarged would get stairs by it
     resampling = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
     coverage = np.asarray(Image.fromarray(padded).resize(grid.shape[::-1], resampling))
-    nodes = coverage >= 0.5
+    nodes = coverage >= COVERED
     labels, _ = label(nodes, structure=np.ones((3, 3)))
     sizes = np.bincount(labels.ravel())
     return nodes & (sizes >= SMALLEST)[labels]
 
 
 def collect(folder, grid, layout="auto", progress=False) -> Collection:
-    """Read a folder of masks, leave out what is unusable, and find scans that belong together.
+    """Read a folder of masks, leave out unusable ones, and find scans that belong together.
 
     Parameters
     ----------
@@ -190,18 +196,18 @@ def collect(folder, grid, layout="auto", progress=False) -> Collection:
     layout : str, optional
         See `find_scans`.
     progress : bool, optional
-        Show a bar.
+        Show a progress bar.
 
     Returns
     -------
     Collection
-        Scans are grouped by patient where the folder tells, and where masks or images are nearly the same:
-        duplicates under another name, and the same lesion with other marks or another brightness.
+        Scans are in one group if they are of the same patient, where the folder tells, or if their masks or images are
+        nearly the same: duplicates under another name, or the same image with other marks or another brightness.
 
     Raises
     ------
     ValueError, OSError
-        If nothing usable is there, see also `find_scans`.
+        If there is no usable mask; see also `find_scans`.
     """
     layout, scans = find_scans(folder, layout)
     skipped: dict[str, list[str]] = defaultdict(list)
@@ -272,7 +278,7 @@ def describe(skipped) -> str:
 
 
 def _gather(files, folder, pattern, image_of, patient_of=lambda key: None) -> list[Scan]:
-    """Scans from the files whose path matches; one `key` in the path is one scan."""
+    """Scans from the files whose path matches a pattern; files with the same ``key`` belong to one scan."""
     masks = defaultdict(list)
     for path in files:
         match = re.fullmatch(pattern, path.relative_to(folder).as_posix(), re.IGNORECASE)
@@ -310,7 +316,7 @@ def _bus_bra(files, folder):
 
     def patient(key):
         name = parts(key)["id"].lower()
-        # the number in the name is the patient's too
+        # without a table: the number in the name is that of the patient
         return patients.get(f"bus_{name}", name.partition("-")[0].lstrip("0"))
 
     return _gather(
@@ -323,7 +329,7 @@ def _bus_bra(files, folder):
 
 
 def _breast(files, folder):
-    # what is drawn as "other" are further lesions
+    # masks named "other" are of further lesions
     return _gather(files, folder, r"(?P<key>(.*/)?case\d+)_(tumor|other)\d*\.png", "{}.png".format)
 
 
@@ -353,7 +359,7 @@ _LAYOUTS: dict[str, Callable[[list[Path], Path], list[Scan]]] = {
 
 
 def _pixels(path) -> np.ndarray:
-    """Brightest colour of each pixel, float32, shape (height, width); transparency is left out."""
+    """Maximum over the colours of each pixel, float32, shape (height, width); transparency is ignored."""
     from PIL import Image
 
     try:
@@ -369,34 +375,38 @@ def _pixels(path) -> np.ndarray:
 
 
 def _outline(mask) -> np.ndarray:
-    """Mask on 64 x 64 points, of unit length."""
+    """The mask on OUTLINE x OUTLINE points, as a vector of unit length."""
     from PIL import Image
 
-    small = Image.fromarray(mask.astype(np.float32)).resize((64, 64), Image.Resampling.BOX)
+    small = Image.fromarray(mask.astype(np.float32)).resize((OUTLINE, OUTLINE), Image.Resampling.BOX)
     values = np.asarray(small).ravel()
     return values / max(np.linalg.norm(values), 1e-30)
 
 
 def _difference_hash(path) -> np.ndarray:
-    """Whether the image grows brighter from each of 16 x 17 points to the next, +-1/16; zero without an image."""
+    """Whether the image becomes brighter from each of 16 x 17 points to the next, as a vector of unit length.
+
+    It is zero without an image, and then similar to no other one.
+    """
     from PIL import Image
 
     if path is None:
-        return np.zeros(256, np.float32)
-    small = np.asarray(Image.fromarray(_pixels(path)).resize((17, 16), Image.Resampling.BOX))
-    return np.where(np.diff(small, axis=1) > 0, 1, -1).astype(np.float32).ravel() / 16
+        return np.zeros(HASH**2, np.float32)
+    small = np.asarray(Image.fromarray(_pixels(path)).resize((HASH + 1, HASH), Image.Resampling.BOX))
+    return np.where(np.diff(small, axis=1) > 0, 1, -1).astype(np.float32).ravel() / HASH
 
 
 def _groups(patients, outlines, hashes) -> np.ndarray:
+    """Numbers of the groups: connected components of the graph whose edges are equal patients and similar vectors."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     n = len(patients)
     first: dict[str, int] = {}
     pairs = [(i, first.setdefault(p, i)) for i, p in enumerate(patients) if p is not None]
-    for vectors, least in ((outlines, _SAME_MASK), (hashes, _SAME_IMAGE)):
-        for start in range(0, n, 1024):
-            rows, columns = np.nonzero(vectors[start : start + 1024] @ vectors.T >= least)
+    for vectors, least in ((outlines, SAME_MASK), (hashes, SAME_IMAGE)):
+        for start in range(0, n, BLOCK):
+            rows, columns = np.nonzero(vectors[start : start + BLOCK] @ vectors.T >= least)
             pairs += zip(rows + start, columns, strict=True)
     rows, columns = np.array(pairs).reshape(-1, 2).T
     return connected_components(coo_array((np.ones(len(rows)), (rows, columns)), shape=(n, n)), directed=False)[1]

@@ -1,4 +1,4 @@
-"""Draws of the error that a reconstruction has: what a critic has to tell from the truth."""
+"""Random draws of the error that a reconstruction makes, on which critics are trained."""
 
 from __future__ import annotations
 
@@ -10,26 +10,32 @@ from ..misfit.fidelity import Fidelity
 
 __all__ = ["posterior_errors"]
 
-PENALTY = (0.3, 150.0)  # range of rho over the mean curvature of the data term, drawn log-uniformly
-NOISE = (-7.0, 7.0)  # decibels that the noise level departs from the measurement's, drawn uniformly
-STEPS = (8, 24)  # conjugate gradient iterations, from as few as a reconstruction makes to below the second number
+# No study repeats the choice of these numbers, which cover the splitting weights, noise levels and iterations that
+# reconstructions have.
+PENALTY = (0.3, 150.0)  # range of rho over the mean curvature of the data term; log rho is uniform
+NOISE = (-7.0, 7.0)  # range of the noise level relative to that of the measurement in decibels, uniform
+STEPS = (8, 24)  # range of the number of conjugate gradient iterations, without the second number
+CG_TOLERANCE = 0.02  # relative residual at which the conjugate gradient iteration stops earlier
+FORWARD_TOLERANCE = 1e-4  # relative residual of the forward solutions
 
 
 def posterior_errors(measurement, count, rng):
-    """Errors of log x as a reconstruction with a quadratic penalty leaves them about the true map.
+    """Draws of the error in log x of a reconstruction with a quadratic penalty.
 
-    With H the Gauss-Newton curvature of the data term at the truth and a penalty rho / 2 |z - target|^2 whose target
-    has an error of variance 1 / rho, the error of the reconstructed z = log x is N(0, (H + rho)^-1). It is drawn by
-    perturbing and solving (Papandreou and Yuille, NeurIPS 2010): (H + rho) d = D^T-image of a noise field
-    + sqrt(rho) white noise. The error is strong and smooth where the data say little, above all along the
-    trade-off between the size of a lesion and its contrast, which white noise never shows.
+    Let H be the Gauss-Newton curvature of the data term at the true map, and rho / 2 |z - target|^2 a penalty on
+    z = log x whose target has an error of variance 1 / rho. The error of the reconstructed z is then distributed as
+    N(0, (H + rho)^-1). A draw d is obtained by perturbation and solution (Papandreou and Yuille, NeurIPS 2010): it
+    solves (H + rho) d = b, where b is the sum of the gradient of the data term for a random draw of the noise, which
+    has the covariance H, and of sqrt(rho) times white noise. The error is large and smooth in those directions in which
+    the data say little, above all where the size of a lesion can be traded for its contrast. White noise has no such
+    errors.
 
     Parameters
     ----------
     measurement : Measurement
         With the true modulus as its ``reference``.
     count : int
-        How many draws; each has its own rho.
+        Number of draws, each of which has its own rho.
     rng : numpy.random.Generator
 
     Returns
@@ -40,7 +46,7 @@ def posterior_errors(measurement, count, rng):
     m = measurement
     level = 10 ** (rng.uniform(*NOISE) / 20)
     m = Measurement(m.geometry, m.law, m.load, m.displacement, m.displacement_std * level, reference=m.reference)
-    fidelity = Fidelity(m, rtol=1e-4)
+    fidelity = Fidelity(m, rtol=FORWARD_TOLERANCE)
     x = np.asarray(m.reference, dtype=np.float64).ravel()
     now = fidelity.evaluate(x)
     curvature = data_curvature(fidelity, x, now)
@@ -48,13 +54,13 @@ def posterior_errors(measurement, count, rng):
     errors = np.empty((count, *m.geometry.node_shape), dtype=np.float32)
     for error in errors:
         rho = scale * float(np.exp(rng.uniform(*np.log(PENALTY))))
-        b = x * fidelity.noise_gradient(x, now, rng, 1e-4) + np.sqrt(rho) * rng.standard_normal(x.size)
+        b = x * fidelity.noise_gradient(x, now, rng, FORWARD_TOLERANCE) + np.sqrt(rho) * rng.standard_normal(x.size)
         d = conjugate_gradients(
             lambda v, rho=rho: curvature(v) + rho * v,
             b,
             np.full(x.size, rho + scale),
             steps=int(rng.integers(*STEPS)),
-            tolerance=0.02,
+            tolerance=CG_TOLERANCE,
         )
         error[...] = d.reshape(m.geometry.node_shape)
     return errors

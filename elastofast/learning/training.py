@@ -1,4 +1,4 @@
-"""The training loop, one for all recipes: checkpoints, several processes, logs, choice of the best weights."""
+"""The training loop of all recipes: checkpoints, several processes, logs, and the choice of the best weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from .recipes import Maps, Recipe
 __all__ = ["train"]
 
 CHECKPOINT = "elastofast checkpoint"
-VERSION = 1
+VERSION = 1  # of the layout of checkpoints
+EMA_DELAY = 10  # steps; the average has the decay (1 + step) / (EMA_DELAY + step) until that reaches the recipe's
 
 
 def train(
@@ -52,42 +53,42 @@ def train(
 ) -> dict:
     """Train a network and write its weights.
 
-    Beside ``out`` it writes ``<stem>.jsonl``, a log of one JSON object a line, and ``<stem>.checkpoint``, which is
-    removed at the end. Ctrl-C or SIGTERM ends after the current step with a checkpoint. A resumed run gives bit for bit
-    the weights of an uninterrupted one (on the CPU, with as many threads): the random numbers of a step depend on the
-    seed, the step and the process alone.
+    Beside ``out`` there are ``<stem>.jsonl``, a log with one JSON object in each line, and ``<stem>.checkpoint``, which
+    is removed at the end. Ctrl-C or SIGTERM ends the training after the current step and a checkpoint. A resumed run
+    gives bit for bit the same weights as an uninterrupted one (on the CPU with the same number of threads), because the
+    random numbers of a step depend on the seed, the step and the process alone.
 
-    Under ``torchrun`` each process draws its own batches and the gradients are averaged; process 0 writes.
+    Under ``torchrun`` each process draws its own batches, the gradients are averaged, and process 0 writes the files.
 
     Parameters
     ----------
     recipe : Recipe
-        What to train and how; see `recipes.recipe`.
+        What is trained and how; see `recipes.recipe`.
     data : path-like or Dataset
         Data set with training and validation maps.
     out : path-like
-        Weights file to write, ``.safetensors``: at every validation that is the best one yet.
+        Weights file (``.safetensors``), which is written whenever a validation is the best one yet.
     seed : int, optional
-        Of initial weights and batches.
+        Seed of the initial weights and the batches.
     count : int, optional
-        Use the first so many training maps alone.
+        Use only the first ``count`` training maps.
     device : str, optional
-        ``"cpu"`` or ``"cuda"``; CUDA if there is a device.
+        ``"cpu"`` or ``"cuda"``; by default CUDA if there is a device.
     amp : bool, optional
-        Compute the network in bfloat16 where it holds, with float32 weights.
+        Compute the network in bfloat16 where that is precise enough, with weights in float32.
     init : path-like, optional
         Weights file of the same kind and architecture to start from.
     resume : bool, optional
         Go on from the checkpoint beside ``out`` if there is one.
     validate : callable, optional
-        ``validate(network) -> dict`` of figures in place of the recipe's own. The best weights are those with the
-        smallest ``relative_error``; without that figure the latest are kept.
+        ``validate(network) -> dict`` of figures, in place of the validation of the recipe. The best weights are those
+        with the smallest ``relative_error``; without that figure the latest weights are kept.
     validate_every : int, optional
-        Steps between validations; there is one at the end in any case.
+        Steps between validations; there is always one at the end.
     checkpoint_every : float, optional
         Seconds between checkpoints.
     log_every : int, optional
-        Steps between lines of the log, over which its figures are averaged.
+        Steps between the lines of the log, whose figures are means over these steps.
     log : path-like, optional
         Folder for TensorBoard.
     progress : bool, optional
@@ -96,14 +97,14 @@ def train(
     Returns
     -------
     dict
-        ``status`` ("finished" or "interrupted"), ``step``, and ``best``, the figures of the weights in ``out``.
+        ``status`` ("finished" or "interrupted"), ``step``, and ``best``, the validation of the weights in ``out``.
 
     Raises
     ------
     ValueError
         If an argument, the data set or the checkpoint does not fit.
     RuntimeError
-        If the loss stops being finite.
+        If the loss is not finite any more.
     """
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a Recipe, got {type(recipe).__name__}")
@@ -135,7 +136,7 @@ def train(
 
 
 class _Run:
-    """A training run: all that a checkpoint holds, and the steps."""
+    """A training run: its state, all of which is in a checkpoint, and its steps."""
 
     def __init__(self, recipe, maps, data, team, *, seed, amp, init, out):
         self.recipe, self.maps, self.team, self.out = recipe, maps, team, out
@@ -151,19 +152,19 @@ class _Run:
             if started.architecture != network.architecture:
                 raise ValueError(f"init: {init} is of {started.architecture}, the recipe's is {network.architecture}")
             network.load_state_dict(started.state_dict())
-        # convolutions on the CPU are 1.2 to 2 times as fast with channels last
+        # with channels last convolutions on the CPU are 1.2 to 2 times as fast
         self.network = network.to(team.device, memory_format=torch.channels_last).train()
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval() if recipe.ema else self.network
         self.optimizer = recipe.optimizer(self.network.parameters())
         self.step, self.best, self.seconds = 0, None, 0.0
-        # what a resumed run has to have in common with the one before
+        # a run can be resumed only with the same settings
         self.settings = {
             "recipe": {"kind": recipe.kind, **dataclasses.asdict(recipe), "standard": recipe.standard._asdict()},
             "steps": self.steps, "seed": seed, "maps": len(maps), "processes": team.size, "amp": amp,
             "init": None if init is None else Path(init).name,
             "data_crc32": zlib.crc32(maps.truth.cpu().numpy().tobytes()),
         }  # fmt: skip
-        self.settings = json.loads(json.dumps(self.settings))  # as they are read again: tuples are lists
+        self.settings = json.loads(json.dumps(self.settings))  # with lists for tuples, as a checkpoint gives them back
         self.data_config = data.config
 
     def go(self, stop, log, validate_every, checkpoint_every, log_every) -> dict:
@@ -192,7 +193,7 @@ class _Run:
         return {"status": status, "step": self.step, "best": self.best}
 
     def _advance(self, generator):
-        """One step of the optimizer; loss and figures."""
+        """Make one step of the optimizer; its loss and other figures."""
         recipe, team = self.recipe, self.team
         stream = np.random.SeedSequence((self.seed, self.step, team.rank)).generate_state(1, np.uint64)
         generator.manual_seed(int(stream[0]))
@@ -209,8 +210,8 @@ class _Run:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
         self.optimizer.step()
         if recipe.ema:
-            # shorter memory at first, which is not worth remembering
-            decay = min(recipe.ema, (1 + self.step) / (10 + self.step))
+            # the average forgets faster at first, because early weights are bad
+            decay = min(recipe.ema, (1 + self.step) / (EMA_DELAY + self.step))
             with torch.no_grad():
                 for kept, new in zip(_tensors(self.average), _tensors(self.network), strict=True):
                     kept.lerp_(new, 1 - decay)
@@ -218,7 +219,7 @@ class _Run:
         return loss.detach(), figures
 
     def _keep_best(self, log):
-        """Validate the averaged weights; write them if they are the best."""
+        """Validate the averaged weights, and write them if they are the best ones yet."""
         self.average.eval()
         figures = {"step": self.step, **(self.validate(self.average) if self.validate else {})}
         self.network.train()
@@ -237,7 +238,7 @@ class _Run:
     # checkpoint -----------------------------------------------------------------------------------
 
     def _state(self):
-        """All tensors of the run by name; loading copies into them."""
+        """The tensors of network and average by name; `restore` copies into them."""
         tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
         if self.average is not self.network:
             tensors |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
@@ -252,7 +253,7 @@ class _Run:
         weights_file.write_tensors(self.checkpoint, CHECKPOINT, VERSION, tensors, header)
 
     def restore(self):
-        """Continue where the checkpoint was written."""
+        """Set the state to that of the checkpoint."""
         path = self.checkpoint
         tensors, header = weights_file.read_tensors(path, CHECKPOINT, VERSION)
         _compare(path, header.get("settings"), self.settings)
@@ -266,7 +267,8 @@ class _Run:
                 raise ValueError(f"{path}: damaged: {name} is missing or has another shape than {tuple(tensor.shape)}")
             tensor.copy_(tensors[name])
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": optimizer})
-        for parameter, state in self.optimizer.state.items():  # laid out as the parameter, or sums round differently
+        # with another memory layout than that of the parameter, sums would be rounded differently
+        for parameter, state in self.optimizer.state.items():
             for name, value in state.items():
                 if value.shape == parameter.shape:
                     state[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
@@ -274,10 +276,10 @@ class _Run:
 
 
 class _Team:
-    """The processes that torchrun started, or this one alone.
+    """The processes that torchrun started, or this process alone.
 
-    Gradients are averaged here and not by DistributedDataParallel, whose hooks do not see `torch.autograd.grad`, which
-    the critics' slopes are made of. The networks are small: one reduction of everything costs little.
+    Gradients are averaged here and not by DistributedDataParallel, because its hooks do not see `torch.autograd.grad`,
+    by which the slopes of critics are computed. The networks are small, so one reduction of all gradients costs little.
     """
 
     def __init__(self, device):
@@ -287,12 +289,13 @@ class _Team:
             raise ValueError(f"device must be cpu or cuda, got {device!r}")
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device is cuda, but torch finds no CUDA device here")
-        environment = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}  # as torchrun sets it
+        environment = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}  # variables that torchrun sets, and their defaults
         self.size, self.rank, local = (int(os.environ.get(name, value)) for name, value in environment.items())
         self.device = torch.device(device, local) if device == "cuda" else torch.device(device)
 
     @property
     def leads(self) -> bool:
+        """Whether this is the process that writes the files."""
         return self.rank == 0
 
     def __enter__(self):
@@ -307,7 +310,7 @@ class _Team:
             distributed.destroy_process_group()
 
     def average(self, network):
-        """Replace gradients and float buffers by their means over the processes."""
+        """Replace gradients and floating-point buffers by their means over the processes."""
         if self.size == 1:
             return
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
@@ -328,9 +331,9 @@ class _Team:
 
 
 class _StopSignal:
-    """Ctrl-C and SIGTERM ask for an end after the step; a second Ctrl-C ends at once, unless `patient`.
+    """Ctrl-C and SIGTERM request an end after the current step; a second one ends at once, unless ``patient``.
 
-    torchrun passes Ctrl-C on to processes that had it already, hence patience there.
+    Under torchrun the processes must be patient: they receive Ctrl-C from the terminal, and again from torchrun.
     """
 
     def __init__(self, patient=False):
@@ -353,13 +356,13 @@ class _StopSignal:
 
 
 class _Log:
-    """Progress bar, JSON lines and, if asked for, TensorBoard."""
+    """The log of a run: progress bar, JSON lines and, if a folder is given, TensorBoard."""
 
     def __init__(self, path, folder, run, progress):
         self.path, self.run = path, run
         self.board = None
         if folder is not None:
-            from torch.utils.tensorboard import SummaryWriter  # ImportError names tensorboard if it is missing
+            from torch.utils.tensorboard import SummaryWriter  # if tensorboard is missing, the ImportError names it
 
             self.board = SummaryWriter(folder, purge_step=run.step)
         self.bar = progress_bar(run.recipe.kind, "step", progress, run.steps, run.step, leave=True)
@@ -376,7 +379,7 @@ class _Log:
         return self
 
     def _stays(self, line):
-        """Whether a line is whole and not past the checkpoint: those will come again."""
+        """Whether a line of an earlier log is complete and not beyond the checkpoint, from where steps are repeated."""
         try:
             return json.loads(line)["step"] <= self.run.step
         except json.JSONDecodeError:
@@ -390,12 +393,12 @@ class _Log:
 
     def add(self, loss, figures):
         for name, value in {"loss": loss, **figures}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value  # on the device: no waiting for it at every step
+            self.sums[name] = self.sums.get(name, 0.0) + value  # on the device, so that no step waits for the value
         self.number += 1
         self.bar.update()
 
     def check(self):
-        """Raise if the loss was not finite since the last line."""
+        """Raise RuntimeError if the loss has not been finite since the last line."""
         if self.number and not math.isfinite(float(self.sums["loss"])):
             raise RuntimeError(
                 f"the loss of {self.run.recipe.kind} is not finite at step {self.run.step}: "
@@ -428,12 +431,12 @@ class _Log:
 
 
 def _tensors(network):
-    """Parameters and float buffers."""
+    """Parameters and floating-point buffers."""
     return [t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()]
 
 
 def _compare(path, before, now):
-    """Refuse a checkpoint of another run, and say what differs."""
+    """Raise ValueError if a checkpoint has other settings; the message says which."""
     before = before if isinstance(before, dict) else {}
     pairs = [(name, before.get(name), value) for name, value in now.items() if name != "recipe"]
     recipe = before.get("recipe") or {}

@@ -1,4 +1,4 @@
-"""Work shared out to spawned processes, which end with their parent and leave Ctrl-C to it."""
+"""Work in spawned processes, which end with their parent and leave the answer to Ctrl-C to it."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from multiprocessing import get_context
 
 __all__ = ["in_processes"]
 
+QUEUED = 2  # tasks for each process at a time, so that none has to wait for its next one
+
 
 def in_processes(make, tasks, jobs) -> Generator:
-    """``make(task)`` for each task, as they get ready, from spawned processes of one thread each.
+    """Results ``make(task)`` of all tasks in the order in which they are finished, from processes of one thread each.
 
-    Close the generator (`contextlib.closing`) if it may be left early: that ends the processes.
+    Close the generator (`contextlib.closing`) if its loop may be left early; that ends the processes.
 
     Parameters
     ----------
     make : callable
-        Picklable; sent to each process once.
+        Picklable, and sent to each process once.
     tasks : sequence
     jobs : int
-        How many processes.
+        Number of processes.
 
     Raises
     ------
     RuntimeError
-        If a process dies; what ``make`` raises comes as it is.
+        If a process dies. Exceptions of ``make`` are raised as they are.
     """
     todo, jobs = iter(tasks), min(jobs, len(tasks) or 1)
     pending: set[Future] = set()
@@ -41,7 +43,8 @@ def in_processes(make, tasks, jobs) -> Generator:
         try:
             while True:
                 with _interrupts_blocked():
-                    pending |= {pool.submit(_work, task) for task in itertools.islice(todo, 2 * jobs - len(pending))}
+                    room = QUEUED * jobs - len(pending)
+                    pending |= {pool.submit(_work, task) for task in itertools.islice(todo, room)}
                 if not pending:
                     return
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -58,7 +61,7 @@ def in_processes(make, tasks, jobs) -> Generator:
 
 @contextmanager
 def _interrupts_blocked():
-    """Processes started in here never see Ctrl-C, which goes to the whole group; it is for the parent to answer."""
+    """Processes that are started inside never see Ctrl-C, which the terminal sends to all; the parent answers it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -80,7 +83,7 @@ def _start(reader, make):
         reader.poll(None)
         os._exit(1)
 
-    # The pipe ends when the parent stops, even by a kill, after which a worker would wait for tasks for ever.
+    # If the parent stops, even by a kill, the pipe ends; without this thread the worker would wait for tasks forever.
     threading.Thread(target=leave, daemon=True).start()
     _make = make
 

@@ -18,13 +18,13 @@ __all__ = ["KINDS", "DistanceCritic", "DnCNN", "PaperCritic", "UNet", "build"]
 class PaperCritic(nn.Module):
     """The paper's critic (Table 1): six 5 x 5 convolutions, the last four with stride 2, and two dense layers.
 
-    Channels and slope are those of Lunz et al. (2018), which the paper follows. Bound to one size of map by the dense
-    layers.
+    Channels and slope are those of Lunz et al. (2018), whom the paper follows. Because of the dense layers a network is
+    for maps of one size.
 
     Parameters
     ----------
     shape : (int, int)
-        Size of the maps.
+        Nodes of the maps along both axes.
     """
 
     kind = "paper-critic"
@@ -58,19 +58,19 @@ class PaperCritic(nn.Module):
 
 
 class DistanceCritic(nn.Module):
-    """Fully convolutional critic of any size of map: the distance |F(s)| to the nearest true map that it knows of.
+    """Fully convolutional critic for maps of any size: an estimate of the distance |F(s)| to the nearest true map.
 
-    F, a residual U-Net on blocks of 2 x 2 pixels, estimates the error of a map, and C(s) = sqrt(|F(s)|^2 + tip^2), so
-    that C has slope one towards the true maps from anywhere: the optimal Wasserstein critic between true maps and any
-    maps of which they are the projections (Lunz et al. 2018, Theorem 2). Adding a constant to s changes nothing: what
-    the critic knows of a modulus does not depend on its unit.
+    F, a residual U-Net on blocks of 2 x 2 pixels, estimates the error of a map, and C(s) = sqrt(|F(s)|^2 + tip^2). From
+    anywhere C has the slope one towards the true maps. It thus is the optimal Wasserstein critic between true maps and
+    any maps of which they are the projections (Lunz et al. 2018, Theorem 2). Adding a constant to s does not change F,
+    so the critic does not depend on the unit of the modulus.
 
     Parameters
     ----------
     channels : sequence of int, optional
-        At half, a quarter and an eighth of the resolution.
+        Numbers of channels at a half, a quarter and an eighth of the resolution.
     tip : float, optional
-        Rounds the cone off at the true maps.
+        Radius in s over which the tip of the cone C is rounded off at the true maps.
     """
 
     kind = "critic"
@@ -97,10 +97,10 @@ class DistanceCritic(nn.Module):
         self.output = nn.Conv2d(fine, 4, 3, padding=1)
 
     def error(self, s):
-        """F: the estimated departure of (B, 1, H, W) maps from the true ones, same shape."""
+        """F, the estimated error of (B, 1, H, W) maps, same shape."""
         h = functional.pad(functional.pixel_unshuffle(_pad(s, 8), 2), (1, 1, 1, 1), mode="replicate")
         weight = self.input.weight
-        weight = weight - weight.mean((1, 2, 3), keepdim=True)  # blind to constants
+        weight = weight - weight.mean((1, 2, 3), keepdim=True)  # constants have no effect
         fine = self.fine(functional.conv2d(h, weight, self.input.bias))
         middle = self.middle(self.to_middle(fine))
         middle = self.middle_again(middle + self.from_coarse(self.coarse(self.to_coarse(middle))))
@@ -119,24 +119,25 @@ class _Residual(nn.Module):
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.second.get_parameter("bias"))
-        self.second.weight.data.mul_(0.5)  # blocks begin close to the identity
+        self.second.weight.data.mul_(0.5)  # such that blocks are close to the identity at first
 
     def forward(self, h):
-        # smooth, so that the critic's slope is continuous
+        # a smooth activation, so that the gradient of the critic is continuous
         return h + self.second(functional.silu(self.first(functional.silu(h))))
 
 
 class UNet(nn.Module):
     """UNet that predicts a correction to its input (Table 1): 4 strided and 4 transposed convolutions, skips.
 
-    Any size: maps are padded by replication up to a multiple of 16 and cut again.
+    Maps may have any size: they are padded to a multiple of 16 by repeating their last rows and columns, and the
+    correction is cut to their size.
 
     Parameters
     ----------
     channels : int, optional
-        Of the first level; they double at every level up to eight times as many.
+        Number of channels of the first level, which doubles at every level, up to eight times as many.
     refine : int, optional
-        Further 3 x 3 convolutions after each strided or transposed one; 0 is Table 1 to the letter.
+        Number of additional 3 x 3 convolutions after each strided or transposed one; 0 is the network of Table 1.
     """
 
     kind = "unet"
@@ -153,7 +154,7 @@ class UNet(nn.Module):
             nn.ModuleList([nn.Conv2d(a, b, 4, stride=2, padding=1), *_refinement(b, refine)])
             for a, b in zip(ins, widths, strict=True)
         )
-        # from the coarsest up; all but the first see the skip of their level beside what comes from below
+        # from the coarsest level upwards; all but the first also take the skip connection of their level
         ups = [(widths[-1], widths[-2]), *((2 * w, max(w // 2, 1)) for w in widths[-2:0:-1])]
         self.up = nn.ModuleList(
             nn.ModuleList([nn.ConvTranspose2d(a, b, 4, stride=2, padding=1), *_refinement(b, refine)]) for a, b in ups
@@ -180,16 +181,16 @@ class UNet(nn.Module):
 class DnCNN(nn.Module):
     """Denoiser that predicts the noise (Table 1): convolution, 10 x (convolution, batch norm), convolution; ReLU.
 
-    Blind to the noise level. Any size.
+    The network is not told the noise level. Maps may have any size.
 
     Parameters
     ----------
     channels : int, optional
-        Of the hidden layers.
+        Number of channels of the hidden layers.
     layers : int, optional
-        Hidden layers.
+        Number of hidden layers.
     batch_norm : bool, optional
-        Whether the hidden layers are normalised; see `fused`.
+        Whether the hidden layers have a batch norm; see `fused`.
     """
 
     kind = "dncnn"
@@ -199,7 +200,7 @@ class DnCNN(nn.Module):
         channels, layers = _whole("channels", channels, 1, 1024), _whole("layers", layers, 1, 100)
         self.architecture = {"channels": channels, "layers": layers, "batch_norm": bool(batch_norm)}
         self.input = nn.Conv2d(1, channels, 3, padding=1)
-        # a bias in front of a batch norm would be subtracted again
+        # without a bias in front of a batch norm, which would subtract it again
         self.hidden = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=1, bias=not batch_norm) for _ in range(layers)
         )
@@ -207,7 +208,7 @@ class DnCNN(nn.Module):
         self.output = nn.Conv2d(channels, 1, 3, padding=1)
         for convolution in (self.input, *self.hidden):
             _init_pointwise(convolution)
-        # no noise found at first
+        # at first the denoiser is the identity
         for parameter in self.output.parameters():
             nn.init.zeros_(parameter)
 
@@ -220,7 +221,7 @@ class DnCNN(nn.Module):
         return s - self.output(h)
 
     def fused(self):
-        """The same denoiser for inference, with each batch norm folded into its convolution."""
+        """The same denoiser for inference, in which each batch norm is merged into its convolution."""
         if not self.norms:
             return copy.deepcopy(self).eval()
         fused = DnCNN(**{**self.architecture, "batch_norm": False})
@@ -243,14 +244,14 @@ def build(kind, **architecture):
     kind : str
         One of `KINDS`.
     **architecture
-        Arguments of its class; its ``architecture`` holds them afterwards.
+        Arguments of its class, which become its ``architecture``.
 
     Raises
     ------
     ValueError
         For an unknown kind or an argument out of range.
     TypeError
-        For an argument that the kind does not have.
+        For an argument that the class does not have.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -258,10 +259,10 @@ def build(kind, **architecture):
 
 
 def _init_pointwise(convolution, spread=0.1):
-    """Start near an orthogonal matrix at every pixel (Xiao et al. 2018).
+    """Initialise the weights near an orthogonal matrix that acts on the channels of each pixel (Xiao et al. 2018).
 
-    Signals then pass a plain stack of layers unmixed. From the usual start the denoiser hardly moved for hundreds of
-    steps.
+    Signals then pass through a plain stack of layers unchanged. From the usual initialisation the denoiser hardly
+    improved for hundreds of steps.
     """
     nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
     with torch.no_grad():
@@ -281,7 +282,7 @@ def _chain(layers, h, slope):
 
 
 def _pad(s, multiple):
-    """``s`` with its last rows and columns repeated until both sizes are multiples."""
+    """Maps padded to a multiple along both axes, by repeating their last rows and columns."""
     rows, columns = (-n % multiple for n in s.shape[-2:])
     return functional.pad(s, (0, columns, 0, rows), mode="replicate") if rows or columns else s
 

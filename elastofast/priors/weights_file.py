@@ -1,7 +1,7 @@
-"""Weights files: one safetensors file with a network's tensors and, as JSON in its header, all that made them.
+"""Weights files: a safetensors file with the tensors of a network and, as JSON in its header, how they were made.
 
-A file is data alone: it names one of this package's own kinds of network, its arguments and its tensors, and is checked
-against that network before a byte of it is used. Nothing is ever unpickled.
+A file contains data only: the kind of the network, which is one of `networks.KINDS`, its arguments, and its tensors,
+all of which are checked against that network before they are used. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from .networks import KINDS, build
 __all__ = ["load", "read_tensors", "save", "write_tensors"]
 
 FORMAT = "elastofast weights"
-VERSION = 1
-HEADER_LIMIT = 1 << 20  # bytes; a network of hundreds of layers needs a tenth
+VERSION = 1  # of the layout
+HEADER_LIMIT = 1 << 20  # bytes; the header of a network with hundreds of layers has a tenth of that
 
 
 def save(path, network, configuration) -> None:
-    """Write a network to a weights file, in half precision: three digits change maps by far less than noise.
+    """Write a network to a weights file, in half precision, whose rounding changes maps far less than noise does.
 
     Parameters
     ----------
     path : path-like
-        The file, ``.safetensors`` by custom. It is replaced only once the new one is complete.
+        The file, usually ``.safetensors``. An existing one is replaced once the new one is complete.
     network : torch.nn.Module
         One of `networks.KINDS`.
     configuration : dict
-        What JSON can hold: how the network was made, above all ``standard``, the fields of its `standard.Standard`.
+        How the network was made, as JSON can hold it; ``standard`` are the fields of its `standard.Standard`.
 
     Raises
     ------
@@ -56,23 +56,23 @@ def load(path, expected=None, device="cpu"):
     path : path-like
         A file that `save` wrote.
     expected : str or tuple of str, optional
-        The kind or kinds of network wanted, from `networks.KINDS`; any by default.
+        The accepted kinds of network, of `networks.KINDS`; all by default.
     device : str or torch.device, optional
-        Where to put it.
+        Where to put the network.
 
     Returns
     -------
     network : torch.nn.Module
-        In evaluation mode and single precision, its weights without gradients.
+        In evaluation mode and single precision, with weights that need no gradients.
     configuration : dict
-        All that the file says about it, with ``kind`` and ``architecture``.
+        What the file says about the network, with its ``kind`` and ``architecture``.
 
     Raises
     ------
     ValueError
-        If the file is anything else than sound weights of an expected kind; the message says what was found.
+        If the file is anything else than sound weights of an expected kind; the message says what it is.
     OSError
-        If it cannot be opened.
+        If the file cannot be opened.
     """
     tensors, header = read_tensors(path, FORMAT, VERSION)
     kind, architecture = header.get("kind"), header.get("architecture")
@@ -80,8 +80,8 @@ def load(path, expected=None, device="cpu"):
     if kind not in wanted:
         raise ValueError(f"{path}: expected weights of {' or '.join(wanted)}, the file holds {kind!r}")
     try:
-        with torch.device("meta"):  # shapes alone: no memory for what a damaged file may ask for
-            network = build(kind, **architecture).float()  # whatever torch's default type is
+        with torch.device("meta"):  # only shapes, so that a damaged file cannot ask for any amount of memory
+            network = build(kind, **architecture).float()  # independently of the default type of torch
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: its architecture is not one of {kind}: {error}") from error
     own = network.state_dict()
@@ -109,7 +109,7 @@ def write_tensors(path, kind_of_file, version, tensors, header) -> None:
 
 
 def read_tensors(path, kind_of_file, version):
-    """Tensors and header of a file by `write_tensors`; ValueError if it is anything else."""
+    """Tensors and header of a file that `write_tensors` wrote; ValueError if it is anything else."""
     path = Path(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
