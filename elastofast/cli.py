@@ -20,6 +20,8 @@ from typing import Any
 from .backend.processors import processors
 from .evaluation.methods import METHODS, WEIGHTS
 from .evaluation.scenarios import SCENARIOS
+from .inversion.optimizers import OPTIMIZERS
+from .laws import LAWS, PlaneStress
 from .phantoms import KINDS
 from .priors.registry import DEFAULT_LEARNED, LEARNED, NAMED, TRAINABLE, load
 from .progress import progress_bar
@@ -27,7 +29,7 @@ from .simulation import NOISES
 
 INTERRUPTED = 130
 
-# optional distribution: what needs it
+# optional packages; name: what needs it
 OPTIONAL = {
     "h5py": "HDF5 and MATLAB v7.3 files",
     "meshio": "Mesh.read",
@@ -53,12 +55,12 @@ def main(argv=None) -> int:
     Returns
     -------
     int
-        0; 2 after a user's error, told in one line on stderr; 130 after Ctrl-C.
+        0; 2 after an error, which is reported in one line on stderr; 130 after Ctrl-C.
     """
     parser = _parser()
     try:
         options = parser.parse_args(argv)
-    except SystemExit as stop:  # argparse has printed help or what was wrong
+    except SystemExit as stop:  # argparse has printed the help or the error
         return int(stop.code or 0)
     try:
         return options.run(options)
@@ -97,7 +99,6 @@ def _demo(options) -> int:
     from .boundary import compression
     from .geometry import Grid
     from .inversion.reconstruct import reconstruct
-    from .laws import PlaneStress
     from .metrics import evaluate
     from .phantoms import lesion
     from .plots import plot_maps
@@ -115,7 +116,7 @@ def _demo(options) -> int:
     )
     heads = ["prior   ", "gradient", *_TABLE, "  chi2", "  weight", "seconds"]
     maps = {}
-    rows = [*itertools.product(("frozen", "exact"), ("none", "tikhonov", "tv")), ("exact", "critic")]
+    rows = [*itertools.product(("frozen", "exact"), ("none", "tikhonov", "tv")), ("exact", DEFAULT_LEARNED)]
     if importlib.util.find_spec("torch") is None:
         print('the learned prior is left out: pip install "elastofast[learn]"\n')
         rows.pop()
@@ -125,11 +126,11 @@ def _demo(options) -> int:
             start = time.perf_counter()
             result = reconstruct(m, prior=prior, gradient=gradient, progress=bar)
             seconds = time.perf_counter() - start
-        e = evaluate(result.modulus, truth, grid, mask=mask)
-        cells = [prior, gradient, *(format(e[name], spec) for name, spec in _TABLE.values())]
+        errors = evaluate(result.modulus, truth, grid, mask=mask)
+        cells = [prior, gradient, *(format(errors[name], spec) for name, spec in _TABLE.values())]
         weight = "-" if math.isnan(result.weight) else f"{result.weight:.3g}"  # of an interrupted run
         cells += [f"{result.chi2:.3f}", weight, f"{seconds:.1f}"]
-        # text to the left, numbers to the right
+        # text is aligned to the left, numbers to the right
         row = (f"{c:{'<' if i < 2 else '>'}{len(h)}}" for i, (c, h) in enumerate(zip(cells, heads, strict=True)))
         print("  ".join(row), flush=True)
         maps[f"{prior}, {gradient}"] = result.modulus
@@ -167,7 +168,6 @@ def _simulate_options(option):
 def _simulate(options) -> int:
     from .boundary import compression
     from .geometry import Grid
-    from .laws import LAWS
     from .phantoms import lesion
     from .simulation import simulate
 
@@ -293,7 +293,7 @@ def _reconstruct_options(option):
     )
     option(
         "--optimizer",
-        choices=("gauss-newton", "splitting", "l-bfgs", "descent"),
+        choices=tuple(OPTIMIZERS),
         help="descent is the projected gradient descent of the paper (default: the one that suits the prior)",
     )
     option("--bounds", type=float, nargs=2, metavar=("LO", "HI"), help="least and greatest modulus in pascals")
@@ -306,7 +306,6 @@ def _reconstruct(options) -> int:
     from .inversion.reconstruct import reconstruct
     from .io import save_modulus
     from .measurement import load_measurement
-    from .metrics import evaluate
 
     _check_output(options.output, (".npz", ".h5", ".hdf5", ".mat", ".vtu"))
     if options.plot:
@@ -314,12 +313,7 @@ def _reconstruct(options) -> int:
     overrides = {} if options.displacement_std is None else {"displacement_std": options.displacement_std}
     m = load_measurement(options.file, **overrides)
     print(m)
-    settings = {
-        "prior": options.prior,
-        "weight": options.weight,
-        "gradient": options.gradient,
-        "optimizer": options.optimizer,
-    }
+    settings = {name: getattr(options, name) for name in ("prior", "weight", "gradient", "optimizer")}
     if options.bounds:
         settings["bounds"] = tuple(options.bounds)
     prior = options.prior if options.weights is None else load(options.prior, options.weights)
@@ -332,6 +326,19 @@ def _reconstruct(options) -> int:
     if options.weights:
         config["weights"] = str(options.weights)
     save_modulus(options.output, result, m.geometry, config=config)
+    _print_result(result, m)
+    print(f"wrote {options.output}")
+    if options.plot:
+        from .plots import plot_result
+
+        plot_result(result, m, options.plot)
+        print(f"wrote {options.plot}")
+    return INTERRUPTED if result.status == "interrupted" else 0
+
+
+def _print_result(result, m):
+    from .metrics import evaluate
+
     print(f"prior    {result.prior}")
     print(f"status   {result.status}: {result.message}")
     print(f"chi2     {result.chi2:.4f}")
@@ -344,13 +351,6 @@ def _reconstruct(options) -> int:
         errors = evaluate(result.modulus, m.reference, m.geometry, relative=result.relative)
         for name, value in errors.items():
             print(f"  {name:<21}{value:.5g}")
-    print(f"wrote {options.output}")
-    if options.plot:
-        from .plots import plot_result
-
-        plot_result(result, m, options.plot)
-        print(f"wrote {options.plot}")
-    return INTERRUPTED if result.status == "interrupted" else 0
 
 
 # compare ------------------------------------------------------------------------------------------
@@ -449,7 +449,7 @@ def _train(options) -> int:
         options.out,
         **{name: getattr(options, name) for name in loop},
     )
-    if int(os.environ.get("RANK", 0)):  # under torchrun the first process speaks
+    if int(os.environ.get("RANK", 0)):  # under torchrun only the first process prints
         return 0
     if done["best"] is not None:
         figures = ", ".join(f"{name} {value:.5g}" for name, value in done["best"].items())
@@ -460,7 +460,7 @@ def _train(options) -> int:
     return 0
 
 
-# options of `train` that are fields of a recipe
+# options of `elastofast train` that are fields of recipes
 _RECIPE_OPTIONS = ("steps", "batch", "crop", "rate", "channels", "norm", "epochs", "direct", "reconstructions")
 
 
@@ -540,7 +540,7 @@ def _one_line(error) -> str:
 
 
 def _check_output(path, suffixes):
-    """Refuse a bad output path, or one that needs what is not installed, before the work, not after it."""
+    """Raise an error before the work if the output cannot be written or needs a package that is not installed."""
     folder, name = os.path.split(path)
     suffix = os.path.splitext(name)[1].lower()
     if suffix not in suffixes:
@@ -554,14 +554,15 @@ def _check_output(path, suffixes):
 
 def _measurement_options(option):
     """What is simulated, the same wherever measurements are."""
-    option("--law", choices=("plane_stress", "plane_strain"), default="plane_stress", help="material law")
+    plane = [name for name, law in LAWS.items() if law.dim == 2]
+    option("--law", choices=plane, default=PlaneStress.name, help="material law")
     option("--poisson", type=float, default=0.495, help="Poisson ratio")
     option("--snr", type=float, default=35.0, help="signal-to-noise ratio of the displacement in decibels")
     option("--noise", choices=NOISES, default="white", help="noise model")
 
 
 def _pair(name, values):
-    """Axial and lateral value of an option that takes one for both, or two."""
+    """Axial and lateral value of an option that takes two numbers, or one for both."""
     if len(values) > 2:
         raise ValueError(f"--{name} takes one or two numbers, got {len(values)}")
     return tuple(values if len(values) == 2 else values * 2)
@@ -575,14 +576,14 @@ def _weight(text):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors in one line, without the usage."""
+    """Reports errors in one line, without the usage."""
 
     def error(self, message):
         self.exit(2, f"elastofast: error: {message} (see {self.prog} --help)\n")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """The example as it is written, and after each option the default if there is one."""
+    """Shows the example as it is written, and the default of each option that has one."""
 
     def _get_help_string(self, action):
         shown = isinstance(action.default, str | float | int) and not isinstance(action.default, bool)

@@ -481,8 +481,9 @@ def _seed(config, *key) -> int:
 
 def _check(config) -> Grid:
     """Refuse arguments out of range before the work; types and lengths have been checked already. The grid."""
-    if config["law"] not in ("plane_stress", "plane_strain"):
-        raise ValueError(f"law must be plane_stress or plane_strain, got {config['law']!r}")
+    plane = [name for name, law in LAWS.items() if law.dim == 2]
+    if config["law"] not in plane:
+        raise ValueError(f"law must be {' or '.join(plane)}, got {config['law']!r}")
     if config["noise"] not in NOISES:
         raise ValueError(f"noise must be one of {', '.join(NOISES)}, got {config['noise']!r}")
     if not np.isfinite(config["snr"]):
