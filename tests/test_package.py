@@ -36,7 +36,7 @@ def run(code, **environment):
     ],
     ids=["import", "forward solve"],
 )
-def test_import_is_light(work):
+def test_import_and_core_need_no_optional_package(work):
     code = f"import json, sys, numpy, elastofast; {work}\nprint(json.dumps([*sys.modules]))"
     assert not HEAVY & set(json.loads(run(code)))
 

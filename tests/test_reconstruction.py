@@ -47,13 +47,13 @@ def test_total_variation_finds_the_inclusion(scan, tv):
 
 
 @pytest.mark.parametrize("law", [LAW, ef.PlaneStrain(0.495)], ids=["stress", "strain"])
-def test_little_noise_little_error(law):
+def test_little_noise_leaves_little_error(law):
     m = measure(33, law, snr=80.0)
     r = ef.reconstruct(m, weight=300.0)
     assert relative_l2(r.modulus, m.reference) < 0.03
 
 
-def test_default_prior_without_torch_or_on_small_grids(tv, monkeypatch):
+def test_default_prior_is_total_variation_without_torch_and_on_small_grids(tv, monkeypatch):
     def absent(*arguments):
         raise ImportError("torch")
 
@@ -62,7 +62,7 @@ def test_default_prior_without_torch_or_on_small_grids(tv, monkeypatch):
     assert ef.reconstruct(measure(96), max_iterations=1).prior == "tv"
 
 
-def test_exact_beats_frozen(scan, tv):
+def test_exact_gradient_has_less_error_and_a_lower_objective_than_frozen(scan, tv):
     frozen = ef.reconstruct(scan, gradient="frozen")
     assert relative_l2(tv.modulus, scan.reference) < relative_l2(frozen.modulus, scan.reference)
 
@@ -72,7 +72,7 @@ def test_automatic_weight_is_near_the_best(scan, tv):
     assert relative_l2(tv.modulus, scan.reference) < 1.15 * best
 
 
-def test_the_minimum_is_a_minimum(scan):
+def test_gauss_newton_ends_in_a_minimum(scan):
     r = ef.reconstruct(scan, prior="tikhonov", weight=30.0)
     prior, fidelity = ef.priors.Tikhonov(scan.geometry), ef.Fidelity(scan)
 
@@ -89,7 +89,7 @@ def test_the_minimum_is_a_minimum(scan):
     assert np.linalg.norm(gradient) < 0.05 * np.linalg.norm(first)
 
 
-def test_optimisers_agree(scan):
+def test_optimisers_of_one_objective_agree(scan):
     newton = ef.reconstruct(scan, prior="tikhonov", weight=100.0)
     prior = ef.priors.Tikhonov(scan.geometry)
     plain = ef.reconstruct(scan, prior=lambda x: prior(x), weight=100.0, max_iterations=400)
@@ -104,13 +104,13 @@ def test_homogeneous_start_is_the_best_constant(scan):
     assert values[1] < values[0] and values[1] < values[2]
 
 
-def test_start_does_not_matter(scan, tv):
+def test_the_map_does_not_depend_on_the_start(scan, tv):
     noisy = 2e4 * np.exp(0.3 * np.random.default_rng(0).standard_normal(scan.geometry.shape))
     other = ef.reconstruct(scan, weight=tv.weight, start=noisy)
     assert relative_l2(other.modulus, tv.modulus) < 0.03
 
 
-def test_paper_descent_lowers_its_objective(scan):
+def test_paper_descent_lowers_its_objective_with_every_update(scan):
     r = ef.reconstruct(scan, optimizer="descent", gradient="frozen", weight=100.0, max_iterations=20)
     assert r.optimizer == "descent" and r.modulus.min() > 0
     start = np.exp(homogeneous(scan)).reshape(scan.geometry.shape)
@@ -174,12 +174,12 @@ def test_bounds_are_kept(scan):
 
 
 @pytest.mark.parametrize("prior", ["none", "tikhonov"])
-def test_bounds_that_exclude_the_homogeneous_map(scan, prior):
+def test_bounds_that_exclude_the_homogeneous_map_are_kept_and_fitted_within(scan, prior):
     r = ef.reconstruct(scan, prior, bounds=(30e3, 90e3))
     assert r.modulus.min() >= 30e3 * (1 - 1e-12)
 
 
-def test_history_and_progress(scan):
+def test_history_is_what_progress_saw_and_its_objective_falls(scan):
     seen = []
     r = ef.reconstruct(scan, prior="tikhonov", weight=50.0, progress=seen.append)
     assert seen == r.history
@@ -228,7 +228,7 @@ def test_message_says_when_the_data_are_not_explained(scan):
     assert r.chi2 > 1.3 and "displacement_std may be too small" in r.message
 
 
-def test_pyramid_keeps_linear_fields_and_resultants():
+def test_coarsening_keeps_linear_fields_and_resultants():
     m = measure(129)
     corner = np.array([0.04, 0.02])  # the supports do not move
 
@@ -249,7 +249,7 @@ def data_folder():
     return Path(os.environ.get("ELASTOFAST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
-def test_authors_file_at_35_db(tmp_path):
+def test_error_on_the_authors_file_at_35_db_is_near_the_published_one(tmp_path):
     archive = data_folder() / "comp-elast-Data3.zip"
     if not archive.exists():
         pytest.skip(f"{archive.name} is not there; set ELASTOFAST_DATA to the folder that holds it")
@@ -294,7 +294,7 @@ def test_errors_name_the_argument(scan, arguments, message):
         ef.reconstruct(scan, **arguments)
 
 
-def test_errors_about_the_measurement(scan):
+def test_measurements_that_determine_no_modulus_are_refused(scan):
     with pytest.raises(TypeError, match="measurement must be a Measurement or a list of them, got str"):
         ef.reconstruct("scan.h5")
     with pytest.raises(TypeError, match="prior must be a name, a callable"):
@@ -358,7 +358,7 @@ def test_an_interrupt_before_the_first_step_keeps_what_is_done(scan, monkeypatch
         ef.reconstruct([scan, scan], "none", max_iterations=1)
 
 
-def test_a_finished_member_is_let_go(scan, monkeypatch):
+def test_a_finished_member_of_a_list_is_released(scan, monkeypatch):
     """Hierarchies of many members do not pile up."""
     alive, original = weakref.WeakSet(), multilevel.Multilevel.results
 
@@ -374,7 +374,7 @@ def test_a_finished_member_is_let_go(scan, monkeypatch):
     assert [(entry["member"], entry["weight"]) for entry in entries] == [(0, 9.0), (1, 10.0), (2, 11.0)]
 
 
-def test_errors_about_lists(scan):
+def test_errors_about_lists_name_the_entry(scan):
     with pytest.raises(TypeError, match="measurement must be a list of Measurements, its entry 1 is str"):
         ef.reconstruct([scan, "scan.h5"])
     with pytest.raises(ValueError, match="weight must be one for all or one for each of 2 measurements, got 3"):
