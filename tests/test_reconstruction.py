@@ -63,8 +63,19 @@ def test_default_prior_is_total_variation_without_torch_and_on_small_grids(tv, m
 
 
 def test_exact_gradient_has_less_error_and_a_lower_objective_than_frozen(scan, tv):
+    """Both explain the data; only the exact gradient ends in a minimum of the objective, which is nearer the truth."""
     frozen = ef.reconstruct(scan, gradient="frozen")
-    assert relative_l2(tv.modulus, scan.reference) < relative_l2(frozen.modulus, scan.reference)
+    exact = ef.reconstruct(scan, weight=frozen.weight)
+    prior, fidelity = ef.priors.TotalVariation(scan.geometry), ef.Fidelity(scan)
+
+    def objective(x):
+        return fidelity(x)[0] + frozen.weight * prior(x)[0]
+
+    assert frozen.status == exact.status == "converged"
+    assert 0.9 < frozen.chi2 < 1.1 and 0.9 < exact.chi2 < 1.1
+    assert objective(exact.modulus) < min(objective(frozen.modulus), objective(scan.reference))
+    for better in (exact, tv):
+        assert relative_l2(better.modulus, scan.reference) < 0.8 * relative_l2(frozen.modulus, scan.reference)
 
 
 def test_automatic_weight_is_near_the_best(scan, tv):
@@ -110,11 +121,31 @@ def test_the_map_does_not_depend_on_the_start(scan, tv):
     assert relative_l2(other.modulus, tv.modulus) < 0.03
 
 
-def test_paper_descent_lowers_its_objective_with_every_update(scan):
-    r = ef.reconstruct(scan, optimizer="descent", gradient="frozen", weight=100.0, max_iterations=20)
+@pytest.mark.parametrize("gradient", ["exact", "frozen"])
+def test_paper_descent_lowers_its_objective_with_every_update(scan, gradient):
+    r = ef.reconstruct(scan, "tv", 100.0, optimizer="descent", gradient=gradient, max_iterations=20)
     assert r.optimizer == "descent" and r.modulus.min() > 0
+    prior, fidelity = ef.priors.TotalVariation(scan.geometry), ef.Fidelity(scan)
     start = np.exp(homogeneous(scan)).reshape(scan.geometry.shape)
-    assert relative_l2(r.modulus, scan.reference) < relative_l2(start, scan.reference)
+    objective = [fidelity(x)[0] + 100.0 * prior(x)[0] for x in (start, r.modulus)]
+    history = [h["objective"] for h in r.history]
+    assert len(history) == 5 and all(after < before for before, after in pairwise([objective[0], *history]))
+    assert history[-1] == pytest.approx(objective[1], rel=1e-3) and history[-1] < 0.25 * objective[0]
+    assert relative_l2(r.modulus, scan.reference) < 0.95 * relative_l2(start, scan.reference)
+
+
+@pytest.mark.parametrize("gradient", ["exact", "frozen"])
+def test_paper_descent_takes_projected_gradient_steps(scan, gradient):
+    """Equation 6 of the paper, written out; with one step between updates Gamma is that of the present map."""
+    x = 14e3 * np.exp(0.1 * np.random.default_rng(0).standard_normal(scan.geometry.shape))
+    options = dict(weight=1e3, start=x, optimizer="descent", gradient=gradient, max_iterations=1, bounds=(13e3, 16e3))
+    r = ef.reconstruct(scan, "tikhonov", **options)
+    prior, fidelity = ef.priors.Tikhonov(scan.geometry), ef.Fidelity(scan, gradient)
+    x = np.clip(x, 13e3, 16e3)
+    for entry in r.history:
+        x = np.clip(x - entry["step"] * (fidelity(x)[1] + 1e3 * prior(x)[1]), 13e3, 16e3)
+    assert len(r.history) == 5 and x.min() == 13e3 and x.max() == 16e3
+    np.testing.assert_allclose(r.modulus, x, rtol=1e-4)
 
 
 def test_without_prior_stops_by_discrepancy(scan):
@@ -173,10 +204,24 @@ def test_bounds_are_kept(scan):
     assert r.modulus.min() >= 11e3 * (1 - 1e-12) and r.modulus.max() <= 30e3 * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("bounds", [(15e3, 90e3), (1e3, 13e3)], ids=["from below", "from above"])
 @pytest.mark.parametrize("prior", ["none", "tikhonov"])
-def test_bounds_that_exclude_the_homogeneous_map_are_kept_and_fitted_within(scan, prior):
-    r = ef.reconstruct(scan, prior, bounds=(30e3, 90e3))
-    assert r.modulus.min() >= 30e3 * (1 - 1e-12)
+def test_bounds_that_exclude_the_homogeneous_map_are_kept_and_fitted_within(scan, prior, bounds):
+    """The map is a minimum within the bounds: its gradient vanishes but where it pushes against a bound."""
+    low, high = bounds
+    r, weight = ef.reconstruct(scan, prior, weight=30.0, bounds=bounds), 0.0 if prior == "none" else 30.0
+    x, fidelity, regulariser = r.modulus, ef.Fidelity(scan), ef.priors.Tikhonov(scan.geometry)
+    assert x.min() >= low * (1 - 1e-12) and x.max() <= high * (1 + 1e-12)
+    best_constant = np.exp(homogeneous(scan)).reshape(scan.geometry.shape)
+    assert not low <= best_constant[0, 0] <= high
+    at_low, at_high = x <= low * (1 + 1e-9), x >= high * (1 - 1e-9)
+    nearest = np.clip(best_constant, low, high)
+    steep = np.linalg.norm(nearest * fidelity(nearest)[1])
+    gradient = x * (fidelity(x)[1] + weight * regulariser(x)[1])
+    assert np.linalg.norm(gradient) > 0.1 * steep and (at_low | at_high).any()  # the bounds matter
+    free = np.where(at_low, np.minimum(gradient, 0), np.where(at_high, np.maximum(gradient, 0), gradient))
+    assert np.linalg.norm(free) < 5e-3 * steep
+    assert fidelity(x)[0] + weight * regulariser(x)[0] < fidelity(nearest)[0]
 
 
 def test_history_is_what_progress_saw_and_its_objective_falls(scan):
@@ -220,6 +265,13 @@ def test_interrupt_on_a_coarse_level_still_gives_a_full_map():
     r = ef.reconstruct(m, weight=200.0, progress=stop)
     assert r.history[-1]["shape"] != m.geometry.shape
     assert r.modulus.shape == m.geometry.shape and r.displacement.shape == m.displacement.shape
+    fidelity = ef.Fidelity(m)
+    evaluation = fidelity.evaluate(r.modulus.ravel())
+    assert r.chi2 == pytest.approx(2 * evaluation.value / fidelity.n_data, rel=1e-3)
+    expected = evaluation.displacement.reshape(r.displacement.shape)
+    np.testing.assert_allclose(r.displacement, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
+    homogeneous_error = relative_l2(np.exp(homogeneous(m)).reshape(m.geometry.shape), m.reference)
+    assert relative_l2(r.modulus, m.reference) < 0.95 * homogeneous_error
 
 
 def test_message_says_when_the_data_are_not_explained(scan):
@@ -339,6 +391,9 @@ def test_an_interrupted_list_keeps_what_there_is(scan):
         [scan] * 3, "tikhonov", weight=[10.0, 20.0, 30.0], max_iterations=2, progress=interrupt
     )
     assert (first.status, second.status, third) == ("max_iterations", "interrupted", None)
+    for result, steps in ((first, 2), (second, 1)):  # each is the map that it had reached
+        expected = ef.reconstruct(scan, "tikhonov", weight=result.weight, max_iterations=steps)
+        np.testing.assert_array_equal(result.modulus, expected.modulus)
 
 
 def test_an_interrupt_before_the_first_step_keeps_what_is_done(scan, monkeypatch):
