@@ -325,7 +325,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_samples(inline, tmp_path):
         assert len(data) == 32
 
 
-def test_a_damaged_part_is_named_and_made_again_once_deleted(inline, tmp_path, monkeypatch):
+def test_a_damaged_part_is_named_and_made_again_once_deleted(small, inline, tmp_path, monkeypatch):
     path = tmp_path / "a.h5"
     with monkeypatch.context() as patch:
         patch.setattr(dataset, "_pack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -337,6 +337,7 @@ def test_a_damaged_part_is_named_and_made_again_once_deleted(inline, tmp_path, m
         build_dataset(path, **SMALL, jobs=1)
     part.unlink()
     build_dataset(path, **SMALL, jobs=1)
+    assert_same(path, small)
 
 
 def test_files_that_are_no_data_sets_are_refused(small, tmp_path):
