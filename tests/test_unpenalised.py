@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from elastofast.inversion.unpenalised import Moves as UnpenalisedDirections
-from elastofast.inversion.unpenalised import plateau_range
+from elastofast.inversion.unpenalised import UnpenalisedDirections, plateau_range
 
 SHAPE = 48, 40
 ROW, COLUMN = np.mgrid[: SHAPE[0], : SHAPE[1]].astype(float)
@@ -40,7 +39,7 @@ def matrices(request):
     z = request.param()
     found = directions(np.broadcast_to(z, (z.size, *SHAPE)))
     identity = np.eye(z.size)
-    return z, found.part(identity).T, found.contrast(identity).T
+    return z, found.project(identity).T, found.project_contrast(identity).T
 
 
 def test_projection_is_idempotent_and_symmetric(matrices):
@@ -79,15 +78,15 @@ def test_contrast_keeps_changes_of_contrast_and_drops_shifts(matrices):
 def test_small_shifts_of_a_boundary_are_free(displacement):
     """To first order: only the grid's own error is left of small shifts, more of larger ones."""
     z = layer(width=6.0)
-    shares = [left(directions(z).part, layer(size * displacement, width=6.0) - z) for size in (0.05, 1.0, 4.0)]
+    shares = [left(directions(z).project, layer(size * displacement, width=6.0) - z) for size in (0.05, 1.0, 4.0)]
     assert shares[0] < 0.02 and shares[1] < 0.03
     assert shares[2] > 3 * shares[1]
 
 
 def test_a_disc_that_grows_is_free_and_one_with_a_wider_margin_is_not():
     z = disc()
-    assert left(directions(z).part, disc(radius=11.05) - z) < 0.03
-    assert left(directions(z).part, disc(edge=1.55) - z) > 0.4
+    assert left(directions(z).project, disc(radius=11.05) - z) < 0.03
+    assert left(directions(z).project, disc(edge=1.55) - z) > 0.4
 
 
 @pytest.mark.parametrize("factor", [1.5, 1 + 0.01 * COLUMN, 0.7 - 0.005 * ROW], ids=["stiffer", "sideways", "softer"])
@@ -97,12 +96,12 @@ def test_changes_of_contrast_are_free_whatever_their_size(factor):
     found = directions(z)
     for size in (0.01, 1.0, 10.0):
         change = size * (factor - 1) * z
-        assert left(found.part, change) < 1e-3 and left(found.contrast, change) < 1e-3
+        assert left(found.project, change) < 1e-3 and left(found.project_contrast, change) < 1e-3
 
 
 def test_other_changes_are_left_alone():
     z, rng = disc(), np.random.default_rng(0)
-    project = directions(z).part
+    project = directions(z).project
     others = {
         "speckle": rng.standard_normal(SHAPE),
         "a rough boundary": edges(z) * np.cos(8 * np.arctan2(COLUMN - 19, ROW - 22)),
@@ -115,7 +114,7 @@ def test_other_changes_are_left_alone():
 def test_maps_without_boundaries_have_no_free_directions():
     flat = directions(np.full(SHAPE, 2.0))
     v = np.random.default_rng(0).standard_normal(ROW.size)
-    assert not flat.part(v).any() and not flat.contrast(v).any()
+    assert not flat.project(v).any() and not flat.project_contrast(v).any()
 
 
 def test_members_have_their_own_directions_and_only_those_chosen_have_any():
@@ -124,9 +123,9 @@ def test_members_have_their_own_directions_and_only_those_chosen_have_any():
     found = directions(maps, np.array([True, False, True]))
     for k in (0, 2):
         alone = directions(maps[k])
-        np.testing.assert_allclose(found.part(v)[k], alone.part(v[k]), atol=1e-12)
-        np.testing.assert_allclose(found.contrast(v)[k], alone.contrast(v[k]), atol=1e-12)
-    assert not found.part(v)[1].any() and not found.contrast(v)[1].any()
+        np.testing.assert_allclose(found.project(v)[k], alone.project(v[k]), atol=1e-12)
+        np.testing.assert_allclose(found.project_contrast(v)[k], alone.project_contrast(v[k]), atol=1e-12)
+    assert not found.project(v)[1].any() and not found.project_contrast(v)[1].any()
 
 
 def test_plateau_range_spans_both_levels_near_a_boundary_only_and_ignores_specks():
