@@ -93,7 +93,7 @@ def test_displacement_is_of_second_order(law, kind):
     assert (rates > 1.85).all() and errors[-1] < 5e-3, (errors, rates)
 
 
-def test_no_locking():
+def test_plane_strain_on_a_grid_does_not_lock():
     """Nearly incompressible plane strain is as accurate as ordinary plane strain; linear triangles are not."""
     ordinary = swirl_error(unit_square(33, "grid"), PlaneStrain(0.3))
     for poisson in (0.495, 0.4999):
@@ -154,7 +154,7 @@ def solve_inclusion(n, law, contrast):
     return displacement, strain, found[0].std() / np.abs(found[0].mean())
 
 
-def test_inclusion_formula():
+def test_inclusion_formula_is_continuous_and_becomes_uniform_tension():
     """The formula itself: continuous across the circle, uniaxial tension far away, and without contrast everywhere."""
     angles = np.linspace(0, 2 * np.pi, 50)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -171,7 +171,7 @@ def test_inclusion_formula():
 
 @pytest.mark.parametrize("law", [PlaneStress(0.3), PlaneStress(0.495), PlaneStrain(0.45), PlaneStrain(0.495)], ids=repr)
 @pytest.mark.parametrize("contrast", [5.0, 0.2])
-def test_circular_inclusion(law, contrast):
+def test_displacement_and_strain_of_a_circular_inclusion_converge_to_the_exact_ones(law, contrast):
     errors = [solve_inclusion(n, law, contrast) for n in (65, 257)]
     displacement, strain, spread = errors[1]
     assert displacement < 0.012 and strain < 0.008 and spread < 0.008

@@ -41,7 +41,7 @@ def with_one(index, value=True, shape=SHAPE):
 # ---------------------------------------------------------------- Boundary
 
 
-def test_defaults_and_attributes():
+def test_dofs_are_loaded_unless_fixed_or_open():
     fixed, open_ = with_one((0, -1)), with_one((1, 0))
     load = Boundary(fixed=fixed, open=open_)
     assert load.force.shape == load.displacement.shape == SHAPE
@@ -147,7 +147,7 @@ def test_total_force_refuses(total_force, error, message):
         Boundary(fixed=with_one((0, 0)), total_force=total_force)
 
 
-def test_total_force():
+def test_total_force_is_kept_on_fixed_or_open_dofs():
     nodes = with_one(0, shape=(5, 6))
     for held in ({"fixed": with_one((0, 0))}, {"open": with_one((0, 0))}):
         total = Boundary(**held, total_force=(0, 2, nodes)).total_force
@@ -162,7 +162,7 @@ def test_check_names_both_shapes():
 # ---------------------------------------------------------------- compression
 
 
-def test_pressure_on_grid():
+def test_pressure_on_a_grid_is_spread_over_the_top_and_the_bottom_is_held():
     load = compression(GRID, pressure=100.0)
     # 100 Pa on 10 mm, downwards (depth grows with the index), half at the corners
     np.testing.assert_allclose(load.force[0, 0], 100 * 2e-3 * np.array([0.5, 1, 1, 1, 1, 0.5]))
@@ -174,7 +174,7 @@ def test_pressure_on_grid():
     np.testing.assert_array_equal(compression(GRID, pressure=-100.0).force, -load.force)
 
 
-def test_strain_on_grid():
+def test_strain_on_a_grid_moves_the_top_and_fixes_both_ends():
     load = compression(GRID, strain=0.02)
     np.testing.assert_allclose(load.displacement[0, 0], 0.02 * 4e-3)
     assert not load.displacement[0, 1:].any() and not load.displacement[1].any() and not load.force.any()
@@ -184,14 +184,14 @@ def test_strain_on_grid():
     assert np.array_equal(np.argwhere(load.total_force.nodes)[:, 0], np.zeros(6))
 
 
-def test_other_axis_on_grid():
+def test_compression_along_the_other_axis_of_a_grid():
     load = compression(GRID, pressure=100.0, axis=1)
     np.testing.assert_allclose(load.force[1].sum(), 100 * 4e-3)
     assert load.fixed[1, :, -1].all() and load.force[1, :, 0].all() and load.fixed[0].sum() == 1
 
 
 @pytest.mark.parametrize(("make", "area"), [(plate, 0.03), (brick, 0.03 * 0.02)])
-def test_pressure_on_mesh(make, area):
+def test_pressure_on_a_mesh_has_the_exact_resultant_through_the_middle(make, area):
     mesh = make()
     load = compression(mesh, pressure=100.0)
     top = mesh.points[:, -1] == mesh.points[:, -1].max()
@@ -206,7 +206,7 @@ def test_pressure_on_mesh(make, area):
 
 
 @pytest.mark.parametrize("make", [plate, brick])
-def test_strain_on_mesh(make):
+def test_strain_on_a_mesh_moves_the_top_by_that_part_of_the_height(make):
     mesh = make()
     load = compression(mesh, strain=0.01, total_force=2.0)
     top = mesh.points[:, -1] == mesh.points[:, -1].max()
@@ -272,7 +272,7 @@ def free(geometry, *fixed):
     return message.split("deforming: ")[1].split(". ")[0].split(", ")
 
 
-def test_grid_motions_are_named():
+def test_check_support_names_the_free_motions_of_a_grid():
     axial, lateral = "translation along axis 0 (axial)", "translation along axis 1 (lateral)"
     assert free(GRID) == [axial, lateral, "rotation"]
     assert free(GRID, (0, -1)) == [lateral]
@@ -284,7 +284,7 @@ def test_grid_motions_are_named():
     assert free(GRID, (0, 0, 2), (1, 3, 0)) == ["rotation"]
 
 
-def test_brick_motions_are_named():
+def test_check_support_names_the_free_motions_of_a_brick():
     mesh = brick()
     x, y, z = (f"coordinate {i} ({name})" for i, name in enumerate("xyz"))
     everything = [f"translation along {a}" for a in (x, y, z)] + [f"rotation about {a}" for a in (x, y, z)]
@@ -298,7 +298,7 @@ def test_brick_motions_are_named():
     assert free(mesh, (slice(None), corners)) == ["rotation about an oblique line"]
 
 
-def test_enough_support_passes():
+def test_check_support_passes_where_every_rigid_motion_is_held():
     check_support(GRID, compression(GRID, pressure=100.0))
     check_support(GRID, compression(GRID, strain=0.01))
     check_support(GRID, Boundary(fixed=with_one((slice(None), 2, 2)) | with_one((1, 3, 2))))
@@ -326,12 +326,12 @@ def test_every_piece_of_a_mesh_needs_support():
         check_support(two, Boundary(fixed=fixed))
 
 
-def test_support_of_another_shape():
+def test_check_support_refuses_a_load_of_another_shape():
     with pytest.raises(ValueError, match="load has shape"):
         check_support(plate(), Boundary(fixed=nothing()))
 
 
-def test_arguments_of_the_wrong_kind():
+def test_compression_refuses_what_is_no_geometry_or_axis():
     with pytest.raises(TypeError, match=r"geometry must be a Grid or a Mesh, got \(9, 9\)"):
         compression((9, 9), pressure=1.0)
     with pytest.raises(ValueError, match=r"axis must be a whole number from 0 to 1, got 1\.0"):

@@ -156,7 +156,7 @@ def test_the_last_method_is_tested_against_each_other_one():
 # running ------------------------------------------------------------------------------------------
 
 
-def test_metrics_of_known_maps(tmp_path, maps, quiet):
+def test_compare_measures_the_errors_that_maps_have_by_construction(tmp_path, maps, quiet):
     done = compare(tmp_path / "out", data=maps, methods=[("low", scaled(0.9)), ("high", scaled(1.25))])
     assert done.missing == 0 and len(done.rows) == 6
     for row in done.rows:
@@ -234,7 +234,7 @@ def test_another_configuration_in_the_same_folder_is_told(tmp_path, maps, quiet)
         compare(tmp_path, data=maps, methods=[("b", scaled(1.1))])
 
 
-def test_processes_give_what_one_gives(tmp_path, maps, quiet):
+def test_several_processes_give_what_one_gives(tmp_path, maps, quiet):
     one, two = (compare(tmp_path / str(n), data=maps, maps=2, methods=["none"], jobs=n) for n in (1, 2))
     assert [r["jobs"] for r in one.rows] == [1, 1] and [r["jobs"] for r in two.rows] == [2, 2]
     for a, b in zip(one.rows, two.rows, strict=True):
@@ -302,13 +302,13 @@ def test_built_in_maps_are_test_maps_that_no_data_set_trains_on(tmp_path, quiet)
         ({"methods": ["tv"], "weights": {"net": "x"}}, "weights must be given for unet, dncnn, critic, got 'net'"),
     ],
 )
-def test_wrong_arguments(tmp_path, maps, arguments, message):
+def test_compare_refuses_wrong_arguments_before_it_writes(tmp_path, maps, arguments, message):
     with pytest.raises(ValueError, match=message):
         compare(tmp_path / "out", data=maps, **arguments)
     assert not (tmp_path / "out").exists()
 
 
-def test_data_sets_that_cannot_be_compared_on(tmp_path, maps):
+def test_compare_refuses_data_sets_without_test_maps_or_lesions(tmp_path, maps):
     bare, empty = tmp_path / "bare.h5", tmp_path / "empty.h5"
     for path in (bare, empty):
         shutil.copy(maps, path)
@@ -322,7 +322,7 @@ def test_data_sets_that_cannot_be_compared_on(tmp_path, maps):
         compare(tmp_path / "out", data=empty, methods=["tv"])
 
 
-def test_no_matplotlib(tmp_path, maps, monkeypatch, capsys):
+def test_compare_without_matplotlib_says_how_to_install_it(tmp_path, maps, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert cli.main(["compare", str(tmp_path / "out"), "--data", str(maps), "--methods", "tv"]) == 2
     assert "pip install matplotlib" in capsys.readouterr().err
@@ -356,7 +356,7 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def test_command_line_end_to_end(tmp_path, maps, capsys):
+def test_compare_command_writes_tables_and_a_page_that_agree_with_the_library(tmp_path, maps, capsys):
     out = tmp_path / "out"
     words = f"compare {out} --data {maps} --maps 2 --world clean poisson --methods none tikhonov".split()
     assert cli.main(words) == 2 and "got 'tikhonov'" in capsys.readouterr().err

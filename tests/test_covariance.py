@@ -97,7 +97,7 @@ def stiffness_scale(form, x):
 @pytest.mark.parametrize("kind", ["compression", "open side", "all open", "mixed"])
 @pytest.mark.parametrize("std", ["constant", "by component", "by node", "by dof", "holes"])
 @pytest.mark.parametrize("geometry", ["grid", "mesh"])
-def test_apply(law, kind, std, geometry):
+def test_apply_is_the_dense_covariance(law, kind, std, geometry):
     form = ElasticForm(GEOMETRIES[geometry], law)
     load, std, x = make_load(form.geometry, kind), make_std(std, form.dof_shape), modulus(form.node_shape)
     force_std = np.random.default_rng(2).uniform(0, 1e-3, form.dof_shape)
@@ -111,7 +111,7 @@ def test_apply(law, kind, std, geometry):
     assert not out[:, :, ~load.loaded].any()
 
 
-def test_apply_layout_and_dtype():
+def test_apply_keeps_layout_and_dtype():
     form = ElasticForm(GRID, LAWS[0])
     gamma = NoiseCovariance(form, modulus(GRID.shape), make_load(GRID, "mixed"), 1e-7, 1e-3)
     v = np.random.default_rng(3).standard_normal(form.dof_shape)
@@ -150,7 +150,7 @@ def check_solve(form, kind, std, ratio, rtol=1e-10):
 @pytest.mark.parametrize("kind", ["compression", "open side", "all open", "mixed"])
 @pytest.mark.parametrize("ratio", [0.0, 1e-6, 1e-4, 1e-2, 1.0, 1e3])
 @pytest.mark.parametrize("geometry", ["grid", "mesh"])
-def test_solve(law, kind, ratio, geometry):
+def test_solve_inverts_the_dense_covariance(law, kind, ratio, geometry):
     form = ElasticForm(GEOMETRIES[geometry], law)
     solution = check_solve(form, kind, 1e-7, ratio)
     if ratio == 0 and kind == "compression":
@@ -162,12 +162,12 @@ def test_solve(law, kind, ratio, geometry):
 @pytest.mark.parametrize("ratio", [0.0, 1e-4, 1e-2, 1.0])
 @pytest.mark.parametrize("kind", ["compression", "mixed"])
 @pytest.mark.parametrize("geometry", ["grid", "mesh"])
-def test_solve_with_uneven_noise(law, std, ratio, kind, geometry):
+def test_solve_inverts_the_dense_covariance_of_uneven_noise(law, std, ratio, kind, geometry):
     form = ElasticForm(GEOMETRIES[geometry], law)
     check_solve(form, kind, make_std(std, form.dof_shape), ratio)
 
 
-def test_force_noise_by_dof():
+def test_solve_takes_force_noise_by_dof():
     form, load, x = ElasticForm(GRID, LAWS[1]), make_load(GRID, "mixed"), modulus(GRID.shape)
     force_std = np.where(np.random.default_rng(4).random(form.dof_shape) < 0.5, 0.0, 1e-3)
     r = np.random.default_rng(1).standard_normal(form.dof_shape)
@@ -180,7 +180,7 @@ def test_force_noise_by_dof():
 @pytest.mark.parametrize("law", LAWS, ids=repr)
 @pytest.mark.parametrize("n", [33, 65])
 @pytest.mark.parametrize("ratio", [0.0, 1e-6, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 1e2])
-def test_iterations(law, n, ratio):
+def test_solve_takes_at_most_20_iterations_whatever_the_force_noise(law, n, ratio):
     """At most 20 whatever the force noise, and the residual is what it says."""
     form = ElasticForm(Grid((n, n), (0.03 / (n - 1),) * 2), law)
     x, load = modulus(form.node_shape), compression(form.geometry, pressure=100.0)
@@ -194,7 +194,7 @@ def test_iterations(law, n, ratio):
     assert abs(residual - solution.residual) < 1e-3 * residual + 1e-12
 
 
-def test_product_of_two_solves_judged_by_force():
+def test_solution_without_force_noise_explains_the_force():
     """Without force noise S_n K^T z is the displacement that explains r, to the tolerance."""
     form = ElasticForm(Grid((33, 33), (1e-3, 1e-3)), LAWS[1])
     x, load = modulus(form.node_shape), compression(form.geometry, pressure=100.0)
@@ -205,7 +205,7 @@ def test_product_of_two_solves_judged_by_force():
     assert solution.stage_residual <= 1e-9
 
 
-def test_warm_start():
+def test_solve_from_a_guess_is_shorter_and_finds_the_same():
     form = ElasticForm(Grid((17, 20), (1e-3, 1e-3)), LAWS[1])
     x = modulus(form.node_shape)
     gamma = NoiseCovariance(form, x, make_load(form.geometry, "mixed"), 1e-7, 1e-4)
@@ -221,7 +221,7 @@ def test_warm_start():
     np.testing.assert_allclose(far.value, cold.value, atol=1e-5 * np.abs(cold.value).max())
 
 
-def test_symmetric_and_positive():
+def test_covariance_and_its_inverse_are_symmetric_and_positive():
     form = ElasticForm(GRID, LAWS[1])
     gamma = NoiseCovariance(form, modulus(GRID.shape), make_load(GRID, "mixed"), 1e-7, 1e-3)
     v, w = np.random.default_rng(5).standard_normal((2, *form.dof_shape))
@@ -232,7 +232,7 @@ def test_symmetric_and_positive():
 
 
 @pytest.mark.parametrize("force_std", [0.0, 1e-3])
-def test_zero(force_std):
+def test_solve_of_zero_is_zero_without_iterations(force_std):
     load = make_load(GRID, "compression")
     gamma = NoiseCovariance(ElasticForm(GRID, LAWS[0]), modulus(GRID.shape), load, 1e-7, force_std)
     solution = gamma.solve(np.zeros((2, *GRID.shape)), x0=np.ones((2, *GRID.shape)))
@@ -253,7 +253,7 @@ def test_zero(force_std):
         (np.inf, "displacement_std is infinite everywhere: nothing was measured"),
     ],
 )
-def test_bad_displacement_std(std, message):
+def test_displacement_std_that_is_not_positive_or_does_not_fit_is_refused(std, message):
     load = compression(GRID, pressure=100.0)
     with pytest.raises(ValueError, match=message):
         NoiseCovariance(ElasticForm(GRID, LAWS[0]), modulus(GRID.shape), load, std)
@@ -268,13 +268,13 @@ def test_bad_displacement_std(std, message):
         (np.ones(2), r"force_std must be a scalar or have shape \(2, 6, 7\), got shape \(2,\)"),
     ],
 )
-def test_bad_force_std(std, message):
+def test_force_std_that_is_negative_infinite_or_does_not_fit_is_refused(std, message):
     load = compression(GRID, pressure=100.0)
     with pytest.raises(ValueError, match=message):
         NoiseCovariance(ElasticForm(GRID, LAWS[0]), modulus(GRID.shape), load, 1e-7, std)
 
 
-def test_bad_arguments():
+def test_wrong_arguments_are_named():
     form, load, x = ElasticForm(GRID, LAWS[0]), compression(GRID, pressure=100.0), modulus(GRID.shape)
     gamma, r = NoiseCovariance(form, x, load, 1e-7, 1e-3), np.ones(form.dof_shape)
     with pytest.raises(TypeError, match="form must be an ElasticForm, got Grid"):

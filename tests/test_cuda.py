@@ -22,7 +22,7 @@ def devices(cuda):
         return 0
 
 
-def test_build_info(cuda):
+def test_build_info_names_toolkit_and_architectures(cuda):
     info = cuda.build_info()
     assert {"toolkit", "architectures"} == set(info)
     if "ELASTOFAST_CUDA_ARCH" not in os.environ:

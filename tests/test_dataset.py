@@ -81,7 +81,7 @@ def start(path, made=5):
 # what is in a data set ----------------------------------------------------------------------------
 
 
-def test_layout(small):
+def test_file_has_the_documented_arrays_and_configuration(small):
     with h5py.File(small) as file:
         assert set(file) == set(NAMES)
         for name in NAMES:
@@ -95,7 +95,7 @@ def test_layout(small):
     assert not Path(f"{small}.parts").exists()
 
 
-def test_reading(small):
+def test_samples_are_read_by_index_and_split(small):
     with Dataset.open(small) as data:
         assert len(data) == 8 and data.snr == 35.0 and data.config["kind"] == "random"
         assert data.geometry.shape == (17, 17) and data.geometry.spacing == pytest.approx([30e-3 / 16] * 2)
@@ -129,7 +129,7 @@ def test_measurements_are_those_that_were_reconstructed(small, inline):
             assert np.array_equal(again.astype(np.float32), data.unregularised(i))
 
 
-def test_relative_noise_and_plane_strain(inline, tmp_path):
+def test_noise_model_law_and_snr_are_those_asked_for(inline, tmp_path):
     path = tmp_path / "a.h5"
     build_dataset(path, **SMALL | {"count": 1, "test": 0}, noise="relative", law="plane_strain", snr=50, jobs=1)
     with Dataset.open(path) as data:
@@ -175,7 +175,7 @@ def test_test_maps_do_not_depend_on_the_number_of_training_maps(small, inline, t
         assert len(np.unique(everything, axis=0)) == 8
 
 
-def test_options_change_what_they_say(inline, tmp_path):
+def test_options_change_what_they_name_and_nothing_else(inline, tmp_path):
     base = SMALL | {"count": 2, "validation": 0, "test": 0, "unregularised": False, "jobs": 1}
 
     def build(**options):
@@ -206,7 +206,7 @@ def test_number_of_processes_does_not_matter(small, tmp_path):
     assert (tmp_path / "one.h5").read_bytes() == small.read_bytes()
 
 
-def test_killed_run_goes_on(inline, tmp_path):
+def test_killed_run_makes_no_sample_twice_and_ends_the_same(inline, tmp_path):
     path, whole = tmp_path / "killed.h5", tmp_path / "whole.h5"
     process, parts = start(path)
     process.kill()
@@ -284,7 +284,7 @@ def test_kills_around_the_end_lose_nothing(small, inline, tmp_path, monkeypatch)
     assert not parts.exists() and path.stat().st_mtime_ns == stamp
 
 
-def test_other_arguments_are_refused(small, inline, tmp_path):
+def test_a_run_with_other_arguments_is_refused_unless_forced(small, inline, tmp_path):
     path = tmp_path / "a.h5"
     process, parts = start(path)
     process.kill()
@@ -306,7 +306,7 @@ def test_other_arguments_are_refused(small, inline, tmp_path):
         assert len(data) == 5
 
 
-def test_full_disk(inline, tmp_path):
+def test_a_full_disk_is_one_line_and_keeps_the_samples(inline, tmp_path):
     """A limit on the size of files stands in for it: the samples fit, the data set does not."""
     path = tmp_path / "a.h5"
     code = (
@@ -325,7 +325,7 @@ def test_full_disk(inline, tmp_path):
         assert len(data) == 32
 
 
-def test_damaged_part(inline, tmp_path, monkeypatch):
+def test_a_damaged_part_is_named_and_made_again_once_deleted(small, inline, tmp_path, monkeypatch):
     path = tmp_path / "a.h5"
     with monkeypatch.context() as patch:
         patch.setattr(dataset, "_pack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -337,9 +337,10 @@ def test_damaged_part(inline, tmp_path, monkeypatch):
         build_dataset(path, **SMALL, jobs=1)
     part.unlink()
     build_dataset(path, **SMALL, jobs=1)
+    assert_same(path, small)
 
 
-def test_files_that_are_no_data_sets(small, tmp_path):
+def test_files_that_are_no_data_sets_are_refused(small, tmp_path):
     path = tmp_path / "bad.h5"
     with pytest.raises(FileNotFoundError, match=r"bad.h5"):
         Dataset.open(path)
@@ -410,7 +411,7 @@ def test_wrong_arguments_are_refused_before_the_work(tmp_path, options, text):
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_folder(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"folder of the output does not exist: .*a.h5"):
         build_dataset(tmp_path / "nowhere/a.h5", **SMALL)
 
@@ -460,7 +461,7 @@ def test_splits_keep_patients_together(folder, inline, tmp_path):
     assert len(seen) > 1
 
 
-def test_maps_of_masks(folder, inline, tmp_path):
+def test_maps_of_masks_have_their_lesions_and_do_not_depend_on_the_count(folder, inline, tmp_path):
     from elastofast.learning.masks import collect, on_grid, read_mask
 
     path, few = tmp_path / "a.h5", tmp_path / "few.h5"
@@ -489,7 +490,7 @@ def test_changed_masks_are_noticed(folder, inline, tmp_path):
             build_dataset(path, masks=folder, **FAST, test=1, validation=1)
 
 
-def test_splits_that_cannot_be(folder, tmp_path):
+def test_splits_larger_than_the_groups_are_refused(folder, tmp_path):
     with (
         pytest.warns(UserWarning),
         pytest.raises(ValueError, match="validation cannot hold out 5 of 12 masks in 8 groups"),
@@ -500,7 +501,7 @@ def test_splits_that_cannot_be(folder, tmp_path):
 # command line -------------------------------------------------------------------------------------
 
 
-def test_command(inline, folder, tmp_path, capsys):
+def test_dataset_command_builds_what_it_was_asked_for_and_refuses_to_overwrite(inline, folder, tmp_path, capsys):
     path = tmp_path / "a.h5"
     options = (
         "--validation 0.2 --test 2 --shape 17 21 --extent 0.03 0.04 --no-unregularised --snr 40 --edge 1 2 --seed 3"

@@ -63,14 +63,14 @@ def body(shape, law, dtype=np.float64, batch=(), seed=0):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
-def test_contractions(memory, law, dtype, shape, batch):
+def test_contractions_are_those_of_the_cpu(memory, law, dtype, shape, batch):
     put, get = memory
     form, x, u, v = body(shape, law, dtype, batch)
     assert relative(get(form.force(put(x), put(u))), form.force(x, u)) < TOLERANCE[dtype]
     assert relative(get(form.sensitivity(put(u), put(v))), form.sensitivity(u, v)) < TOLERANCE[dtype]
 
 
-def test_one_modulus_for_many_displacements_and_flat_fields(memory, law):
+def test_one_modulus_serves_many_displacements_of_flat_layout(memory, law):
     put, get = memory
     form, x, u, _ = body((33, 40), law, batch=(5,))
     flat = u.reshape(5, 2, -1)
@@ -79,7 +79,7 @@ def test_one_modulus_for_many_displacements_and_flat_fields(memory, law):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_sparse_matrices(memory, law, dtype, shape):
+def test_sparse_matrices_are_those_of_the_cpu(memory, law, dtype, shape):
     put, to_host = memory[0], arrays.to_host
     form, x, u, _ = body(shape, law, dtype)
     for field, make in ((x, form.stiffness), (u, form.contraction)):
@@ -155,7 +155,7 @@ def test_moduli_that_are_not_finite_end_in_an_error(memory, law, value):
         solver.solve(put(b.reshape(2, -1)))
 
 
-def test_batch_of_forward_solves(memory, law):
+def test_forward_solves_of_a_batch_are_those_of_the_cpu(memory, law):
     put, get = memory
     form, x, _, _ = body((40, 53), law, batch=(4,))
     x[1] *= 1e5  # each member has its own scale
@@ -175,7 +175,7 @@ def test_last_plans_are_remembered(monkeypatch):
 
 @pytest.mark.parametrize("force_std", [0.0, 1e-3])
 @pytest.mark.parametrize("opened", [False, True])
-def test_covariance(memory, law, force_std, opened):
+def test_covariance_is_that_of_the_cpu(memory, law, force_std, opened):
     put, get = memory
     form, x, r, _ = body((33, 40), law)
     x *= 1e4
@@ -206,7 +206,7 @@ def measured(law, put=None, force_std=0.0, seed=1, pressure=100.0, shape=(40, 53
 
 @pytest.mark.parametrize("force_std", [0.0, 1e-4])
 @pytest.mark.parametrize("gradient", ["exact", "frozen"])
-def test_fidelity(memory, law, gradient, force_std):
+def test_fidelity_and_its_gradients_are_those_of_the_cpu(memory, law, gradient, force_std):
     put, get = memory
     (host, truth), (there, _) = measured(law, None, force_std), measured(law, put, force_std)
     value, slope = ef.Fidelity(host, gradient)(truth)
@@ -226,7 +226,7 @@ def test_fidelity(memory, law, gradient, force_std):
     ],
     ids=lambda o: "-".join(map(str, o.values())),
 )
-def test_reconstruction(memory, options):
+def test_reconstructions_are_those_of_the_cpu(memory, options):
     put, get = memory
     (host, _), (there, _) = measured(LAWS["stress"]), measured(LAWS["stress"], put)
     expected, found = ef.reconstruct(host, **options), ef.reconstruct(there, **options)
@@ -249,7 +249,7 @@ def test_reconstruction(memory, options):
     ],
     ids=lambda o: "-".join(map(str, o.values())) if isinstance(o, dict) else str(o),
 )
-def test_batch_of_reconstructions(memory, options, force_std):
+def test_reconstructions_of_a_batch_are_those_of_each_measurement_on_the_cpu(memory, options, force_std):
     """Measurements of other bodies under other loads, in one go, come out as each does by itself on the CPU."""
     if options["prior"] == "critic":
         pytest.importorskip("torch")
@@ -310,13 +310,13 @@ def test_measurements_on_other_grids_are_worked_on_by_themselves(monkeypatch):
         assert np.linalg.norm(get(result.modulus) - expected) < 0.01 * np.linalg.norm(expected)
 
 
-def test_automatic_weight(memory):
+def test_automatic_weight_is_near_that_of_the_cpu(memory):
     put, _ = memory
     (host, _), (there, _) = measured(LAWS["stress"]), measured(LAWS["stress"], put)
     np.testing.assert_allclose(ef.reconstruct(there).weight, ef.reconstruct(host).weight, rtol=0.1)
 
 
-def test_automatic_weight_over_levels(memory):
+def test_automatic_weight_from_several_at_once_is_as_good(memory):
     """On a device several weights are tried at once, each from the homogeneous map: they are as good."""
     put, get = memory
     (host, truth), (there, _) = (measured(LAWS["stress"], p, shape=(100, 104)) for p in (None, put))
@@ -331,7 +331,7 @@ def test_automatic_weight_over_levels(memory):
 
 
 @pytest.mark.parametrize("prior", [ef.priors.Tikhonov, ef.priors.TotalVariation])
-def test_priors(memory, prior):
+def test_priors_are_those_of_the_cpu(memory, prior):
     put, get = memory
     _, x, _, _ = body((20, 31), LAWS["stress"], batch=(3,))
     prior = prior(ef.Grid((20, 31), (1e-3, 1e-3)))
@@ -342,7 +342,7 @@ def test_priors(memory, prior):
 
 @pytest.mark.parametrize("prior", [ef.priors.Tikhonov, ef.priors.TotalVariation])
 @pytest.mark.parametrize("spacing", [(1e-3, 1e-3), (1e-3, 2e-3)], ids=["square", "oblong"])
-def test_linearized_priors(memory, prior, spacing):
+def test_linearized_priors_are_those_of_the_cpu(memory, prior, spacing):
     put, get = memory
     prior, rng = prior(ef.Grid((20, 31), spacing)), np.random.default_rng(0)
     z, dz, v = 0.3 * rng.standard_normal((3, 2, 620))
@@ -365,7 +365,7 @@ def both(prior, z, dz):
     return dual, prior.linearize(z, dual)
 
 
-def test_critic(memory):
+def test_critic_and_correction_are_those_of_the_cpu(memory):
     pytest.importorskip("torch")
     put, get = memory
     (host, truth), (there, _) = measured(LAWS["stress"]), measured(LAWS["stress"], put)
@@ -382,7 +382,7 @@ def test_critic(memory):
     assert relative(get(correct(put(truth))), correct(truth)) < 1e-5
 
 
-def test_denoiser(memory):
+def test_denoiser_is_that_of_the_cpu(memory):
     pytest.importorskip("torch")
     put, get = memory
     z = np.log(body((40, 53), LAWS["stress"], batch=(2,))[1]).reshape(2, -1) + np.log(12e3)
@@ -399,7 +399,7 @@ def discs(*shape):
     return np.stack([h * np.clip(9 - 3 * h - np.hypot(i - 20, j - 25), -1, 1) for h in (1.0, 1.5, 0.0)])
 
 
-def test_moves(memory):
+def test_unpenalised_directions_are_those_of_the_cpu(memory):
     put, get = memory
     maps, which = discs(40, 53), np.array([True, False, True])
     z, v = maps.reshape(3, -1), np.random.default_rng(0).standard_normal((3, maps[0].size))
@@ -415,7 +415,7 @@ def test_moves(memory):
         np.testing.assert_array_equal(get(found), expected)
 
 
-def test_moves_are_found_with_one_copy_to_the_host(monkeypatch):
+def test_unpenalised_directions_are_found_with_one_copy_to_the_host(monkeypatch):
     put, get = device.install(monkeypatch)
     copies = []
     monkeypatch.setattr(device.Library, "asnumpy", staticmethod(lambda a: copies.append(a.shape) or get(a)))
@@ -425,7 +425,7 @@ def test_moves_are_found_with_one_copy_to_the_host(monkeypatch):
     assert len(copies) == 1 and np.prod(copies[0]) < z.values.size / 4
 
 
-def test_covariance_as_a_preconditioner(memory, law):
+def test_covariance_preconditions_as_on_the_cpu(memory, law):
     put, get = own(memory)
     form, x, r, _ = body((33, 40), law)
     load = ef.compression(form.geometry, pressure=100.0)
@@ -442,7 +442,7 @@ def test_single_precision_moduli_give_single_precision_displacements(memory, law
     assert relative(found, ef.solve_forward(form, 1e4 * x, load)) < 1e-5
 
 
-def test_results_can_be_kept(memory, tmp_path):
+def test_results_can_be_saved_and_evaluated(memory, tmp_path):
     put, get = memory
     m, truth = measured(LAWS["stress"], put)
     result = ef.reconstruct(m, "tikhonov", weight=300.0, max_iterations=2)
@@ -484,7 +484,7 @@ def test_meshes_stay_on_the_host(monkeypatch):
         form.force(put(np.ones(3)), put(np.ones((2, 3))))
 
 
-def test_output_array(memory):
+def test_force_writes_into_a_given_array_and_refuses_one_that_does_not_fit(memory):
     put, get = memory
     form, x, u, _ = body((7, 9), LAWS["stress"])
     out = put(np.zeros_like(u))

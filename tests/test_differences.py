@@ -59,7 +59,7 @@ def test_back_is_the_transpose(grid):
     assert np.vdot(operator.changes(z).array, field.array) == pytest.approx(np.vdot(z, operator.back(field)), rel=1e-12)
 
 
-def test_mesh_gradient_of_a_linear_field():
+def test_mesh_gradient_of_a_linear_field_is_its_slope():
     points = np.array([[0, 0, 0], [2, 0, 0], [0, 3, 0], [0, 0, 4], [2, 3, 4]]) * 1e-3
     mesh = ef.Mesh(points, [[0, 1, 2, 3], [1, 2, 3, 4]])
     operator, slope = difference_operator(mesh), np.array([1.0, -2.0, 5.0])

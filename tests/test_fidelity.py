@@ -127,7 +127,7 @@ CASES = [(g, law, kind, std, w) for g in ("grid", "mesh") for law in LAWS for ki
 
 
 @pytest.mark.parametrize(("geometry", "law", "kind", "std", "force_std"), CASES)
-def test_value_and_gradients(geometry, law, kind, std, force_std):
+def test_value_gradients_and_displacement_are_the_dense_ones(geometry, law, kind, std, force_std):
     m, x, dense = case(geometry, law, kind, std, force_std)
     value, z, u = dense(x)
     psi = dense.psi
@@ -146,7 +146,7 @@ def test_value_and_gradients(geometry, law, kind, std, force_std):
 
 
 @pytest.mark.parametrize(("geometry", "law", "kind", "std", "force_std"), CASES)
-def test_exact_gradient_against_central_differences(geometry, law, kind, std, force_std):
+def test_exact_gradient_is_the_derivative_of_the_dense_value(geometry, law, kind, std, force_std):
     m, x, dense = case(geometry, law, kind, std, force_std)
     g = Fidelity(m, rtol=1e-10)(x)[1].ravel()
     expected = dense.differences(x)
@@ -154,7 +154,7 @@ def test_exact_gradient_against_central_differences(geometry, law, kind, std, fo
 
 
 @pytest.mark.parametrize(("kind", "force_std"), [("pressure", 0.0), ("strain", 2e-3), ("all open", 0.0)])
-def test_own_central_differences_on_a_larger_grid(kind, force_std):
+def test_exact_gradient_is_the_derivative_of_the_value_on_a_larger_grid(kind, force_std):
     """Nothing but the library's own values, along one direction."""
     m, x = measure("33 x 30", "plane strain", kind, "uneven", force_std)
     fidelity, h = Fidelity(m, rtol=1e-11), 1e-3
@@ -174,7 +174,7 @@ def test_frozen_gradient_is_not_the_derivative():
 
 
 @pytest.mark.parametrize("kind", ["pressure", "open side"])
-def test_clean_data_at_the_truth(kind):
+def test_value_and_gradient_of_clean_data_vanish_at_the_truth(kind):
     form, load, x, u, _ = truth("9 x 10", "plane stress", kind)
     m = Measurement(form.geometry, form.law, load, u, SIGMA)
     fidelity = Fidelity(m)
@@ -186,7 +186,7 @@ def test_clean_data_at_the_truth(kind):
 
 @pytest.mark.parametrize(("kind", "force_std"), [("pressure", 0.0), ("open side", 2e-3)])
 @pytest.mark.parametrize("flat", [False, True])
-def test_batches(kind, force_std, flat):
+def test_members_of_a_batch_are_evaluated_as_by_themselves(kind, force_std, flat):
     m, x = measure("9 x 10", "plane strain", kind, "uneven", force_std)
     batch = x * np.random.default_rng(1).uniform(0.8, 1.2, (2, 3, *x.shape))
     if flat:
@@ -216,7 +216,7 @@ def test_warm_starts_leave_no_trace(kind, force_std):
     ("kind", "force_std"), [("pressure", 0.0), ("strain", 0.0), ("pressure", 2e-3), ("open side", 0.0)]
 )
 @pytest.mark.parametrize("law", LAWS)
-def test_loose_tolerance_costs_its_square(kind, force_std, law):
+def test_error_of_the_value_is_of_second_order_in_the_tolerance(kind, force_std, law):
     """The error is of the order of rtol^2 times the energy of the whole displacement in noise standard deviations."""
     m, x = measure("33 x 30", law, kind, "constant", force_std)
     x = 1.2 * x
@@ -241,7 +241,7 @@ def test_loose_tolerance_costs_its_square(kind, force_std, law):
     ],
 )
 @pytest.mark.parametrize("law", LAWS)
-def test_chi_square_at_the_truth(kind, std, force_std, law):
+def test_twice_the_value_at_the_truth_is_chi_square_distributed(kind, std, force_std, law):
     """2 J is chi-square with n_data degrees of freedom: its mean and its variance over noise draws."""
     draws = 40
     values = []
@@ -259,7 +259,7 @@ def test_chi_square_at_the_truth(kind, std, force_std, law):
 # ---------------------------------------------------------------- messages
 
 
-def test_messages():
+def test_wrong_arguments_are_named():
     m, x = measure("9 x 10", "plane stress", "pressure")
     with pytest.raises(TypeError, match="measurement must be a Measurement, got ndarray"):
         Fidelity(x)
@@ -280,7 +280,7 @@ def test_messages():
         fidelity(x + 0j)
 
 
-def test_measurements_that_say_nothing():
+def test_measurements_that_say_nothing_are_refused():
     grid, law = GEOMETRIES["9 x 10"], LAWS["plane stress"]
     u, none = np.zeros((2, 9, 10)), np.zeros((2, 9, 10), bool)
     with pytest.raises(ValueError, match=r"free to move .* rotation"):

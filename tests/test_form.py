@@ -81,7 +81,7 @@ class Reference:
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISION)
 @pytest.mark.parametrize("law", LAWS, ids=repr)
 @pytest.mark.parametrize(("shape", "spacing"), SMALL)
-def test_contractions_against_dense_reference(shape, spacing, law, dtype, tolerance, instruction_set):
+def test_contractions_are_the_dense_ones(shape, spacing, law, dtype, tolerance, instruction_set):
     form = ElasticForm(Grid(shape, spacing), law)
     psi = dense_psi(form.geometry, law)
     x, u, v = fields(form.geometry, (), dtype)
@@ -99,7 +99,7 @@ def test_contractions_against_dense_reference(shape, spacing, law, dtype, tolera
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISION)
 @pytest.mark.parametrize("law", LAWS[1:], ids=repr)
 @pytest.mark.parametrize(("shape", "spacing"), WIDE)
-def test_contractions_on_wide_grids(shape, spacing, law, dtype, tolerance, instruction_set):
+def test_contractions_on_wide_grids_are_the_dense_ones(shape, spacing, law, dtype, tolerance, instruction_set):
     """Entry by entry, so that one wrong value at the seam of two strips shows."""
     form = ElasticForm(Grid(shape, spacing), law)
     reference = Reference(form.geometry, law)
@@ -197,7 +197,7 @@ def test_results_do_not_depend_on_the_number_of_threads(law, dtype, threads):
 
 
 @pytest.mark.parametrize("law", LAWS, ids=repr)
-def test_dof_numbering(law):
+def test_dofs_are_numbered_component_by_component(law):
     form = ElasticForm(Grid((7, 11), (1e-3, 2e-3)), law)
     x, u, _ = fields(form.geometry)
     force = form.force(x, u)
@@ -226,7 +226,7 @@ def test_patterns_are_shared_and_out_is_refilled(dtype):
 
 @pytest.mark.parametrize("law", [PlaneStress(0.3), PlaneStress(0.495), PlaneStrain(0.3), PlaneStrain(0.495)], ids=repr)
 @pytest.mark.parametrize(("shape", "spacing"), [((30, 41), (1e-3, 1e-3)), ((13, 70), (2e-3, 5e-4))])
-def test_stiffness_against_scikit_fem(law, shape, spacing):
+def test_stiffness_is_that_of_scikit_fem(law, shape, spacing):
     """Bilinear modulus, 2 x 2 Gauss points; in plane strain the lambda term by the cell's centre."""
     skfem = pytest.importorskip("skfem")
     from skfem.helpers import ddot, sym_grad, trace
@@ -265,7 +265,7 @@ def test_stiffness_against_scikit_fem(law, shape, spacing):
 
 @pytest.mark.parametrize("law", LAWS, ids=repr)
 @pytest.mark.parametrize("gradient", np.eye(4).reshape(4, 2, 2))
-def test_patch(law, gradient):
+def test_linear_displacement_has_the_constant_traction_on_its_edges(law, gradient):
     """Linear displacement at constant modulus: no force inside, the constant traction on the edges."""
     grid, modulus = Grid((6, 9), (2e-3, 1e-3)), 2e4
     form = ElasticForm(grid, law)
@@ -334,7 +334,7 @@ def form():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite(form, bad):
+def test_values_that_are_not_finite_are_refused(form, bad):
     x, u, v = fields(GRID)
     broken_x, broken_u = x.copy(), u.copy()
     broken_x[1, 2] = broken_u[1, 2, 3] = bad
@@ -355,7 +355,7 @@ def test_large_finite_values_are_no_error(form):
     assert np.isfinite(form.force(x * np.float32(1e20), u * np.float32(1e4))).all()
 
 
-def test_shapes(form):
+def test_shapes_that_do_not_fit_are_named(form):
     x, u, v = fields(GRID)
     with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 4, 5\) or \(\.\.\., 20\), got \(5, 4\)"):
         form.force(x.T, u)
@@ -375,7 +375,7 @@ def test_shapes(form):
         form.contraction(np.stack([u] * 3))
 
 
-def test_dtypes(form):
+def test_dtypes_that_are_not_real_or_differ_are_refused(form):
     x, u, v = fields(GRID)
     for bad in (x.astype(complex), x > 0, x.astype(object), x.astype("U8")):
         with pytest.raises(TypeError, match=rf"x must hold real numbers .* got dtype {bad.dtype}"):
@@ -398,7 +398,7 @@ def test_device_arrays_are_refused(form):
 
 
 @pytest.mark.parametrize("geometry", [GRID, Mesh(GRID.points, Delaunay(GRID.points).simplices)], ids=repr)
-def test_out_of_another_form(geometry):
+def test_out_must_be_a_matrix_of_the_same_form(geometry):
     form, other = (ElasticForm(geometry, PlaneStress(0.3)) for _ in range(2))
     x, u, _ = fields(geometry)
     message = "out must be a matrix that this form returned"
@@ -413,7 +413,7 @@ def test_out_of_another_form(geometry):
             call()
 
 
-def test_construction():
+def test_form_refuses_a_law_or_geometry_that_does_not_fit():
     with pytest.raises(ValueError, match="law Solid is 3-D, but the geometry is 2-D"):
         ElasticForm(GRID, Solid(0.3))
     with pytest.raises(TypeError, match="geometry must be a Grid or a Mesh, got tuple"):
@@ -422,7 +422,7 @@ def test_construction():
         ElasticForm(GRID, 0.3)
 
 
-def test_instruction_set_names():
+def test_an_unknown_instruction_set_is_refused():
     assert ISA and _core.build_info()["instruction_set"] in ISA
     with pytest.raises(ValueError, match="unknown or unsupported instruction set abacus"):
         _core.select_instruction_set("abacus")

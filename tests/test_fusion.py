@@ -28,7 +28,7 @@ def expected(moved, a, b, shift):
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 7), (3, BLOCK), (1, 2 * BLOCK + 3), (BLOCK + 1,)], ids=str)
-def test_numpy_arrays_of_any_size(monkeypatch, shape):
+def test_numpy_arrays_of_any_size_give_the_plain_result(monkeypatch, shape):
     monkeypatch.setitem(sys.modules, "cupy", None)  # to import it is an error
     x, a, b = np.random.default_rng(0).standard_normal((3, *shape))
     shift = np.arange(1.0, 1 + len(x))[:, None] if len(shape) == 2 else 0.25
@@ -38,7 +38,7 @@ def test_numpy_arrays_of_any_size(monkeypatch, shape):
         np.testing.assert_allclose(result, value, rtol=1e-14)
 
 
-def test_results_as_the_function_gives_them():
+def test_results_are_as_the_function_gives_them():
     double, keep = fused(lambda xp, x: 2 * x), fused(lambda xp, x: None)
     for n in (3, 3 * BLOCK):
         x = np.arange(float(n))

@@ -9,7 +9,7 @@ SQUARE = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
 TWO = np.array([[0, 1, 2], [0, 2, 3]])
 
 
-def test_grid():
+def test_grid_has_component_i_along_axis_i_and_weights_that_sum_to_its_area():
     grid = Grid((3, 4), (1e-3, 2e-3))
     assert (grid.dim, grid.n_nodes, grid.node_shape) == (2, 12, (3, 4))
     # component i along array axis i
@@ -48,7 +48,7 @@ def test_grid_refuses(shape, spacing, message):
         Grid(shape, spacing)
 
 
-def test_mesh():
+def test_mesh_shares_each_cell_among_its_nodes():
     mesh = Mesh(SQUARE, TWO)
     assert (mesh.dim, mesh.n_nodes, mesh.node_shape) == (2, 4, (4,))
     assert repr(mesh) == "Mesh(4 nodes, 2 triangles)"
@@ -62,7 +62,7 @@ def test_mesh_turns_all_cells_the_same_way():
     assert (np.linalg.det(edges) > 0).all()
 
 
-def test_tetrahedron():
+def test_tetrahedron_has_a_sixth_of_the_cube():
     mesh = Mesh(np.vstack([np.zeros(3), np.eye(3)]), [[1, 0, 2, 3]])
     assert repr(mesh) == "Mesh(4 nodes, 1 tetrahedra)"
     np.testing.assert_allclose([mesh.cell_volumes[0], mesh.node_weights.sum()], 1 / 6)

@@ -118,14 +118,14 @@ def as_matlab_73(source, target):
 
 
 @pytest.mark.parametrize("make", [on_grid, on_mesh])
-def test_own_layout_in_matlab_73(tmp_path, make):
+def test_a_measurement_in_matlab_73_comes_back_as_it_was(tmp_path, make):
     m = make()
     m.save(tmp_path / "v5.mat")
     as_matlab_73(tmp_path / "v5.mat", tmp_path / "v73.mat")
     same(m, load_measurement(tmp_path / "v73.mat"))
 
 
-def test_overrides(tmp_path):
+def test_arguments_override_what_the_file_says(tmp_path):
     on_grid().save(tmp_path / "scan.h5")
     m = load_measurement(tmp_path / "scan.h5", displacement_std=3e-7, law=PlaneStress(0.3), reference=None)
     assert (m.displacement_std == 3e-7).all() and m.law == PlaneStress(0.3) and m.reference is None
@@ -172,14 +172,14 @@ def check_comp_elast(m, u, f):
     assert np.array_equal(m.geometry.points, POINTS)
 
 
-def test_comp_elast_v5(tmp_path):
+def test_comp_elast_v5_file_is_read_in_our_layout(tmp_path):
     data, u, f = comp_elast()
     savemat(tmp_path / "d.mat", data)
     check_comp_elast(load_measurement(tmp_path / "d.mat", displacement_std=1e-9), u, f)
     assert load_measurement(tmp_path / "d.mat", displacement_std=1, law=PlaneStress(0.3)).law.name == "plane_stress"
 
 
-def test_comp_elast_v73(tmp_path):
+def test_comp_elast_v73_file_is_read_in_our_layout(tmp_path):
     data, u, f = comp_elast()
     savemat(tmp_path / "d.mat", data)
     as_matlab_73(tmp_path / "d.mat", tmp_path / "d73.mat")
@@ -203,7 +203,7 @@ def test_comp_elast_needs_a_noise_level(tmp_path):
         ({"uxy": None}, "lacks 'uxy'"),
     ],
 )
-def test_comp_elast_bad_variables(tmp_path, change, message):
+def test_comp_elast_variables_that_do_not_fit_are_named(tmp_path, change, message):
     data = {k: v for k, v in (comp_elast()[0] | change).items() if v is not None}
     savemat(tmp_path / "d.mat", data)
     with pytest.raises(ValueError, match=f"d.mat: .*{message}"):
@@ -214,7 +214,7 @@ DATA3 = Path(__file__).parents[2] / "shared" / "data" / "comp-elast-Data3.zip"
 
 
 @pytest.mark.skipif(not DATA3.exists(), reason="the published comp-elast Data3.zip is not at hand")
-def test_the_published_file(tmp_path):
+def test_the_published_file_is_read_with_its_load_and_moduli(tmp_path):
     zipfile.ZipFile(DATA3).extract("Data3.mat", tmp_path)
     m = load_measurement(tmp_path / "Data3.mat", displacement_std=1e-10)
     assert m.geometry.n_nodes == 742 and len(m.geometry.cells) == 1410
@@ -228,7 +228,7 @@ def test_the_published_file(tmp_path):
 # bad files ----------------------------------------------------------------------------------------
 
 
-def test_missing_file_and_folder(tmp_path):
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.h5"):
         load_measurement(tmp_path / "nowhere.h5")
     with pytest.raises(OSError, match=str(tmp_path)):
@@ -237,7 +237,7 @@ def test_missing_file_and_folder(tmp_path):
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("part", [0.02, 0.3, 0.6, 0.9, 0.99])
-def test_truncated_files(tmp_path, suffix, part):
+def test_truncated_files_are_refused_by_name(tmp_path, suffix, part):
     path = tmp_path / f"scan{suffix}"
     on_grid().save(path)
     data = path.read_bytes()
@@ -247,7 +247,7 @@ def test_truncated_files(tmp_path, suffix, part):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".mat"])
-def test_damaged_bytes(tmp_path, suffix):
+def test_damaged_files_are_refused_by_name(tmp_path, suffix):
     path = tmp_path / f"scan{suffix}"
     on_grid().save(path)
     data = bytearray(path.read_bytes())
@@ -258,7 +258,7 @@ def test_damaged_bytes(tmp_path, suffix):
         load_measurement(path)
 
 
-def test_empty_and_foreign_files(tmp_path):
+def test_empty_and_foreign_files_are_told_apart(tmp_path):
     path = tmp_path / "scan.h5"
     path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"scan\.h5: the file is empty"):
@@ -272,7 +272,7 @@ def test_empty_and_foreign_files(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".npz", ".mat"])
-def test_files_of_someone_else(tmp_path, suffix):
+def test_files_of_someone_else_are_refused_with_what_they_hold(tmp_path, suffix):
     path = tmp_path / f"other{suffix}"
     data = {"temperature": np.ones(3), "pressure": np.ones(2)}
     if suffix == ".h5":
@@ -310,7 +310,7 @@ def rewrite(path, **changes):
         ({"force": np.ones((2, 6, 5))}, "force must be zero on fixed dofs"),
     ],
 )
-def test_bad_fields(tmp_path, changes, message):
+def test_fields_that_do_not_fit_are_named(tmp_path, changes, message):
     on_grid().save(tmp_path / "scan.npz")
     rewrite(tmp_path / "scan.npz", **changes)
     with pytest.raises(ValueError, match=f"scan.npz: .*{message}"):
@@ -334,7 +334,7 @@ def test_nothing_is_unpickled(tmp_path):
 # writing ------------------------------------------------------------------------------------------
 
 
-def test_unknown_suffix(tmp_path):
+def test_an_unknown_suffix_is_refused_and_nothing_written(tmp_path):
     with pytest.raises(ValueError, match=r"path must end in one of \.h5, \.hdf5, \.npz, \.mat, got .*scan.csv"):
         on_grid().save(tmp_path / "scan.csv")
     with pytest.raises(ValueError, match=r"\.mat, \.vtu, got"):
@@ -342,7 +342,7 @@ def test_unknown_suffix(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_missing_folder(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"cannot write.*scan.h5"):
         on_grid().save(tmp_path / "no" / "scan.h5")
 
@@ -417,7 +417,7 @@ def test_a_result_comes_back_as_it_was(tmp_path, suffix, geometry):
 
 
 @pytest.mark.parametrize("geometry", [GRID, MESH], ids=["grid", "mesh"])
-def test_vtu_against_meshio(tmp_path, geometry):
+def test_vtu_is_what_meshio_reads(tmp_path, geometry):
     meshio = pytest.importorskip("meshio")
     r = result(geometry)
     save_modulus(tmp_path / "x.vtu", r, geometry, config={"file": "a--b.h5"})
@@ -436,7 +436,7 @@ def test_vtu_against_meshio(tmp_path, geometry):
     assert json.loads(comment)["config"] == {"file": "a--b.h5"}
 
 
-def test_plain_arrays_and_bad_ones(tmp_path):
+def test_plain_arrays_are_saved_and_other_shapes_and_kinds_refused(tmp_path):
     save_modulus(tmp_path / "x.npz", np.ones(GRID.shape), GRID)
     modulus, _, info = load_modulus(tmp_path / "x.npz")
     assert (modulus == 1).all() and info == {"relative": False}

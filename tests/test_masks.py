@@ -34,7 +34,7 @@ def names(scans):
 # layouts ------------------------------------------------------------------------------------------
 
 
-def test_busi(tmp_path):
+def test_busi_unites_the_masks_of_a_scan_and_skips_empty_ones(tmp_path):
     for k in (1, 2):
         write(tmp_path / f"benign/benign ({k}).png", speckle(k), "RGB")
         write(tmp_path / f"benign/benign ({k})_mask.png", disk(at=(20 + 5 * k, 30)))
@@ -75,7 +75,7 @@ def test_bus_bra_knows_patients(tmp_path):
         find_scans(tmp_path)
 
 
-def test_breast(tmp_path):
+def test_breast_collects_every_lesion_of_a_case(tmp_path):
     write(tmp_path / "case001.png", speckle(1))
     for name in ("tumor", "tumor2", "other1"):
         write(tmp_path / f"case001_{name}.png", disk())
@@ -86,7 +86,7 @@ def test_breast(tmp_path):
     assert scans[0].image.name == "case001.png"
 
 
-def test_udiat(tmp_path):
+def test_udiat_pairs_masks_with_images_of_the_same_name(tmp_path):
     for k in range(2):
         write(tmp_path / f"original/00000{k}.png", speckle(k))
         write(tmp_path / f"GT/00000{k}.png", disk(at=(20 + 10 * k, 30)))
@@ -95,7 +95,7 @@ def test_udiat(tmp_path):
     assert [scan.image.parent.name for scan in scans] == ["original"] * 2
 
 
-def test_plain_and_a_given_layout(tmp_path):
+def test_any_images_are_plain_masks_and_a_given_layout_must_fit(tmp_path):
     write(tmp_path / "a.bmp", disk())
     write(tmp_path / "deep/b.png", disk(at=(20, 20)))
     assert find_scans(tmp_path)[0] == "plain" and len(find_scans(tmp_path)[1]) == 2
@@ -105,7 +105,7 @@ def test_plain_and_a_given_layout(tmp_path):
         find_scans(tmp_path, "bussi")
 
 
-def test_folders_without_masks(tmp_path):
+def test_folders_without_masks_are_refused(tmp_path):
     with pytest.raises(NotADirectoryError, match="nowhere"):
         find_scans(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="among 0 image files"):
@@ -119,7 +119,7 @@ def test_folders_without_masks(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
-def test_every_kind_of_mask_image(tmp_path, mode):
+def test_every_kind_of_image_is_read_as_the_same_mask(tmp_path, mode):
     path, mask = tmp_path / "mask.png", disk()
     if mode == "I;16":
         write(path, mask.astype(np.uint16) * 65535)
@@ -129,7 +129,7 @@ def test_every_kind_of_mask_image(tmp_path, mode):
     assert np.array_equal(read_mask(scan), mask)
 
 
-def test_labels_of_one_and_coloured_lesions(tmp_path):
+def test_labels_of_one_and_coloured_lesions_are_masks(tmp_path):
     write(tmp_path / "labels.png", disk().astype(np.uint8))
     red = np.zeros((60, 60, 3), np.uint8)
     red[disk()] = (200, 0, 0)
@@ -138,7 +138,7 @@ def test_labels_of_one_and_coloured_lesions(tmp_path):
         assert np.array_equal(read_mask(scan), disk())
 
 
-def test_lossy_masks(tmp_path):
+def test_lossy_masks_are_thresholded(tmp_path):
     path = tmp_path / "mask.jpg"
     write(path, disk(200, 200, (100, 100), 50))
     (scan,) = find_scans(tmp_path)[1]

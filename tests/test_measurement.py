@@ -76,7 +76,7 @@ def test_a_whole_component_may_be_missing():
     assert (m.displacement[1] == 0).all()
 
 
-def test_mesh():
+def test_standard_deviations_by_component_are_spread_over_a_mesh():
     mesh = Mesh([[0, 0], [1, 0], [0, 1], [1, 1]], [[0, 1, 2], [1, 3, 2]])
     m = Measurement(mesh, PlaneStrain(0.3), compression(mesh, pressure=1.0), np.zeros((2, 4)), [1.0, 2.0])
     assert m.displacement_std.tolist() == [[1.0] * 4, [2.0] * 4]
@@ -134,7 +134,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), BAD)
-def test_bad_input(changes, error, message):
+def test_arguments_that_do_not_fit_are_named(changes, error, message):
     with pytest.raises(error, match=message):
         measurement(**changes)
 

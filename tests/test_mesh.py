@@ -71,7 +71,7 @@ def test_reference_grid_is_symmetric_with_three_rigid_motions(law):
 
 
 @pytest.mark.parametrize("law", [PlaneStress(0.3), PlaneStrain(0.495)], ids=repr)
-def test_reference_grid_against_scikit_fem(law):
+def test_reference_grid_is_that_of_scikit_fem(law):
     """Bilinear modulus, full integration; in plane strain the lambda term by one point a cell."""
     skfem = pytest.importorskip("skfem")
     from skfem.helpers import ddot, sym_grad, trace
@@ -109,7 +109,7 @@ def test_reference_grid_against_scikit_fem(law):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-5)])
 @pytest.mark.parametrize("law", LAWS, ids=repr)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_contractions_against_dense_reference(law, dtype, tolerance, batch):
+def test_contractions_are_the_dense_ones(law, dtype, tolerance, batch):
     mesh = irregular_mesh(law.dim, 5 if law.dim == 2 else 3)
     psi = dense_psi(mesh, law)
     backend = MeshBackend(mesh, law)
@@ -130,7 +130,7 @@ def test_contractions_against_dense_reference(law, dtype, tolerance, batch):
 
 
 @pytest.mark.parametrize("law", [PlaneStress(0.3), PlaneStrain(0.495)], ids=repr)
-def test_stiffness_against_scikit_fem(law):
+def test_stiffness_is_that_of_scikit_fem(law):
     skfem = pytest.importorskip("skfem")
     from skfem.helpers import ddot, sym_grad, trace
 
@@ -186,7 +186,7 @@ def test_sparse_and_matrix_free_agree_and_patterns_are_shared(law):
     private.indices[0] = private.indices[0]
 
 
-def test_law_of_another_dimension():
+def test_a_law_of_another_dimension_is_refused():
     with pytest.raises(ValueError, match=r"Solid is for 3-D bodies, the mesh is 2-D"):
         MeshBackend(irregular_mesh(2, 3), Solid(0.3))
 
@@ -196,7 +196,7 @@ def test_law_of_another_dimension():
 
 @pytest.mark.parametrize("law", LAWS, ids=repr)
 @pytest.mark.parametrize("method", ["direct", "multigrid"])
-def test_patch(law, method, monkeypatch):
+def test_uniform_pressure_on_any_mesh_has_the_exact_linear_displacement(law, method, monkeypatch):
     """Uniform pressure on a homogeneous block: linear displacements, exactly, on any mesh."""
     if method == "multigrid":
         pytest.importorskip("pyamg")
@@ -225,7 +225,7 @@ def test_patch(law, method, monkeypatch):
 
 @pytest.mark.parametrize("method", ["direct", "multigrid"])
 @pytest.mark.parametrize("law", [PlaneStrain(0.495), Solid(0.45)], ids=repr)
-def test_solver_with_shift_against_dense(law, method, monkeypatch):
+def test_solver_with_a_shift_solves_the_dense_system(law, method, monkeypatch):
     if method == "multigrid":
         pytest.importorskip("pyamg")
         monkeypatch.setattr(mesh_solver, "DIRECT_LIMIT", {2: 0, 3: 0})
@@ -284,7 +284,7 @@ def test_solver_refuses_a_hinge():
         MeshSolver(MeshBackend(mesh, PlaneStress(0.3)), np.ones(7), active)
 
 
-def test_solver_messages():
+def test_solver_names_what_does_not_fit_or_converge():
     mesh = irregular_mesh(2, 6)
     backend, x = MeshBackend(mesh, PlaneStrain(0.495)), np.full(mesh.n_nodes, 1e4)
     with pytest.raises(ValueError, match="active marks no dof"):
@@ -404,7 +404,7 @@ def authors():
         return loadmat(io.BytesIO(archive.read("Data3.mat")))
 
 
-def test_authors_stiffness(authors):
+def test_stiffness_is_that_of_the_authors(authors):
     mesh = Mesh(authors["vertices"], authors["triangles"])
     ours = np.arange(2 * mesh.n_nodes).reshape(-1, 2).T.ravel()  # component * N + node out of interleaved
     expected = authors["GK"][np.ix_(ours, ours)]
@@ -414,7 +414,7 @@ def test_authors_stiffness(authors):
     assert relative(k[loaded], expected[loaded]) < 1e-13
 
 
-def test_authors_displacement(authors):
+def test_displacement_is_that_of_the_authors(authors):
     """Their load is `compression` with 10 Pa, our solution their field, rounded to 1e-10 m."""
     mesh = Mesh(authors["vertices"], authors["triangles"])
     load = compression(mesh, pressure=10.0)

@@ -12,7 +12,7 @@ TRUTH, MASK = inclusion(GRID, (18e-3, 25e-3), 8e-3, modulus=50e3, background=10e
 X = TRUTH * np.random.default_rng(0).uniform(0.8, 1.3, TRUTH.shape)
 
 
-def test_errors_against_formulas_by_hand():
+def test_errors_are_those_by_hand():
     x, truth = [1.0, 2.0, 6.0], [2.0, 2.0, 4.0]
     assert metrics.relative_l2(x, truth) == pytest.approx(math.sqrt(5 / 24))
     assert metrics.rmse(x, truth) == pytest.approx(math.sqrt(5 / 3))
@@ -26,14 +26,14 @@ def test_a_weight_of_two_counts_a_node_twice(metric):
     assert metric(x, truth, [1, 2, 1]) == pytest.approx(metric(x[[0, 1, 1, 2]], truth[[0, 1, 1, 2]]))
 
 
-def test_psnr_with_a_fixed_range():
+def test_psnr_takes_its_range_from_the_truth_or_as_given():
     mse = np.mean((X - TRUTH) ** 2)
     assert metrics.psnr(X, TRUTH) == pytest.approx(10 * np.log10(40e3**2 / mse))
     assert metrics.psnr(X, TRUTH, data_range=80e3) == pytest.approx(10 * np.log10(80e3**2 / mse))
     assert metrics.psnr(TRUTH, TRUTH) == np.inf
 
 
-def test_ssim_against_wangs_formula():
+def test_ssim_is_wangs_formula():
     from scipy.ndimage import gaussian_filter
 
     def blur(a):
@@ -47,7 +47,7 @@ def test_ssim_against_wangs_formula():
     assert metrics.ssim(TRUTH, TRUTH) == pytest.approx(1.0)
 
 
-def test_contrast_to_noise_ratios_against_formulas():
+def test_contrast_to_noise_ratios_are_their_formulas():
     t, b = X[MASK], X[~MASK]
     expected = 2 * (b.mean() - t.mean()) ** 2 / (b.var() + t.var())
     assert metrics.cnre(X, MASK, ~MASK) == pytest.approx(expected)
@@ -66,7 +66,7 @@ def test_region_weights_count_nodes():
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 1.0, 2.5])
-def test_gcnr_of_two_gaussians(shift):
+def test_gcnr_of_two_gaussians_is_one_less_their_overlap(shift):
     rng = np.random.default_rng(1)
     n = 200_000
     x = np.concatenate([rng.normal(size=n), rng.normal(shift, 1, n)])
@@ -75,7 +75,7 @@ def test_gcnr_of_two_gaussians(shift):
     assert metrics.gcnr(x, target, ~target) == pytest.approx(math.erf(shift / (2 * math.sqrt(2))), abs=0.01)
 
 
-def test_gcnr_ends_and_invariance():
+def test_gcnr_lies_between_zero_and_one_on_any_scale():
     assert metrics.gcnr(TRUTH, MASK, ~MASK) == 1.0
     assert metrics.gcnr(np.ones_like(TRUTH), MASK, ~MASK) == 0.0
     # a threshold that separates does so on any scale
@@ -83,7 +83,7 @@ def test_gcnr_ends_and_invariance():
     assert metrics.gcnr(np.exp(noisy / 1e5), MASK, ~MASK) == pytest.approx(metrics.gcnr(noisy, MASK, ~MASK))
 
 
-def test_contrast_ratio_error():
+def test_contrast_ratio_error_does_not_depend_on_the_scale():
     x = np.where(MASK, 30e3, 10e3)
     assert metrics.contrast_ratio_error(x, TRUTH, MASK, ~MASK) == pytest.approx(abs(3 / 5 - 1))
     assert metrics.contrast_ratio_error(7 * TRUTH, TRUTH, MASK, ~MASK) == pytest.approx(0.0, abs=1e-12)
@@ -101,7 +101,7 @@ def test_region_masks_leave_a_band_of_the_stated_width():
     assert np.array_equal(t, expected_t) and np.array_equal(b, expected_b)
 
 
-def test_region_masks_of_several_and_of_soft_lesions():
+def test_region_masks_find_several_and_softer_lesions():
     three = np.full(GRID.shape, 10e3)
     three[5:9, 5:9], three[20:25, 30:36] = 30e3, 80e3
     assert np.array_equal(metrics.region_masks(three, GRID, guard=0)[0], three > 10e3)
@@ -133,7 +133,7 @@ def test_region_masks_on_a_mesh_drop_cells_across_the_margin():
     assert (t | b).sum() == mesh.n_nodes - len(np.unique(mesh.cells[mixed]))
 
 
-def test_evaluate_collects_them_all():
+def test_evaluate_collects_all_metrics():
     e = metrics.evaluate(X, TRUTH, GRID, guard=1)
     t, b = metrics.region_masks(TRUTH, GRID, guard=1)
     assert e["relative_l2"] == metrics.relative_l2(X, TRUTH)
@@ -183,6 +183,6 @@ def test_a_relative_modulus_is_scaled_to_the_truth():
         (lambda: metrics.evaluate(X[1:], TRUTH, GRID), r"modulus must have the geometry's shape \(40, 50\)"),
     ],
 )
-def test_bad_input(call, message):
+def test_arguments_that_do_not_fit_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

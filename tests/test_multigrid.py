@@ -91,7 +91,7 @@ def check(shape, spacing, law, mask, shift):
 
 @pytest.mark.parametrize("law", LAWS, ids=repr)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_against_direct_solve(shape, law):
+def test_solutions_are_those_of_elimination_on_every_grid_and_support(shape, law):
     """Every support, with and without shift, on one grid; the limit is far above what any of them needs."""
     for k, mask in enumerate(MASKS):
         if fixed_dofs(Grid(shape, SPACINGS[0]), mask).all():
@@ -106,7 +106,7 @@ def test_against_direct_solve(shape, law):
 @pytest.mark.parametrize("law", LAWS, ids=repr)
 @pytest.mark.parametrize("spacing", SPACINGS[1:], ids=str)
 @pytest.mark.parametrize("shape", [(2, 9), (8, 8), (33, 33), (40, 23)], ids=str)
-def test_flat_cells_against_direct_solve(shape, spacing, law):
+def test_solutions_on_flat_cells_are_those_of_elimination(shape, spacing, law):
     for mask in MASKS:
         if not fixed_dofs(Grid(shape, spacing), mask).all():
             for shift in (None, "over decades"):
@@ -116,13 +116,13 @@ def test_flat_cells_against_direct_solve(shape, spacing, law):
 
 @pytest.mark.parametrize("law", LAWS, ids=repr)
 @pytest.mark.parametrize("spacing", SPACINGS[1:], ids=str)
-def test_slender_flat_cells(spacing, law):
+def test_solutions_on_slender_grids_of_flat_cells_are_those_of_elimination(spacing, law):
     check((12, 300), spacing, law, "compression", None)
     check((12, 300), spacing, law, "edges", "constant")
 
 
 @pytest.mark.parametrize("name", _core.build_info()["instruction_sets"])
-def test_instruction_sets(name):
+def test_every_instruction_set_solves_in_few_iterations(name):
     before = _core.build_info()["instruction_set"]
     _core.select_instruction_set(name)
     try:
@@ -134,7 +134,7 @@ def test_instruction_sets(name):
 
 
 @pytest.mark.parametrize("law", LAWS, ids=repr)
-def test_apply(law):
+def test_apply_is_the_sparse_matrix(law):
     form, x, active, shift, v = problem((17, 30), (1e-3, 2e-3), law, "random", "over decades")
     rows, a = matrix(form, x, active, shift)
     w = form.solver(x.ravel(), active, shift).apply(v)
@@ -148,7 +148,7 @@ def test_apply(law):
 
 @pytest.mark.parametrize(("law", "limit"), [(LAWS[0], 10), (LAWS[1], 15)], ids=["plane stress", "plane strain"])
 @pytest.mark.parametrize("n", [64, 128])
-def test_iterations_in_compression(law, limit, n):
+def test_compression_takes_few_iterations(law, limit, n):
     form = ElasticForm(Grid((n, n), (1e-3, 1e-3)), law)
     load = compression(form.geometry, pressure=100.0)
     solver = form.solver(inclusion((n, n)).ravel(), load.loaded)
@@ -169,13 +169,13 @@ def test_iterations_do_not_grow_with_the_mesh(law, mask):
 
 @pytest.mark.parametrize(("law", "limit"), [(LAWS[0], 20), (LAWS[1], 30)], ids=["plane stress", "plane strain"])
 @pytest.mark.parametrize("contrast", [0.02, 50.0])
-def test_contrast(law, limit, contrast):
+def test_high_contrast_takes_few_iterations(law, limit, contrast):
     form = ElasticForm(Grid((65, 65), (1e-3, 1e-3)), law)
     load = compression(form.geometry, pressure=100.0)
     assert form.solver(inclusion((65, 65), contrast).ravel(), load.loaded).solve(load.force).iterations <= limit
 
 
-def test_almost_incompressible():
+def test_an_almost_incompressible_body_is_solved():
     form = ElasticForm(Grid((64, 64), (1e-3, 1e-3)), PlaneStrain(0.4999))
     load = compression(form.geometry, pressure=100.0)
     assert form.solver(inclusion((64, 64)).ravel(), load.loaded).solve(load.force).iterations <= 75
@@ -183,7 +183,7 @@ def test_almost_incompressible():
 
 @pytest.mark.parametrize("law", LAWS, ids=repr)
 @pytest.mark.parametrize("seed", [25, 294, 310])  # draws with an isolated largest eigenvalue of the smoother
-def test_rough_modulus(law, seed):
+def test_a_rough_modulus_takes_few_iterations(law, seed):
     form, x, active, _, _ = problem((33, 33), (1.0, 1.0), law, "clamped", None, seed, roughness=0.5)
     b = np.random.default_rng(seed).standard_normal(active.shape)
     assert form.solver(x.ravel(), active).solve(b).iterations <= 15
@@ -238,7 +238,7 @@ def test_preconditioner_is_symmetric_and_positive(law, mask, shift):
 
 @pytest.mark.parametrize("law", LAWS, ids=repr)
 @pytest.mark.parametrize("seed", [0, 25])
-def test_spectrum_of_the_preconditioned_matrix(law, seed):
+def test_eigenvalues_of_the_preconditioned_matrix_lie_between_0_3_and_1(law, seed):
     """All eigenvalues of cycle x matrix are positive and none is far above one."""
     form, x, active, _, _ = problem((33, 33), (1.0, 1.0), law, "clamped", None, seed, roughness=0.5)
     solver = form.solver(x.ravel(), active)
@@ -256,7 +256,7 @@ def test_spectrum_of_the_preconditioned_matrix(law, seed):
 
 
 @pytest.mark.parametrize("law", LAWS, ids=repr)
-def test_approximate_inverse(law):
+def test_approximate_inverse_has_the_stated_accuracy(law):
     form, x, active, _, b = problem((33, 40), (1e-3, 1e-3), law, roughness=0.2)
     solver = form.solver(x.ravel(), active)
     rows, a = matrix(form, x, active, None)
@@ -275,7 +275,7 @@ def solver():
     return form.solver(x.ravel(), active)
 
 
-def test_warm_start(solver):
+def test_solve_from_a_guess_is_shorter_and_leaves_the_guess_alone(solver):
     b = np.random.default_rng(1).standard_normal(solver.active.shape)
     cold = solver.solve(b)
     again = solver.solve(b, x0=cold.value)
@@ -304,19 +304,19 @@ def test_a_failed_solve_leaves_nothing_behind(solver):
     assert np.array_equal(solver.solve(b).value, expected)
 
 
-def test_zero(solver):
+def test_solve_of_zero_is_zero_without_iterations(solver):
     solution = solver.solve(np.zeros(solver.active.shape))
     assert solution.iterations == 0 and solution.residual == 0 and not solution.value.any()
 
 
-def test_looser_is_cheaper(solver):
+def test_looser_tolerances_take_fewer_iterations(solver):
     b = np.random.default_rng(1).standard_normal(solver.active.shape)
     counts = [solver.solve(b, rtol=rtol) for rtol in (1e-2, 1e-5, 1e-8, 1e-11)]
     assert sorted({s.iterations for s in counts}) == [s.iterations for s in counts]
     assert all(s.residual <= rtol for s, rtol in zip(counts, (1e-2, 1e-5, 1e-8, 1e-11), strict=True))
 
 
-def test_energy_tolerance(solver):
+def test_energy_tolerance_bounds_the_error_in_the_energy_norm(solver):
     """With `energy` the error in the energy norm falls by the tolerance, with fewer iterations for a smooth load."""
     b = np.random.default_rng(1).standard_normal(solver.active.shape)
     exact = solver.solve(b, rtol=1e-12).value
@@ -325,7 +325,7 @@ def test_energy_tolerance(solver):
         assert np.vdot(error, solver.apply(error)) < (2 * rtol) ** 2 * np.vdot(exact, solver.apply(exact))
 
 
-def test_messages(solver):
+def test_solver_names_what_does_not_fit_or_converge(solver):
     b = np.ones(solver.active.shape)
     with pytest.raises(
         RuntimeError, match=r"stopped at a relative residual of \d\.\de-\d+ after 3 iterations, 1.0e-08 was asked for"

@@ -48,7 +48,7 @@ def test_paper_critic_is_table_1():
     assert critic.output.in_features == 256 and critic.output.out_features == 1
 
 
-def test_paper_critic_against_plain_layers():
+def test_paper_critic_is_its_plain_layers():
     critic = PaperCritic((20, 17))
     layers = [layer for c in critic.convolutions for layer in (c, nn.LeakyReLU(0.1))]
     plain = nn.Sequential(*layers, nn.Flatten(), critic.dense, nn.LeakyReLU(0.1), critic.output)
@@ -83,7 +83,7 @@ def test_unet_takes_any_size_as_if_padded_by_replication(refine, shape):
     torch.testing.assert_close(out, wide[..., : shape[0], : shape[1]])
 
 
-def test_dncnn_against_plain_layers():
+def test_dncnn_subtracts_what_its_plain_layers_find():
     network = trained(DnCNN(channels=6, layers=4)).train()
     middle = [layer for pair in zip(network.hidden, network.norms, strict=True) for layer in (*pair, nn.ReLU())]
     plain = nn.Sequential(network.input, nn.ReLU(), *middle, network.output)
@@ -114,6 +114,6 @@ def test_fused_batch_norm_is_the_same_denoiser():
         ("paper-critic", {"shape": (16, 4)}, "shape"),
     ],
 )
-def test_bad_architectures(kind, architecture, text):
+def test_architectures_that_cannot_be_are_refused(kind, architecture, text):
     with pytest.raises(ValueError, match=text):
         build(kind, **architecture)

@@ -21,7 +21,7 @@ def product(matrices):
     return lambda v: (matrices * v[:, None, :]).sum(axis=-1)
 
 
-def test_solutions_of_a_batch():
+def test_conjugate_gradients_solve_every_system_of_a_batch():
     a, b, diagonal = systems()
     found = conjugate_gradients(product(a), b, diagonal, steps=60, tolerance=1e-10)
     np.testing.assert_allclose(found, np.linalg.solve(a, b[..., None])[..., 0], rtol=1e-7, atol=1e-8)
@@ -52,7 +52,7 @@ def test_negative_curvature_ends_a_member():
     np.testing.assert_allclose(found[::2], np.linalg.solve(a, b[..., None])[::2, :, 0], rtol=1e-7, atol=1e-8)
 
 
-def test_device(monkeypatch):
+def test_conjugate_gradients_on_a_device_are_those_of_the_cpu(monkeypatch):
     put, get = device.install(monkeypatch)
     a, b, diagonal = systems()
     found = conjugate_gradients(product(put(a)), put(b), put(diagonal), steps=9, tolerance=1e-3)

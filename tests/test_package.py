@@ -1,8 +1,11 @@
+import ast
 import importlib.metadata
 import json
 import os
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,15 @@ import elastofast
 from elastofast import _core
 
 HEAVY = {"torch", "numba", "cupy", "matplotlib", "h5py", "meshio", "pyamg", "skimage"}
+
+# The parts of the package in the order in which data pass: each may import itself and those before it.
+FLOW = (
+    *("geometry", "laws", "boundary", "backend", "forward"),
+    *("io", "measurement", "misfit", "priors", "result", "inversion"),
+    *("phantoms", "simulation", "metrics", "plots"),
+    *("learning", "evaluation", "cli", "__main__"),
+)
+UNORDERED = {"_core", "_cuda", "__version__"}  # compiled, or of the package itself
 
 
 def run(code, **environment):
@@ -36,7 +48,7 @@ def run(code, **environment):
     ],
     ids=["import", "forward solve"],
 )
-def test_import_is_light(work):
+def test_import_and_core_need_no_optional_package(work):
     code = f"import json, sys, numpy, elastofast; {work}\nprint(json.dumps([*sys.modules]))"
     assert not HEAVY & set(json.loads(run(code)))
 
@@ -70,3 +82,49 @@ def test_numbers_below_the_normal_range_survive_the_import():
     # a library linked with -ffast-math would flush them to zero in the whole process
     tiny = float.fromhex("0x1p-1060")
     assert tiny / 2 > 0
+
+
+def sources():
+    """Syntax trees of all modules but the package's own, by their names within the package as tuples."""
+    root = Path(elastofast.__file__).parent
+    files = {path.relative_to(root).with_suffix("").parts: path for path in root.rglob("*.py")}
+    return {name: ast.parse(path.read_text()) for name, path in files.items() if name != ("__init__",)}
+
+
+def imports(name, tree):
+    """What a module imports of the package, at its top or in a function: names as tuples, and line numbers."""
+    package = elastofast.__name__
+    for node in ast.walk(tree):
+        found = []
+        if isinstance(node, ast.Import):
+            found = [a.name.split(".") for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [package, *name][: -node.level] if node.level else []
+            base += node.module.split(".") if node.module else []
+            found = [[*base, a.name] for a in node.names]
+        yield from ((tuple(target[1:]) or (package,), node.lineno) for target in found if target[0] == package)
+
+
+def test_every_part_of_the_package_has_its_place_in_the_flow():
+    assert {name[0] for name in sources()} == set(FLOW)
+
+
+def test_no_import_runs_against_the_flow():
+    against = [
+        f"{'/'.join(name)}.py:{line} imports {'.'.join(target)}"
+        for name, tree in sources().items()
+        for target, line in imports(name, tree)
+        if target[0] not in {*FLOW[: FLOW.index(name[0]) + 1], *UNORDERED}
+    ]
+    assert not against
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    modules = sources()
+    graph = {}
+    for name, tree in modules.items():
+        needed = graph.setdefault(name, set())
+        for target, _ in imports(name, tree):  # a module, a folder's own module, or a name in one of them
+            places = target, (*target, "__init__"), target[:-1], (*target[:-1], "__init__")
+            needed.update([place for place in places if place in modules][:1])
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle

@@ -29,7 +29,7 @@ def triangles(n):
 
 @pytest.mark.parametrize("kind", ["oval", "lobulated", "spiculated", "random"])
 @pytest.mark.parametrize("seed", range(4))
-def test_values_size_and_place(kind, seed):
+def test_lesions_lie_inside_with_moduli_and_diameters_in_range(kind, seed):
     x, mask = lesion(GRID, seed=seed, kind=kind)
     assert x.shape == mask.shape == GRID.shape and mask.dtype == bool
     inside, outside = np.unique(x[mask]), np.unique(x[~mask])
@@ -65,7 +65,7 @@ def test_kinds_grow_rougher():
     assert rough["oval"] < rough["lobulated"] < rough["spiculated"]
 
 
-def test_seeds():
+def test_a_seed_fixes_the_map_and_a_generator_moves_on():
     assert np.array_equal(lesion(GRID, seed=5)[0], lesion(GRID, seed=5)[0])
     assert not np.array_equal(lesion(GRID, seed=5)[0], lesion(GRID, seed=6)[0])
     rng = np.random.default_rng(5)
@@ -120,7 +120,7 @@ def test_texture_on_the_nodes_of_a_grid_and_of_a_mesh_is_the_same_field():
     assert np.allclose(one, other, rtol=1e-10)
 
 
-def test_mesh():
+def test_a_lesion_on_a_mesh_has_the_stated_diameter():
     mesh = triangles(40)
     x, mask = lesion(mesh, seed=1, size=(0.3, 0.3), texture=0.05)
     assert x.shape == mask.shape == (mesh.n_nodes,)
@@ -156,7 +156,7 @@ def test_inclusion_is_a_disk():
         ({"n_lesions": 30, "size": (0.3, 0.3)}, "does not fit into the body.*n_lesions"),
     ],
 )
-def test_bad_input(options, message):
+def test_lesion_refuses_options_that_do_not_fit(options, message):
     with pytest.raises(ValueError, match=message):
         lesion(GRID, **options)
 
@@ -171,7 +171,7 @@ def test_bad_input(options, message):
         (((1.0, 1.0), 1e-3, 2.0, 1.0), "holds no node"),
     ],
 )
-def test_bad_inclusions(arguments, message):
+def test_inclusion_refuses_arguments_that_do_not_fit(arguments, message):
     with pytest.raises(ValueError, match=message):
         inclusion(GRID, *arguments)
     with pytest.raises(TypeError, match="geometry must be a Grid or a Mesh"):

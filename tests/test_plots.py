@@ -32,7 +32,7 @@ def image(path):
 
 @pytest.mark.parametrize("geometry", [GRID, MESH], ids=["grid", "mesh"])
 @pytest.mark.parametrize("count", [1, 3, 6])
-def test_maps(tmp_path, geometry, count):
+def test_maps_are_drawn_with_their_errors_as_titles(tmp_path, geometry, count):
     truth = on(geometry, TRUTH)
     maps = {f"map {i}": truth * (1 + 0.1 * i) for i in range(count)}
     figure = plot_maps(maps, geometry, tmp_path / "maps.png", truth=truth, title="six ways")
@@ -61,14 +61,14 @@ def test_the_profile_on_a_mesh_is_interpolated():
 
 
 @pytest.mark.parametrize("suffix", [".pdf", ".svg"])
-def test_other_formats(tmp_path, suffix):
+def test_suffix_decides_the_format(tmp_path, suffix):
     plot_maps({"x": TRUTH}, GRID, tmp_path / f"x{suffix}")
     assert (tmp_path / f"x{suffix}").read_bytes()[:5] in (b"%PDF-", b"<?xml")
 
 
 @pytest.mark.parametrize("reference", [True, False])
 @pytest.mark.parametrize("geometry", [GRID, MESH], ids=["grid", "mesh"])
-def test_result(tmp_path, geometry, reference):
+def test_relative_results_are_drawn_over_their_geometric_mean(tmp_path, geometry, reference):
     u = np.random.default_rng(0).normal(size=(2, *geometry.node_shape))
     truth = on(geometry, TRUTH)
     load = compression(geometry, pressure=1.0)
@@ -113,6 +113,6 @@ def test_pyplot_is_left_alone():
         (({"x": TRUTH}, GRID, "x.doc"), {}, "path must end in .png, .pdf or .svg, got 'x.doc'"),
     ],
 )
-def test_bad_input(arguments, options, message):
+def test_plot_maps_refuses_arguments_that_do_not_fit(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         plot_maps(*arguments, **options)

@@ -94,7 +94,7 @@ def settled_dual(prior, z):
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
-def test_total_variation_primal_dual_model(geometry):
+def test_total_variation_model_is_the_hessian_at_the_optimal_dual_and_positive_at_any(geometry):
     prior, rng = TotalVariation(geometry), np.random.default_rng(3)
     z = np.log(modulus(geometry)).ravel()
     dual = settled_dual(prior, z)  # at its optimum the model is the Hessian of R
@@ -131,7 +131,7 @@ def test_members_of_a_batch_have_their_own_models():
             assert np.allclose(many[k], one, rtol=1e-12, atol=1e-13)
 
 
-def test_batches_and_errors():
+def test_batches_have_one_value_each_and_bad_maps_are_refused():
     prior, x = Tikhonov(GRID), np.stack([modulus(GRID, 1), modulus(GRID, 2)])
     values, gradients = prior(x)
     assert values.shape == (2,) and gradients.shape == x.shape

@@ -21,7 +21,7 @@ def snr(u, noisy):
 
 @pytest.mark.parametrize("noise", ["white", "relative"])
 @pytest.mark.parametrize("level", [20.0, 35.0])
-def test_the_ratio_is_the_stated_one(noise, level):
+def test_the_signal_to_noise_ratio_is_the_stated_one(noise, level):
     fixed = np.zeros(FIELD.shape, bool)
     fixed[0, -20:] = True  # no noise here, so the rest gets more
     noisy, std = add_noise(FIELD, level, noise, seed=1, fixed=fixed)
@@ -68,7 +68,7 @@ def test_relative_noise_on_the_published_field_has_the_published_levels(tmp_path
     assert (std[1] / np.hypot(u[1], np.ptp(u[1]))).max() == pytest.approx(c, rel=0.05)
 
 
-def test_seeds():
+def test_a_seed_fixes_the_noise():
     one, other = add_noise(FIELD, seed=3)[0], add_noise(FIELD, seed=3)[0]
     assert np.array_equal(one, other)
     assert not np.array_equal(one, add_noise(FIELD, seed=4)[0])
@@ -84,7 +84,7 @@ def test_seeds():
         ((FIELD * [[[1.0]], [[0.0]]], 35.0, "relative"), "one is zero everywhere; use noise='white'"),
     ],
 )
-def test_bad_input(arguments, message):
+def test_add_noise_refuses_arguments_that_do_not_fit(arguments, message):
     with pytest.raises(ValueError, match=message):
         add_noise(*arguments)
 

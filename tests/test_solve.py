@@ -47,7 +47,7 @@ def modulus(shape, seed=0):
 
 @pytest.mark.parametrize("law", LAWS, ids=repr)
 @pytest.mark.parametrize("shape", [(17, 24), (24, 17), (8, 8), (3, 50), (2, 2)])
-def test_uniaxial_pressure(law, shape):
+def test_uniaxial_pressure_has_the_exact_linear_displacement(law, shape):
     """Axial strain is pressure / modulus, lateral strain Poisson ratio times that."""
     grid, young, pressure = Grid(shape, (1e-3, 2e-3)), 2e4, 150.0
     u = solve_forward(ElasticForm(grid, law), np.full(shape, young), compression(grid, pressure=pressure), 1e-12)
@@ -59,7 +59,7 @@ def test_uniaxial_pressure(law, shape):
 
 
 @pytest.mark.parametrize("law", LAWS, ids=repr)
-def test_uniaxial_strain(law):
+def test_uniaxial_strain_has_the_exact_displacement_and_reaction(law):
     """The top moved by 2 % of the height: the plates are pushed apart by effective modulus x strain x width."""
     strain, young = 0.02, 3e4
     form, load = ElasticForm(GRID, law), compression(GRID, strain=strain)
@@ -78,7 +78,7 @@ def test_uniaxial_strain(law):
 
 @pytest.mark.parametrize("law", LAWS[:1] + LAWS[3:], ids=repr)
 @pytest.mark.parametrize("kind", ["grid", "mesh"])
-def test_linear_boundary_displacement(law, kind):
+def test_linear_displacement_of_the_edges_is_continued_inside(law, kind):
     """Every edge moved by a linear field (shear included): the inside follows, at a constant modulus."""
     geometry = GRID if kind == "grid" else triangles(GRID)
     gradient = np.array([[1e-2, 4e-3], [-7e-3, 2e-3]])
@@ -96,7 +96,7 @@ def test_linear_boundary_displacement(law, kind):
 @pytest.mark.parametrize("law", LAWS[1::2], ids=repr)
 @pytest.mark.parametrize("how", [{"pressure": 100.0}, {"strain": 0.01}])
 @pytest.mark.parametrize("kind", ["grid", "mesh"])
-def test_against_direct_solve(law, how, kind):
+def test_solutions_are_those_of_elimination(law, how, kind):
     geometry = GRID if kind == "grid" else triangles(GRID)
     form = ElasticForm(geometry, law)
     load = compression(geometry, **how)
@@ -118,7 +118,7 @@ def test_residual_is_what_was_asked_for(rtol):
 
 
 @pytest.mark.parametrize("kind", ["grid", "mesh"])
-def test_batches_and_layouts(kind):
+def test_members_of_a_batch_are_solved_in_their_layout(kind):
     geometry = Grid((9, 8), (1e-3, 1e-3)) if kind == "grid" else triangles(Grid((9, 8), (1e-3, 1e-3)))
     form, load = ElasticForm(geometry, PlaneStress(0.495)), compression(geometry, pressure=100.0)
     x = modulus((2, 3, *geometry.node_shape))
@@ -132,7 +132,7 @@ def test_batches_and_layouts(kind):
     assert solve_forward(form, x[0, 0].ravel(), load).shape == (2, geometry.n_nodes)
 
 
-def test_dtypes():
+def test_single_precision_stays_single_and_whole_numbers_become_double():
     form, load = ElasticForm(GRID, PlaneStress(0.495)), compression(GRID, pressure=100.0)
     x = modulus(GRID.shape).astype(np.float32)
     u, expected = solve_forward(form, x, load), solve_forward(form, x.astype(float), load)
@@ -141,7 +141,7 @@ def test_dtypes():
     assert solve_forward(form, np.full(GRID.shape, 10_000), load).dtype == np.float64
 
 
-def test_linear_in_the_load_and_inverse_in_the_modulus():
+def test_displacement_is_inverse_in_the_modulus():
     form, load = ElasticForm(GRID, PlaneStrain(0.495)), compression(GRID, pressure=100.0)
     x = modulus(GRID.shape)
     u = solve_forward(form, x, load, rtol=1e-11)
@@ -150,7 +150,7 @@ def test_linear_in_the_load_and_inverse_in_the_modulus():
         assert np.linalg.norm(factor * scaled - u) < 1e-8 * np.linalg.norm(u)
 
 
-def test_no_load_no_displacement():
+def test_no_load_causes_no_displacement():
     load = compression(GRID, pressure=100.0)
     u = solve_forward(ElasticForm(GRID, PlaneStress(0.3)), modulus(GRID.shape), Boundary(fixed=load.fixed))
     assert not u.any()
@@ -173,14 +173,14 @@ def problem():
         (np.inf, "x must be finite, 1 of its 408 values"),
     ],
 )
-def test_bad_modulus(problem, bad, message):
+def test_a_modulus_that_is_not_positive_and_finite_is_refused(problem, bad, message):
     form, x, load = problem
     x[3, 4] = bad
     with pytest.raises(ValueError, match=message):
         solve_forward(form, x, load)
 
 
-def test_bad_arguments(problem):
+def test_wrong_arguments_are_named(problem):
     form, x, load = problem
     with pytest.raises(ValueError, match=r"x must have shape .* got \(24, 17\)"):
         solve_forward(form, x.T, load)
@@ -199,7 +199,7 @@ def test_bad_arguments(problem):
             solve_forward(form, x, load, rtol=rtol)
 
 
-def test_open_dofs_have_no_forward_problem(problem):
+def test_open_dofs_are_refused_in_a_forward_solve(problem):
     form, x, load = problem
     edge = np.zeros(form.dof_shape, bool)
     edge[:, :, 0] = True
@@ -217,7 +217,7 @@ def test_open_dofs_have_no_forward_problem(problem):
         (lambda f: None, r"translation along axis 0 \(axial\), translation along axis 1 \(lateral\), rotation\."),
     ],
 )
-def test_a_body_that_is_free_to_move(problem, held, motions):
+def test_the_free_motions_of_a_body_are_named(problem, held, motions):
     form, x, _ = problem
     fixed = np.zeros(form.dof_shape, bool)
     held(fixed)
@@ -225,12 +225,12 @@ def test_a_body_that_is_free_to_move(problem, held, motions):
         solve_forward(form, x, Boundary(fixed=fixed))
 
 
-def test_incompressible_plane_strain():
+def test_incompressible_plane_strain_is_refused():
     with pytest.raises(ValueError, match=r"poisson must lie in \(-1, 0.5\) for PlaneStrain, got 0.5"):
         PlaneStrain(0.5)
 
 
-def test_tolerance_out_of_reach(problem):
+def test_a_tolerance_out_of_reach_ends_in_an_error(problem):
     form, x, load = problem
     with pytest.raises(RuntimeError, match=r"the solve stopped at a relative residual of .* 1.0e-18 was asked for"):
         solve_forward(form, x, load, rtol=1e-18)

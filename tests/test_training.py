@@ -125,7 +125,7 @@ def test_windows_are_parts_of_one_map(turn):
     assert seen == set(range(len(symmetries)))
 
 
-def test_windows_near_lesions():
+def test_windows_hit_lesions_as_often_as_asked():
     data = maps()
     for near, share in ((1.0, 1.0), (0.0, None)):
         take = data.windows(400, 3, torch.Generator().manual_seed(0), near=near)
@@ -136,11 +136,13 @@ def test_windows_near_lesions():
     assert data.windows(8, 3, torch.Generator().manual_seed(0))(data.truth).shape == (8, 1, 3, 3)
 
 
-def test_whole_maps():
+def test_windows_as_large_as_the_maps_are_whole_maps():
     data = maps()
-    whole = data.windows(6, None, torch.Generator().manual_seed(0))(data.truth)
-    assert whole.shape == (6, 1, 12, 10)
-    assert data.windows(6, 64, torch.Generator().manual_seed(0))(data.truth).shape == (6, 1, 12, 10)
+    for crop in (None, 64):
+        whole = data.windows(6, crop, torch.Generator().manual_seed(0))(data.truth)
+        assert whole.shape == (6, 1, 12, 10)
+        for one in whole[:, 0]:  # a map or its mirror image
+            assert sum(torch.equal(one, t) or torch.equal(one, t.flip(-1)) for t in data.truth) == 1
 
 
 def test_denoiser_noise_has_its_level():
@@ -274,7 +276,7 @@ def test_critic_ranks_noisy_above_true(tmp_path):
     assert done["best"]["ranked"] == 1.0 and done["best"]["gap"] > 0
 
 
-def test_what_is_written_beside_the_weights(tmp_path):
+def test_log_and_configuration_tell_how_the_weights_were_made(tmp_path):
     own = recipe("dncnn", steps=6, **SMALL["dncnn"])
     train(own, Toy(), tmp_path / "w.safetensors", seed=5, count=4, validate_every=4, log_every=2, progress=False)
     assert {p.name for p in tmp_path.iterdir()} == {"w.safetensors", "w.jsonl"}
@@ -303,7 +305,7 @@ def test_the_best_weights_are_kept(tmp_path):
     assert not torch.equal(seen[1]["output.weight"], seen[2]["output.weight"])
 
 
-def test_averaged_weights_follow_the_last_ones(tmp_path):
+def test_averaged_weights_are_near_the_last_ones(tmp_path):
     """Without a decay the file holds the optimizer's own weights; with one, others."""
     for ema in (0.0, 0.99):
         own = recipe("unet", steps=4, ema=ema, **SMALL["unet"])
@@ -394,7 +396,7 @@ def test_resume_without_a_checkpoint_starts_anew(tmp_path):
     assert train(own, Toy(), tmp_path / "w.safetensors", resume=True, progress=False)["step"] == 2
 
 
-def test_start_from_weights(tmp_path):
+def test_a_run_starts_from_given_weights_of_the_same_architecture(tmp_path):
     own = recipe("unet", steps=3, ema=0.0, rate=1e-12, **SMALL["unet"])
     train(own, Toy(), tmp_path / "a.safetensors", seed=1, progress=False)
     train(own, Toy(), tmp_path / "b.safetensors", seed=2, init=tmp_path / "a.safetensors", progress=False)
@@ -414,7 +416,7 @@ def test_divergence_is_an_error_with_advice(tmp_path):
         train(own, Toy(), tmp_path / "w.safetensors", log_every=5, checkpoint_every=0, progress=False)
 
 
-def test_mixed_precision(tmp_path):
+def test_mixed_precision_is_used_but_not_saved(tmp_path):
     own = recipe("unet", steps=20, **SMALL["unet"])
     train(own, Toy(), tmp_path / "w.safetensors", amp=True, progress=False)
     train(own, Toy(), tmp_path / "full.safetensors", progress=False)
@@ -439,12 +441,12 @@ def test_mixed_precision(tmp_path):
         ("dncnn", {"ema": 1.0}, "ema"),
     ],
 )
-def test_bad_options(kind, options, text):
+def test_recipes_refuse_options_that_do_not_fit(kind, options, text):
     with pytest.raises(ValueError, match=text):
         recipe(kind, **options)
 
 
-def test_paper_preset():
+def test_paper_preset_has_the_papers_numbers():
     own = recipe("paper-critic", preset="paper")
     assert own.standard == Standard(0.0, 100e3, logarithmic=False)
     assert (own.batch, own.epochs, own.rate, own.penalty) == (16, 100, 1e-4, 5.0)
@@ -512,7 +514,7 @@ def process(folder):
     safetensors.save_file(mine, f"{folder}/rank{os.environ['RANK']}")
 
 
-def test_two_processes(tmp_path):
+def test_two_processes_train_as_one_with_both_batches(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -551,7 +553,7 @@ def test_two_processes(tmp_path):
 # command line -------------------------------------------------------------------------------------
 
 
-def test_command_line_trains(tmp_path, capsys):
+def test_train_command_writes_weights_and_names_what_the_data_lack(tmp_path, capsys):
     pytest.importorskip("h5py")
     from elastofast.learning.dataset import build_dataset
 
@@ -575,7 +577,7 @@ def test_command_line_trains(tmp_path, capsys):
         (["unet", "--out", "w.safetensors", "--device", "cuda"], "torch finds no CUDA device here"),
     ],
 )
-def test_command_line_errors(tmp_path, monkeypatch, capsys, arguments, text):
+def test_train_command_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, text):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(["train", *arguments, "--data", "none.h5"]) == 2

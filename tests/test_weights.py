@@ -39,7 +39,7 @@ def rewrite(path, change):
     [UNet(channels=4), UNet(channels=3, refine=0), DnCNN(4, 3), DnCNN(4, 3).fused(), PaperCritic((16, 24))],
     ids=["unet", "unet, plain", "dncnn", "dncnn, fused", "paper critic"],
 )
-def test_round_trip(tmp_path, network):
+def test_a_network_comes_back_in_half_precision(tmp_path, network):
     path = tmp_path / "weights.safetensors"
     weights_file.save(path, network, CONFIGURATION)
     again, configuration = weights_file.load(path, expected=network.kind)
@@ -57,7 +57,7 @@ def test_memory_format_does_not_matter(path, tmp_path):
     assert (tmp_path / "last.safetensors").read_bytes() == path.read_bytes()
 
 
-def test_header_of_any_length(tmp_path):
+def test_headers_of_any_length_are_told_from_pickles(tmp_path):
     """The first byte of a file is that of its header's length, and 0x80 is also how a pickle begins."""
     first = set()
     for padding in range(0, 256, 8):
@@ -77,7 +77,7 @@ def test_default_type_does_not_matter(path):
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
-def test_expected_kinds(path):
+def test_a_network_of_another_kind_than_expected_is_refused(path):
     weights_file.load(path, expected=("dncnn", "unet"))
     with pytest.raises(ValueError, match="expected weights of dncnn or paper-critic, the file holds 'unet'"):
         weights_file.load(path, expected=("dncnn", "paper-critic"))
@@ -104,13 +104,13 @@ def test_pickles_are_not_opened(tmp_path, write):
     [b"", b"abc", b"not weights at all, but some text", struct.pack("<Q", 1 << 62) + b"{}", b"\x89HDF\r\n\x1a\n" * 9],
     ids=["empty", "short", "text", "absurd header", "hdf5"],
 )
-def test_other_files(tmp_path, content):
+def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ValueError, match=r"expected elastofast weights \(safetensors\), the file starts with"):
         weights_file.load(tmp_path / "file")
 
 
-def test_cut_short_anywhere(path):
+def test_files_cut_short_anywhere_are_refused(path):
     whole = path.read_bytes()
     for share in (0.001, 0.01, 0.1, 0.5, 0.9, 0.9999):
         path.write_bytes(whole[: int(len(whole) * share)])
@@ -131,7 +131,7 @@ def test_damaged_header_is_always_a_value_error(path):
     assert refused > length / 7 / 4  # the rest is in the free text of the configuration
 
 
-def test_safetensors_of_others(tmp_path):
+def test_safetensors_of_others_are_refused(tmp_path):
     safetensors.save_file(unet().state_dict(), tmp_path / "a")
     with pytest.raises(ValueError, match="expected elastofast weights, this safetensors file is not by elastofast"):
         weights_file.load(tmp_path / "a")
@@ -165,20 +165,20 @@ def changed(name, value):
         (changed("version", 2), "elastofast weights of version 2, this elastofast reads 1"),
     ],
 )
-def test_what_does_not_fit_the_network(path, change, text):
+def test_what_does_not_fit_the_network_is_named(path, change, text):
     rewrite(path, change)
     with pytest.raises(ValueError, match=text):
         weights_file.load(path)
 
 
-def test_metadata_that_is_no_json(path):
+def test_metadata_that_is_no_json_is_refused(path):
     for text in ("{", "[]", "[" * 100_000):
         safetensors.save_file(unet().state_dict(), path, {"elastofast": text})
         with pytest.raises(ValueError, match=r"damaged|not by elastofast"):
             weights_file.load(path)
 
 
-def test_missing_file(tmp_path):
+def test_a_missing_file_is_an_error_of_its_own(tmp_path):
     with pytest.raises(FileNotFoundError):
         weights_file.load(tmp_path / "none.safetensors")
 
