@@ -233,7 +233,7 @@ def compression(geometry, pressure=None, strain=None, total_force=None, axis=Non
     if total_force is not None and total_force * strain < 0:
         raise ValueError(f"total_force must have the sign of strain, got {total_force!r} and {strain!r}")
     if axis is None:
-        axis = 0 if grid else d - 1
+        axis = geometry.axial
     if not isinstance(axis, int | np.integer) or not 0 <= axis < d:
         raise ValueError(f"axis must be a whole number from 0 to {d - 1}, got {axis!r}")
 

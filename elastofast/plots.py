@@ -164,7 +164,7 @@ def plot_result(result, measurement, path=None):
     with np.errstate(divide="ignore", invalid="ignore"):
         misfit = (measurement.displacement - to_host(result.displacement)) / measurement.displacement_std
     misfit = np.where(measured, misfit, np.nan)
-    axial = 0 if isinstance(geometry, Grid) else geometry.dim - 1
+    axial = geometry.axial
 
     first = [] if truth is None else [("truth", truth)]
     tall = _aspect(geometry)
@@ -238,7 +238,7 @@ def _limits(maps, truth):
 def _aspect(geometry) -> float:
     """Height over width of the body."""
     extent = np.ptp(geometry.points, axis=0)
-    return float(extent[0] / extent[1] if isinstance(geometry, Grid) else extent[1] / extent[0])
+    return float(extent[geometry.axial] / extent[1 - geometry.axial])
 
 
 def _draw(axes, field, geometry, limits, cmap="magma"):
@@ -280,8 +280,7 @@ def _colorbar(figure, image, panels, fields, limits, quantity=QUANTITY):
 
 def _lesion_depth(field, geometry) -> float:
     """Axial coordinate of the lesion's centre, of the body's if there is no lesion; metres."""
-    axial = 0 if isinstance(geometry, Grid) else 1
-    y = geometry.points[:, axial]
+    y = geometry.points[:, geometry.axial]
     try:
         mask = region_masks(field, geometry, guard=0)[0].ravel()
     except ValueError:
