@@ -199,7 +199,7 @@ def plot_result(result, measurement, path=None):
 def _draw_misfit(figure, places, result, measurement) -> list:
     """What the fit leaves of each measured component, in standard deviations of its noise; the two panels."""
     geometry = measurement.geometry
-    axial = 0 if isinstance(geometry, Grid) else geometry.dim - 1
+    axial = geometry.axial
     measured = np.isfinite(measurement.displacement_std) & ~measurement.load.fixed
     with np.errstate(divide="ignore", invalid="ignore"):
         misfit = (measurement.displacement - to_host(result.displacement)) / measurement.displacement_std
@@ -267,7 +267,7 @@ def _limits(maps, truth):
 def _aspect(geometry) -> float:
     """Height over width of the body."""
     extent = np.ptp(geometry.points, axis=0)
-    return float(extent[0] / extent[1] if isinstance(geometry, Grid) else extent[1] / extent[0])
+    return float(extent[geometry.axial] / extent[1 - geometry.axial])
 
 
 def draw_map(axes, field, geometry, limits, cmap="magma"):
@@ -310,8 +310,7 @@ def add_colorbar(figure, image, panels, fields, limits, quantity=QUANTITY):
 
 def lesion_depth(field, geometry) -> float:
     """Axial coordinate of the lesion's centre, of the body's if there is no lesion; metres."""
-    axial = 0 if isinstance(geometry, Grid) else 1
-    y = geometry.points[:, axial]
+    y = geometry.points[:, geometry.axial]
     try:
         mask = region_masks(field, geometry, guard=0)[0].ravel()
     except ValueError:

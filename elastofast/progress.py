@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 __all__ = ["progress_bar"]
 
 
-def progress_bar(text: str, unit: str, shown, total: int | None = None, done: int = 0, *, leave: bool = False) -> tqdm:
+def progress_bar(
+    text: str, unit: str, shown, total: int | None = None, done: int = 0, *, leave: bool = False, always: bool = False
+) -> tqdm:
     """A bar on stderr, to be closed or used as a context manager; its ``update`` advances it.
 
     Parameters
@@ -27,8 +29,10 @@ def progress_bar(text: str, unit: str, shown, total: int | None = None, done: in
         How many of them were finished before.
     leave : bool, optional
         Whether the bar stays on the screen when it is closed.
+    always : bool, optional
+        Show it also where stderr is no terminal, as in a notebook.
     """
     from tqdm import tqdm
 
-    disable = None if shown else True  # None: where stderr is not a terminal
+    disable = None if shown and not always else not shown  # None: where stderr is not a terminal
     return tqdm(desc=text, total=total, initial=done, unit=unit, leave=leave, disable=disable)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..progress import progress_bar
+
 __all__ = ["History"]
 
 
@@ -43,9 +45,7 @@ class History:
         self._began = time.perf_counter()
         if self._progress is not True:
             return nullcontext()
-        from tqdm import tqdm
-
-        self._bar = tqdm(desc=self._title, unit="step")
+        self._bar = progress_bar(self._title, "step", True, leave=True, always=True)
         return self._bar
 
     def record(self, shape, point, weight, chi2, step, gradient_norm, accepted) -> None:
