@@ -182,7 +182,13 @@ def _total_force(total_force, unknown):
     return TotalForce(int(component), float(value), nodes)
 
 
-def compression(geometry, pressure=None, strain=None, total_force=None, axis=None) -> Boundary:
+def compression(
+    geometry: Grid | Mesh,
+    pressure: float | None = None,
+    strain: float | None = None,
+    total_force: float | None = None,
+    axis: int | None = None,
+) -> Boundary:
     """Compression between two plates without friction, the experiment of the paper.
 
     The bottom is fixed along the axis, its middle node is also fixed sideways (in 3-D a second node of the bottom too,
@@ -247,19 +253,20 @@ def compression(geometry, pressure=None, strain=None, total_force=None, axis=Non
     _hold_sideways(fixed, geometry.points, bottom, axis)
     if pressure is not None:
         force[axis] = push * pressure * top_area
-    else:
+    if strain is not None:
         fixed[axis, top] = True
         displacement[axis, top] = push * strain * height
+    measured = None
     if total_force is not None:
         nodes = np.zeros(geometry.n_nodes, bool)
         nodes[top] = True
-        total_force = TotalForce(int(axis), push * total_force, nodes.reshape(geometry.node_shape))
+        measured = TotalForce(int(axis), push * total_force, nodes.reshape(geometry.node_shape))
     shape = (d, *geometry.node_shape)
     return Boundary(
         fixed=fixed.reshape(shape),
         displacement=displacement.reshape(shape),
         force=force.reshape(shape),
-        total_force=total_force,
+        total_force=measured,
     )
 
 
@@ -308,7 +315,7 @@ def _face_area(geometry, nodes, axis):
     return np.bincount(faces.ravel(), np.repeat(area / d, d), minlength=geometry.n_nodes)
 
 
-def rigid_modes(geometry, nodes=slice(None)) -> np.ndarray:
+def rigid_modes(geometry: Grid | Mesh, nodes: slice | np.ndarray = slice(None)) -> np.ndarray:
     """Displacements without strain: a translation along each axis, then a rotation in each plane of two axes.
 
     Rotations are about the centre of the nodes and scaled to a largest coordinate of one, so that all modes have a
@@ -342,7 +349,7 @@ def rigid_modes(geometry, nodes=slice(None)) -> np.ndarray:
     return modes
 
 
-def check_support(geometry, load: Boundary) -> None:
+def check_support(geometry: Grid | Mesh, load: Boundary) -> None:
     """Check that the body cannot move as a whole without deforming.
 
     Fixed dofs hold the body, and so do open ones, because their displacement is measured.

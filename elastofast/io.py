@@ -13,14 +13,21 @@ import json
 import os
 import uuid
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .backend.device import to_host
 from .geometry import Grid, Mesh
 from .laws import LAWS, PlaneStrain
+
+if TYPE_CHECKING:
+    from .measurement import Measurement
+    from .result import Result
 
 VERSION = 1  # of the layout
 MEASUREMENT = "elastofast measurement"
@@ -64,7 +71,7 @@ SUFFIXES = {".h5": "hdf5", ".hdf5": "hdf5", ".npz": "npz", ".mat": "mat", ".vtu"
 
 
 @contextmanager
-def measurement_arguments(path, overrides):
+def measurement_arguments(path, overrides) -> Iterator[dict[str, Any]]:
     """Arguments of a `Measurement` from a file, see `load_measurement`.
 
     Errors about them that are raised in the body of the ``with`` statement are reported with the name of the file.
@@ -94,7 +101,7 @@ def measurement_arguments(path, overrides):
         yield values
 
 
-def save_measurement(path, measurement) -> None:
+def save_measurement(path: str | os.PathLike, measurement: Measurement) -> None:
     """Write a `Measurement` to an HDF5 (.h5, .hdf5), NPZ or MATLAB v5 (.mat) file; see `Measurement.save`."""
     m, load = measurement, measurement.load
     fields = {
@@ -123,7 +130,9 @@ def save_measurement(path, measurement) -> None:
     write_atomically(path, _encode(path, fields, ("hdf5", "npz", "mat")))
 
 
-def save_modulus(path, result, geometry, config=None) -> None:
+def save_modulus(
+    path: str | os.PathLike, result: Result | ArrayLike, geometry: Grid | Mesh, config: dict[str, Any] | None = None
+) -> None:
     """Write a modulus map to an HDF5 (.h5, .hdf5), NPZ, MATLAB v5 (.mat) or VTU file.
 
     Parameters
@@ -167,7 +176,7 @@ _RESULT = (
 )
 
 
-def load_modulus(path):
+def load_modulus(path: str | os.PathLike) -> tuple[np.ndarray, Grid | Mesh, dict[str, Any]]:
     """Read a modulus map that `save_modulus` wrote to an HDF5, NPZ or MATLAB file.
 
     Parameters
@@ -207,7 +216,7 @@ def load_modulus(path):
         return modulus, geometry, info
 
 
-def write_atomically(path, data: bytes) -> None:
+def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Write ``data`` under a temporary name in the same folder, then rename it to ``path``.
 
     Raises

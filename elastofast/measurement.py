@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .backend.device import device_of, to_host
 from .forward.form import check_body
 from .io import measurement_arguments, save_measurement
+
+if TYPE_CHECKING:
+    from .forward.form import ElasticForm
 
 __all__ = ["Measurement", "load_measurement"]
 
@@ -111,13 +116,13 @@ class Measurement:
         )
 
     @cached_property
-    def form(self):
+    def form(self) -> ElasticForm:
         """The `ElasticForm` of this geometry and law."""
         from .forward.form import ElasticForm
 
         return ElasticForm(self.geometry, self.law)
 
-    def save(self, path) -> None:
+    def save(self, path: str | os.PathLike) -> None:
         """Write to an HDF5 (.h5, .hdf5), NumPy (.npz) or MATLAB v5 (.mat) file, chosen by the suffix.
 
         Parameters
@@ -135,7 +140,7 @@ class Measurement:
         save_measurement(path, self)
 
 
-def load_measurement(path, **overrides):
+def load_measurement(path: str | os.PathLike, **overrides: Any) -> Measurement:
     """Read a `Measurement` from an HDF5, NPZ or MATLAB (v5 or v7.3) file.
 
     Two layouts are understood: elastofast's own (docs/files.md) and that of the published comp-elast data, which has

@@ -10,16 +10,17 @@ from __future__ import annotations
 from contextlib import suppress
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .backend.device import to_host
-from .geometry import Grid
+from .geometry import Grid, Mesh
 
 # settings of SSIM by Wang et al. (IEEE TIP 13, 2004); K1 = 0.01 and K2 = 0.03 are the defaults of scikit-image
 SSIM_SIGMA = 1.5  # of the Gaussian window, in nodes
 SSIM_WINDOW = 11  # nodes on each side of the window, which a map must have at least
 
 
-def relative_l2(x, truth, weights=None) -> float:
+def relative_l2(x: ArrayLike, truth: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Relative L2 error, ``||x - truth|| / ||truth||``.
 
     Parameters
@@ -37,19 +38,19 @@ def relative_l2(x, truth, weights=None) -> float:
     return float(np.sqrt((w @ (x - truth) ** 2) / (w @ truth**2)))
 
 
-def rmse(x, truth, weights=None) -> float:
+def rmse(x: ArrayLike, truth: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Root-mean-square error, ``sqrt(mean((x - truth)^2))``, in the unit of the maps; see `relative_l2`."""
     x, truth, w = _pair(x, truth, weights)
     return float(np.sqrt(w @ (x - truth) ** 2))
 
 
-def mae(x, truth, weights=None) -> float:
+def mae(x: ArrayLike, truth: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Mean absolute error, ``mean(|x - truth|)``, in the unit of the maps; see `relative_l2`."""
     x, truth, w = _pair(x, truth, weights)
     return float(w @ np.abs(x - truth))
 
 
-def symmetric_rms(x, truth, weights=None) -> float:
+def symmetric_rms(x: ArrayLike, truth: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Symmetric relative RMS error, ``sqrt(mean((2 (x - truth) / (x + truth))^2))``.
 
     Mohammadi, Doyley and Cetin report this error for their comp-elast data, as a mean over the nodes without weights.
@@ -61,7 +62,7 @@ def symmetric_rms(x, truth, weights=None) -> float:
     return float(np.sqrt(w @ (2 * (x - truth) / (x + truth)) ** 2))
 
 
-def psnr(x, truth, data_range=None) -> float:
+def psnr(x: ArrayLike, truth: ArrayLike, data_range: float | None = None) -> float:
     """Peak signal-to-noise ratio in decibels, ``10 log10(data_range^2 / mean((x - truth)^2))``.
 
     Parameters
@@ -83,7 +84,7 @@ def psnr(x, truth, data_range=None) -> float:
         return float(peak_signal_noise_ratio(truth, x, data_range=_range(truth, data_range)))
 
 
-def ssim(x, truth, data_range=None) -> float:
+def ssim(x: ArrayLike, truth: ArrayLike, data_range: float | None = None) -> float:
     """Structural similarity of two maps on a grid, with the settings of Wang et al. (IEEE TIP 13, 2004).
 
     Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, population covariance (scikit-image).
@@ -120,7 +121,9 @@ def ssim(x, truth, data_range=None) -> float:
     )
 
 
-def cnre(x, target, background, weights=None, decibel=False) -> float:
+def cnre(
+    x: ArrayLike, target: ArrayLike, background: ArrayLike, weights: ArrayLike | None = None, decibel: bool = False
+) -> float:
     """Elastographic contrast-to-noise ratio, ``2 (m_B - m_T)^2 / (v_B + v_T)``.
 
     m and v are the means and variances over the target T and the background B (Varghese and Ophir, Ultrasound Med.
@@ -146,14 +149,16 @@ def cnre(x, target, background, weights=None, decibel=False) -> float:
         return float(10 * np.log10(value) if decibel else value)
 
 
-def cnr(x, target, background, weights=None) -> float:
+def cnr(x: ArrayLike, target: ArrayLike, background: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Contrast-to-noise ratio of B-mode imaging, ``|m_B - m_T| / sqrt(v_B + v_T)``; arguments as for `cnre`."""
     (mt, vt), (mb, vb) = _moments(x, target, background, weights)
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.abs(mb - mt) / np.sqrt(np.float64(vb + vt)))
 
 
-def gcnr(x, target, background, weights=None, bins=100) -> float:
+def gcnr(
+    x: ArrayLike, target: ArrayLike, background: ArrayLike, weights: ArrayLike | None = None, bins: int = 100
+) -> float:
     """Generalised contrast-to-noise ratio: one minus the overlap of the two histograms.
 
     It is 1 if some rule tells every value of the lesion from every value of the background, and 0 if no rule does
@@ -181,7 +186,9 @@ def gcnr(x, target, background, weights=None, bins=100) -> float:
     return float(1 - np.minimum(t, b).sum())
 
 
-def contrast_ratio_error(x, truth, target, background, weights=None) -> float:
+def contrast_ratio_error(
+    x: ArrayLike, truth: ArrayLike, target: ArrayLike, background: ArrayLike, weights: ArrayLike | None = None
+) -> float:
     """Relative error of the contrast, ``|C / C0 - 1|`` with ``C = m_T / m_B`` of x and ``C0`` of the truth.
 
     Multiplying x by a constant changes nothing. Arguments as for `cnre`.
@@ -195,7 +202,9 @@ def contrast_ratio_error(x, truth, target, background, weights=None) -> float:
     return float(abs(contrast[0] / contrast[1] - 1))
 
 
-def region_masks(truth, geometry, mask=None, guard=2):
+def region_masks(
+    truth: ArrayLike, geometry: Grid | Mesh, mask: ArrayLike | None = None, guard: int = 2
+) -> tuple[np.ndarray, np.ndarray]:
     """Nodes of the lesion and of the background, without a guard band along the margin.
 
     Parameters
@@ -241,7 +250,14 @@ def region_masks(truth, geometry, mask=None, guard=2):
     return target, background
 
 
-def evaluate(modulus, truth, geometry, mask=None, guard=2, relative=False) -> dict:
+def evaluate(
+    modulus: ArrayLike,
+    truth: ArrayLike,
+    geometry: Grid | Mesh,
+    mask: ArrayLike | None = None,
+    guard: int = 2,
+    relative: bool = False,
+) -> dict[str, float]:
     """All metrics of one reconstruction.
 
     On a `Mesh` errors are weighted by area, except for the symmetric RMS, which is defined as a mean over nodes.
@@ -301,7 +317,7 @@ def evaluate(modulus, truth, geometry, mask=None, guard=2, relative=False) -> di
     return values
 
 
-def _weights(weights, shape):
+def _weights(weights, shape) -> np.ndarray:
     size = int(np.prod(shape))
     if weights is None:
         return np.full(size, 1 / size)
@@ -311,7 +327,7 @@ def _weights(weights, shape):
     return w / w.sum()
 
 
-def _pair(x, truth, weights):
+def _pair(x, truth, weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x, truth = np.asarray(x, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     if x.shape != truth.shape or x.size == 0:
         raise ValueError(f"x and truth must have the same shape, got {x.shape} and {truth.shape}")
@@ -329,7 +345,7 @@ def _range(truth, data_range) -> float:
     return value
 
 
-def _regions(x, target, background, weights):
+def _regions(x, target, background, weights) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     x = np.asarray(x, dtype=np.float64)
     masks = np.asarray(target, dtype=bool), np.asarray(background, dtype=bool)
     for name, mask in zip(("target", "background"), masks, strict=True):
@@ -344,7 +360,7 @@ def _regions(x, target, background, weights):
     return x.ravel(), _weights(weights, x.shape), masks[0].ravel(), masks[1].ravel()
 
 
-def _moments(x, target, background, weights):
+def _moments(x, target, background, weights) -> list[tuple[float, float]]:
     x, w, *masks = _regions(x, target, background, weights)
     moments = []
     for mask in masks:

@@ -6,8 +6,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .geometry import Grid, Mesh
+
+Range = tuple[float, float]
+Seed = int | np.random.Generator
 
 KINDS = ("oval", "lobulated", "spiculated")
 
@@ -47,18 +51,18 @@ def retried(make: Callable[[], Made]) -> Made:
 
 
 def lesion(
-    geometry,
+    geometry: Grid | Mesh,
     *,
-    seed=0,
-    kind="lobulated",
-    background=(10e3, 15e3),
-    lesion=(30e3, 80e3),
-    n_lesions=1,
-    size=(0.05, 0.35),
-    edge=0.0,
-    texture=0.0,
-    variation=0.0,
-):
+    seed: Seed = 0,
+    kind: str = "lobulated",
+    background: Range = (10e3, 15e3),
+    lesion: Range = (30e3, 80e3),
+    n_lesions: int = 1,
+    size: Range = (0.05, 0.35),
+    edge: float = 0.0,
+    texture: float = 0.0,
+    variation: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
     """Homogeneous background with stiff lesions of random position, size, shape and stiffness.
 
     The default moduli are those of the breast data of Mohammadi, Doyley and Cetin (10-15 and 30-80 kPa).
@@ -126,8 +130,16 @@ def lesion(
 
 
 def from_mask(
-    grid, mask, *, seed=0, background=(10e3, 15e3), lesion=(30e3, 80e3), edge=0.0, texture=0.0, variation=0.0
-):
+    grid: Grid,
+    mask: np.ndarray,
+    *,
+    seed: Seed = 0,
+    background: Range = (10e3, 15e3),
+    lesion: Range = (30e3, 80e3),
+    edge: float = 0.0,
+    texture: float = 0.0,
+    variation: float = 0.0,
+) -> np.ndarray:
     """Modulus map of a given lesion mask, in which every connected piece has a modulus of its own.
 
     Parameters
@@ -173,7 +185,9 @@ def from_mask(
     return (inside + (1 - share) * outside * varied) * textured
 
 
-def inclusion(geometry, center, radius, modulus, background):
+def inclusion(
+    geometry: Grid | Mesh, center: ArrayLike, radius: float, modulus: float, background: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Circular (spherical) inclusion in a homogeneous body.
 
     Parameters

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,18 @@ from .backend.device import to_host
 from .geometry import Grid
 from .io import write_atomically
 from .metrics import region_masks, relative_l2
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
+
+    from .geometry import Mesh
+    from .measurement import Measurement
+    from .result import Result
 
 # colours of Okabe and Ito, which readers with any colour vision can tell apart
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -30,7 +43,7 @@ RESULT_PANEL = 2.4  # inches, width of a panel in `plot_result`
 
 
 @contextmanager
-def styled_figure(width, height) -> Iterator:
+def styled_figure(width: float, height: float) -> Iterator[Figure]:
     """An empty figure of a size in inches, and the style of all figures while it is drawn."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -50,7 +63,17 @@ def styled_figure(width, height) -> Iterator:
         yield Figure(figsize=(width, height), layout="constrained", dpi=160)
 
 
-def plot_maps(maps, geometry, path=None, truth=None, *, limits=None, depth=None, profiles=None, title=None):
+def plot_maps(
+    maps: Mapping[str, ArrayLike],
+    geometry: Grid | Mesh,
+    path: str | os.PathLike | None = None,
+    truth: ArrayLike | None = None,
+    *,
+    limits: tuple[float, float] | None = None,
+    depth: float | None = None,
+    profiles: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Figure:
     """Modulus maps side by side on one colour scale, with a lateral profile below.
 
     Parameters
@@ -84,18 +107,20 @@ def plot_maps(maps, geometry, path=None, truth=None, *, limits=None, depth=None,
     OSError
         If the figure cannot be written.
     """
-    maps = {str(name): _field(value, geometry, f"maps[{name!r}]") for name, value in dict(maps).items()}
-    if not maps:
+    fields = {str(name): _field(value, geometry, f"maps[{name!r}]") for name, value in maps.items()}
+    if not fields:
         raise ValueError("maps is empty: nothing to plot")
-    if profiles is not None and not set(profiles) <= set(maps):
-        raise ValueError(f"profiles must name maps ({', '.join(maps)}), got {list(profiles)}")
+    if profiles is not None and not set(profiles) <= set(fields):
+        raise ValueError(f"profiles must name maps ({', '.join(fields)}), got {list(profiles)}")
     if truth is not None:
         truth = _field(truth, geometry, "truth")
-    limits = _limits(maps, truth) if limits is None else tuple(np.asarray(limits, dtype=float) / 1e3)
-    depth = lesion_depth(next(iter(maps.values())) if truth is None else truth, geometry) if depth is None else depth
+    low, high = _limits(fields, truth) if limits is None else (limit / 1e3 for limit in limits)
+    limits = low, high
+    if depth is None:
+        depth = lesion_depth(next(iter(fields.values())) if truth is None else truth, geometry)
 
-    rows = 1 if len(maps) <= 3 else math.ceil(len(maps) / 4)
-    columns = math.ceil(len(maps) / rows)
+    rows = 1 if len(fields) <= 3 else math.ceil(len(fields) / 4)
+    columns = math.ceil(len(fields) / rows)
     wide = (1.0 + 0.35 * (rows - 1),) if truth is not None else ()  # the truth gets more room beside several rows
     widths = (*wide, *[1.0] * columns)
     panel = min(PANEL_WIDTH, WIDTH / sum(widths))
@@ -108,7 +133,7 @@ def plot_maps(maps, geometry, path=None, truth=None, *, limits=None, depth=None,
             panels.append(figure.add_subplot(top[:, 0]))
             image = draw_map(panels[0], truth / 1e3, geometry, limits)
             panels[0].set_title("truth")
-        for i, (name, field) in enumerate(maps.items()):
+        for i, (name, field) in enumerate(fields.items()):
             row, column = divmod(i, columns)
             axes = figure.add_subplot(top[row, column + len(wide)])
             image = draw_map(axes, field / 1e3, geometry, limits)
@@ -121,11 +146,11 @@ def plot_maps(maps, geometry, path=None, truth=None, *, limits=None, depth=None,
             if row < rows - 1:
                 axes.set_xlabel("")
             panels.append(axes)
-        add_colorbar(figure, image, panels, [*maps.values()], limits)
+        add_colorbar(figure, image, panels, [*fields.values()], limits)
         _mark_depth(panels[0], depth)
 
         lines = {} if truth is None else {"truth": truth}
-        lines |= {name: maps[name] for name in (maps if profiles is None else profiles)}
+        lines |= {name: fields[name] for name in (fields if profiles is None else profiles)}
         axes = figure.add_subplot(outer[1])
         _draw_profiles(axes, lines, geometry, depth, limits)
         axes.set_title(f"profile at axial position {depth * 1e3:.1f} mm (dashed line above)", loc="left")
@@ -135,7 +160,7 @@ def plot_maps(maps, geometry, path=None, truth=None, *, limits=None, depth=None,
         return _save(figure, path)
 
 
-def plot_result(result, measurement, path=None):
+def plot_result(result: Result, measurement: Measurement, path: str | os.PathLike | None = None) -> Figure:
     """One reconstruction: modulus, profile, what the fit leaves of the displacement, and convergence.
 
     Parameters
@@ -161,9 +186,10 @@ def plot_result(result, measurement, path=None):
     """
     geometry, truth = measurement.geometry, measurement.reference
     modulus, quantity = _field(result.modulus, geometry, "result.modulus"), QUANTITY
-    if result.relative:  # no unit to compare in: both with geometric mean one, drawn where kilopascals would be
+    if result.relative:
         quantity = "modulus / geometric mean"
-        modulus, truth = (f if f is None else 1e3 * f / np.exp(np.log(f).mean()) for f in (modulus, truth))
+        modulus = _normalised(modulus)
+        truth = None if truth is None else _normalised(truth)
     limits = _limits({"modulus": modulus}, truth)
     depth = lesion_depth(modulus if truth is None else truth, geometry)
     fields = {} if truth is None else {"truth": truth}
@@ -242,7 +268,7 @@ def _mark_depth(axes, depth):
     axes.axhline(depth * 1e3, color="white", lw=0.9, ls=(0, (4, 3)))
 
 
-def _field(value, geometry, name):
+def _field(value, geometry, name) -> np.ndarray:
     value = np.asarray(to_host(value), dtype=np.float64)
     if geometry.dim != 2:
         raise ValueError(f"geometry must be two-dimensional, got {geometry.dim} dimensions")
@@ -251,11 +277,16 @@ def _field(value, geometry, name):
     return value
 
 
+def _normalised(field) -> np.ndarray:
+    """A modulus without unit, with a geometric mean of one where kilopascals would be drawn."""
+    return 1e3 * field / np.exp(np.log(field).mean())
+
+
 def _error(field, truth, geometry) -> float:
     return relative_l2(field, truth, None if isinstance(geometry, Grid) else geometry.node_weights)
 
 
-def _limits(maps, truth):
+def _limits(maps, truth) -> tuple[float, float]:
     """Ends of the colour scale in kPa."""
     if truth is not None:
         return 0.0, LIMIT * float(truth.max()) / 1e3
@@ -270,7 +301,7 @@ def _aspect(geometry) -> float:
     return float(extent[geometry.axial] / extent[1 - geometry.axial])
 
 
-def draw_map(axes, field, geometry, limits, cmap="magma"):
+def draw_map(axes, field, geometry, limits, cmap="magma") -> ScalarMappable:
     """One map, axes in millimetres."""
     if isinstance(geometry, Grid):
         (n0, n1), (h0, h1) = geometry.shape, (1e3 * h for h in geometry.spacing)
@@ -298,7 +329,7 @@ def draw_map(axes, field, geometry, limits, cmap="magma"):
     return image
 
 
-def add_colorbar(figure, image, panels, fields, limits, quantity=QUANTITY):
+def add_colorbar(figure, image, panels, fields, limits, quantity=QUANTITY) -> None:
     """Colour bar beside some panels; pointed where one of the fields (pascals) goes beyond the limits (kPa)."""
     low = any(np.nanmin(f) < 1e3 * limits[0] for f in fields)
     high = any(np.nanmax(f) > 1e3 * limits[1] for f in fields)
@@ -318,7 +349,7 @@ def lesion_depth(field, geometry) -> float:
     return float(np.average(y[mask], weights=geometry.node_weights[mask]))
 
 
-def lateral_profile(field, geometry, depth):
+def lateral_profile(field, geometry, depth) -> tuple[np.ndarray, np.ndarray]:
     """Lateral positions in millimetres and modulus in kPa along a line of constant depth."""
     if isinstance(geometry, Grid):
         row = int(np.clip(round(depth / geometry.spacing[0]), 0, geometry.shape[0] - 1))

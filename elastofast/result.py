@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,14 +62,14 @@ class Result:
     geometry: Any = field(repr=False)
     timing: dict[str, float] = field(repr=False, default_factory=dict)
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike) -> None:
         """Write the modulus to .npz, .h5, .mat or .vtu, see `save_modulus`."""
         from .io import save_modulus
 
         save_modulus(path, self, self.geometry)
 
 
-def message(status, chi2, prior, known):
+def message(status: str, chi2: float, prior: str, known: bool) -> str:
     """What a status and chi2 mean, and what to do about them; ``known`` says whether a weight had been chosen."""
     resume = "start=result, weight=result.weight." if known else "start=result; no weight was chosen yet."
     text = {

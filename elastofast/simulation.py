@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .backend.device import to_host
+
+if TYPE_CHECKING:
+    from .boundary import Boundary
+    from .geometry import Mesh
+    from .laws import Law
+    from .measurement import Measurement
 
 NOISES = ("white", "relative")
 LATERAL_NOISE = 1.7  # relative noise of the other components over that of the axial one, as in the comp-elast data
 
 
-def simulate(geometry, law, load, modulus, snr=35.0, noise="white", seed=0, force_std=0.0):
+def simulate(
+    geometry: Grid | Mesh,
+    law: Law,
+    load: Boundary,
+    modulus: ArrayLike,
+    snr: float = 35.0,
+    noise: str = "white",
+    seed: int | np.random.Generator = 0,
+    force_std: ArrayLike = 0.0,
+) -> Measurement:
     """Simulate the measurement of a body of known modulus.
 
     Parameters
@@ -56,7 +74,7 @@ def simulate(geometry, law, load, modulus, snr=35.0, noise="white", seed=0, forc
     rng = np.random.default_rng(seed)
     applied = load
     if np.any(force_std):
-        error = rng.normal(size=load.force.shape) * force_std
+        error = rng.normal(size=load.force.shape) * np.asarray(force_std)
         applied = Boundary(
             fixed=load.fixed,
             displacement=load.displacement,
@@ -68,7 +86,15 @@ def simulate(geometry, law, load, modulus, snr=35.0, noise="white", seed=0, forc
     return Measurement(geometry, law, load, noisy, std, force_std=force_std, reference=modulus)
 
 
-def add_noise(displacement, snr=35.0, noise="white", *, seed=0, axial=0, fixed=None):
+def add_noise(
+    displacement: ArrayLike,
+    snr: float = 35.0,
+    noise: str = "white",
+    *,
+    seed: int | np.random.Generator = 0,
+    axial: int = 0,
+    fixed: ArrayLike | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Add noise to a displacement field at a stated signal-to-noise ratio.
 
     The ratio is ``snr = 10 log10(||u||^2 / E||n||^2)``, where the norms are over all components and nodes together.

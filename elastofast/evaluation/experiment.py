@@ -49,7 +49,7 @@ def compare(
     weights=None,
     jobs=1,
     progress=False,
-):
+) -> Comparison:
     """Reconstruct held-out maps with several methods, and report their errors and times.
 
     Conditions are all pairs of a noise level and a scenario. If a comparison is interrupted, even by a kill, another

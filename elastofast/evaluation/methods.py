@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ..inversion.reconstruct import reconstruct
-from ..priors.registry import LEARNED, NAMED, load
+from ..priors.registry import LEARNED, NAMED, NamedPrior, load
 
 __all__ = ["METHODS", "WEIGHTS", "Method", "chosen_methods"]
 
@@ -54,7 +54,7 @@ class Method:
     digest: str | None = None
 
     @property
-    def learned(self):
+    def learned(self) -> NamedPrior | None:
         """The `NamedPrior` of its network, or None."""
         return None if self.function is not None else LEARNED.get(CRITIC if self.name == PAPER else self.name)
 
@@ -107,8 +107,8 @@ def chosen_methods(methods, weights) -> dict[str, Method]:
         if name in chosen:
             raise ValueError(f"methods names {name!r} twice")
         method = Method(name, function)
-        if (entry := method.learned) is not None:
-            path = weights.get(entry.network)
+        if (entry := method.learned) is not None and entry.learned is not None:
+            path = weights.get(entry.learned.kind)
             shipped = files("elastofast") / "weights" / entry.learned.file
             method = Method(name, path=path, digest=hashlib.sha256((path or shipped).read_bytes()).hexdigest())
         chosen[name] = method

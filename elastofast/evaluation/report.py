@@ -11,6 +11,7 @@ import platform
 from datetime import UTC, datetime
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,12 @@ from ..metrics import relative_l2
 from .methods import METHODS
 from .results import COLUMNS, METRICS, SECONDS, number, spread
 from .scenarios import SCENARIOS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    pass
 
 CASES = 3  # maps in the figures of the first condition; one in those of the others
 CASE_PANEL = 1.6  # inches, width of a map in `plot_cases`
@@ -81,7 +88,7 @@ def _cases(comparison, condition, count):
 # figures ------------------------------------------------------------------------------------------
 
 
-def plot_cases(cases, geometry):
+def plot_cases(cases, geometry) -> Figure:
     """Maps side by side on one colour scale, one row for each case, with the relative error below each map.
 
     Parameters
@@ -112,7 +119,7 @@ def plot_cases(cases, geometry):
     return figure
 
 
-def plot_profiles(cases, geometry):
+def plot_profiles(cases, geometry) -> Figure:
     """Modulus of every method along a lateral line through the centre of the lesion; arguments as for `plot_cases`."""
     with plots.styled_figure(8.5, 2.3 * len(cases) + 0.6) as figure:
         panels = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
@@ -131,7 +138,7 @@ def plot_profiles(cases, geometry):
     return figure
 
 
-def plot_errors(comparison, condition):
+def plot_errors(comparison, condition) -> Figure:
     """Relative errors of each method under a condition, for all common maps: quartiles and single values."""
     methods = comparison.config["methods"]
     errors = [comparison.values(condition, method, "relative_error") for method in methods]

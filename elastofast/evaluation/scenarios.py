@@ -48,7 +48,7 @@ class Condition:
         return f"{self.snr:g}dB-{self.scenario}"
 
 
-def measure(data, i, condition, seed=0):
+def measure(data, i, condition, seed=0) -> tuple[Measurement, np.ndarray]:
     """One map of a data set, measured under a condition.
 
     In the clean scenario at the data set's own noise level this is the stored measurement; under any other condition

@@ -265,7 +265,7 @@ def build_dataset(
     jobs=None,
     force=False,
     progress=False,
-):
+) -> None:
     """Make stiffness maps with their simulated measurements and unregularised reconstructions.
 
     The body is compressed as by `compression`. If the run is interrupted, even by a kill, the finished samples stay in

@@ -85,7 +85,7 @@ class Collection:
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
 
-def find_scans(folder, layout="auto"):
+def find_scans(folder, layout="auto") -> tuple[str, list[Scan]]:
     """List the scans of a folder, without opening any image.
 
     Parameters

@@ -20,7 +20,7 @@ CG_TOLERANCE = 0.02  # relative residual at which the conjugate gradient iterati
 FORWARD_TOLERANCE = 1e-4  # relative residual of the forward solutions
 
 
-def posterior_errors(measurement, count, rng):
+def posterior_errors(measurement, count, rng) -> np.ndarray:
     """Draws of the error in log x of a reconstruction with a quadratic penalty.
 
     Let H be the Gauss-Newton curvature of the data term at the true map, and rho / 2 |z - target|^2 a penalty on

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from ..inversion.reconstruct import reconstruct
@@ -63,7 +65,7 @@ class Recipe:
         if not 0 <= self.clip < math.inf:
             raise ValueError(f"clip must be 0 or more and finite, got {self.clip}")
 
-    def network(self, shape):
+    def network(self, shape) -> nn.Module:
         """A new network for maps of ``shape``."""
         raise NotImplementedError
 
@@ -72,7 +74,7 @@ class Recipe:
         assert self.steps is not None  # a recipe without a default overrides this method
         return self.steps
 
-    def optimizer(self, parameters):
+    def optimizer(self, parameters) -> torch.optim.Optimizer:
         """Optimizer of the parameters; the training loop sets its learning rate."""
         return torch.optim.Adam(parameters, lr=self.rate)
 
@@ -80,15 +82,15 @@ class Recipe:
         """Learning rate of a step: it rises linearly at first, and falls to zero along a cosine."""
         return self.rate * min(1.0, (step + 1) / (WARM_UP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
-    def sample(self, maps, generator):
+    def sample(self, maps, generator) -> tuple[torch.Tensor, ...]:
         """A random batch in the form that `loss` takes; the generator is on the device of the maps."""
         raise NotImplementedError
 
-    def loss(self, network, batch, generator):
+    def loss(self, network, batch, generator) -> tuple[torch.Tensor, dict[str, Any]]:
         """Loss of a batch, a tensor of shape (), and a dict of other figures for the log."""
         raise NotImplementedError
 
-    def validator(self, data, device):
+    def validator(self, data, device) -> Callable | None:
         """A function that takes a network in evaluation mode and returns a dict of figures; None for no validation.
 
         The weights with the smallest ``relative_error`` are kept; without that figure, those of the last validation.
@@ -114,10 +116,10 @@ class UNetRecipe(Recipe):
         super().__post_init__()
         _check_norm(self.norm)
 
-    def network(self, shape):  # noqa: D102
+    def network(self, shape) -> nn.Module:  # noqa: D102
         return build("unet", channels=self.channels, refine=self.refine)
 
-    def sample(self, maps, generator):  # noqa: D102
+    def sample(self, maps, generator) -> tuple[torch.Tensor, ...]:  # noqa: D102
         take = maps.windows(self.batch, self.crop, generator)
         truth = take(maps.truth)
         error = take(_unregularised(maps)) - truth
@@ -125,11 +127,11 @@ class UNetRecipe(Recipe):
         truth = truth + draws.uniform(-self.shift, self.shift)
         return truth + error * draws.log_uniform(*self.amplitude), truth
 
-    def loss(self, network, batch, generator):  # noqa: D102
+    def loss(self, network, batch, generator) -> tuple[torch.Tensor, dict[str, Any]]:  # noqa: D102
         noisy, truth = batch
         return _norm(self.norm, network(noisy).float() - truth).mean(), {}
 
-    def validator(self, data, device):  # noqa: D102
+    def validator(self, data, device) -> Callable | None:  # noqa: D102
         maps = Maps.read(data, "validation", self.standard, device=device)
         noisy, truth = _unregularised(maps)[:, None], maps.truth[:, None]
 
@@ -160,10 +162,10 @@ class DenoiserRecipe(Recipe):
         super().__post_init__()
         _check_norm(self.norm)
 
-    def network(self, shape):  # noqa: D102
+    def network(self, shape) -> nn.Module:  # noqa: D102
         return build("dncnn", channels=self.channels)
 
-    def sample(self, maps, generator):  # noqa: D102
+    def sample(self, maps, generator) -> tuple[torch.Tensor, ...]:  # noqa: D102
         truth = maps.windows(self.batch, self.crop, generator, turn=True)(maps.truth)
         draws = Draws(self.batch, generator)
         truth = truth + draws.uniform(-self.shift, self.shift)
@@ -174,12 +176,12 @@ class DenoiserRecipe(Recipe):
         noise = noise * (level / noise.square().mean((1, 2, 3), keepdim=True).sqrt())
         return truth, noise, level
 
-    def loss(self, network, batch, generator):  # noqa: D102
+    def loss(self, network, batch, generator) -> tuple[torch.Tensor, dict[str, Any]]:  # noqa: D102
         truth, noise, level = batch
         # divided by the level, so that strong noise does not outweigh the faint one in the last steps of plug-and-play
         return (_norm(self.norm, network(truth + noise).float() - truth) / level).mean(), {}
 
-    def validator(self, data, device):  # noqa: D102
+    def validator(self, data, device) -> Callable | None:  # noqa: D102
         maps = Maps.read(data, "validation", self.standard, device=device)
         generator = torch.Generator(device).manual_seed(0)
         truth = maps.truth[:, None]
@@ -237,10 +239,10 @@ class CriticRecipe(Recipe):
         if min(self.drawn, self.found) < 0 or self.drawn + self.found > 1:
             raise ValueError(f"drawn and found are shares with a sum of at most 1, got {self.drawn} and {self.found}")
 
-    def network(self, shape):  # noqa: D102
+    def network(self, shape) -> nn.Module:  # noqa: D102
         return build("critic", channels=tuple(self.channels))
 
-    def sample(self, maps, generator):  # noqa: D102
+    def sample(self, maps, generator) -> tuple[torch.Tensor, ...]:  # noqa: D102
         if maps.errors is None:
             raise ValueError("the data set has no draws of the error, which a critic is trained on; build it with them")
         noisy = _unregularised(maps)
@@ -263,7 +265,7 @@ class CriticRecipe(Recipe):
         truths, errors = zip(*pairs, strict=True)
         return torch.cat(truths), torch.cat(errors)
 
-    def loss(self, network, batch, generator):  # noqa: D102
+    def loss(self, network, batch, generator) -> tuple[torch.Tensor, dict[str, Any]]:  # noqa: D102
         truth, error = batch
         s = truth + error
         if Draws(1, generator).coin(self.direct).item():
@@ -275,7 +277,7 @@ class CriticRecipe(Recipe):
         size = error.square().mean((1, 2, 3))
         return ((found - error).square().mean((1, 2, 3)) / (size + floor)).mean(), {}
 
-    def validator(self, data, device):  # noqa: D102
+    def validator(self, data, device) -> Callable | None:  # noqa: D102
         maps = Maps.read(data, "validation", self.standard, device=device)
         if maps.errors is None:
             return None
@@ -305,11 +307,11 @@ class PaperCriticRecipe(Recipe):
     size: tuple[int, int] | None = None  # the only size of maps that is accepted, if any
 
     @classmethod
-    def paper(cls, **options):
+    def paper(cls, **options) -> PaperCriticRecipe:
         """The setting of the paper: maps of 512 x 512 nodes, linear in the modulus, in units of 100 kPa."""
         return cls(**{"standard": Standard(0.0, 100e3, logarithmic=False), "size": (512, 512), **options})
 
-    def network(self, shape):  # noqa: D102
+    def network(self, shape) -> nn.Module:  # noqa: D102
         if self.size is not None and tuple(shape) != tuple(self.size):
             raise ValueError(
                 f"the paper's preset is for maps of {self.size[0]} x {self.size[1]}, the data set's are "
@@ -317,29 +319,29 @@ class PaperCriticRecipe(Recipe):
             )
         return build("paper-critic", shape=tuple(shape))
 
-    def length(self, maps):  # noqa: D102
+    def length(self, maps) -> int:  # noqa: D102
         return self.steps or math.ceil(self.epochs * len(maps) / self.batch)
 
-    def optimizer(self, parameters):  # noqa: D102
+    def optimizer(self, parameters) -> torch.optim.Optimizer:  # noqa: D102
         return torch.optim.RMSprop(parameters, lr=self.rate)
 
-    def rate_at(self, step, steps):  # noqa: D102
+    def rate_at(self, step, steps) -> float:  # noqa: D102
         return self.rate
 
-    def sample(self, maps, generator):  # noqa: D102
+    def sample(self, maps, generator) -> tuple[torch.Tensor, ...]:  # noqa: D102
         # windows are drawn for each of the two kinds, so they are not of the same maps
         kinds = maps.truth, _unregularised(maps)
         truth, noisy = (maps.windows(self.batch, None, generator)(kind) for kind in kinds)
         return truth, noisy
 
-    def loss(self, network, batch, generator):  # noqa: D102
+    def loss(self, network, batch, generator) -> tuple[torch.Tensor, dict[str, Any]]:  # noqa: D102
         truth, noisy = batch
         gap = network(noisy).mean() - network(truth).mean()
         share = torch.rand((len(truth), 1, 1, 1), generator=generator, device=truth.device)
         penalty, slope = gradient_penalty(network, share * truth + (1 - share) * noisy)
         return self.penalty * penalty - gap, {"gap": gap.detach(), "slope": slope.detach()}
 
-    def validator(self, data, device):  # noqa: D102
+    def validator(self, data, device) -> Callable | None:  # noqa: D102
         maps = Maps.read(data, "validation", self.standard, device=device)
         kinds = _unregularised(maps), maps.truth
 
@@ -383,7 +385,7 @@ def recipe(kind, *, preset=None, **options) -> Recipe:
     return getattr(own, preset)(**options)
 
 
-def gradient_penalty(critic, s):
+def gradient_penalty(critic, s) -> tuple[torch.Tensor, torch.Tensor]:
     """One-sided penalty on the slope of a critic, (9): the mean of max(|gradient| - 1, 0)^2 over a batch (B, 1, H, W).
 
     Returns

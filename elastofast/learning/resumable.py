@@ -99,7 +99,7 @@ class ResumableFolder:
             np.save(buffer, item)
         write_atomically(self.items / name, buffer.getvalue())
 
-    def read(self, name: str):
+    def read(self, name: str) -> Any:
         """The item as it was added; ValueError if its file is damaged."""
         path = self.items / name
         try:

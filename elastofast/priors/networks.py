@@ -47,7 +47,7 @@ class PaperCritic(nn.Module):
         self.dense = nn.Linear(self.CHANNELS[-1] * height * width, self.DENSE)
         self.output = nn.Linear(self.DENSE, 1)
 
-    def forward(self, s):
+    def forward(self, s) -> torch.Tensor:
         """Critic of (B, 1, *shape) maps, shape (B,): low for true maps, high for noisy ones."""
         if tuple(s.shape[1:]) != (1, *self.shape):
             raise ValueError(f"this critic is for maps of shape {('B', 1, *self.shape)}, got {tuple(s.shape)}")
@@ -96,7 +96,7 @@ class DistanceCritic(nn.Module):
         self.fine_again = _Residual(fine)
         self.output = nn.Conv2d(fine, 4, 3, padding=1)
 
-    def error(self, s):
+    def error(self, s) -> torch.Tensor:
         """F, the estimated error of (B, 1, H, W) maps, same shape."""
         h = functional.pad(functional.pixel_unshuffle(_pad(s, 8), 2), (1, 1, 1, 1), mode="replicate")
         weight = self.input.weight
@@ -108,7 +108,7 @@ class DistanceCritic(nn.Module):
         out = functional.pixel_shuffle(self.output(functional.silu(fine)), 2)
         return out[..., : s.shape[-2], : s.shape[-1]]
 
-    def forward(self, s):
+    def forward(self, s) -> torch.Tensor:
         """C of (B, 1, H, W) maps, shape (B,): low for true maps, high for noisy ones."""
         return (self.error(s).square().flatten(1).sum(1) + self.tip**2).sqrt()
 
@@ -121,7 +121,7 @@ class _Residual(nn.Module):
         nn.init.zeros_(self.second.get_parameter("bias"))
         self.second.weight.data.mul_(0.5)  # such that blocks are close to the identity at first
 
-    def forward(self, h):
+    def forward(self, h) -> torch.Tensor:
         # a smooth activation, so that the gradient of the critic is continuous
         return h + self.second(functional.silu(self.first(functional.silu(h))))
 
@@ -162,7 +162,7 @@ class UNet(nn.Module):
         self.last = nn.ConvTranspose2d(2 * channels, channels if refine else 1, 4, stride=2, padding=1)
         self.output = nn.Conv2d(channels + 1, 1, 3, padding=1) if refine else None
 
-    def forward(self, s):
+    def forward(self, s) -> torch.Tensor:
         """Corrected maps, shape of ``s``: (B, 1, H, W)."""
         x = _pad(s, 2**self.LEVELS)
         skips, h = [], x
@@ -212,7 +212,7 @@ class DnCNN(nn.Module):
         for parameter in self.output.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, s):
+    def forward(self, s) -> torch.Tensor:
         """Denoised maps, shape of ``s``: (B, 1, H, W)."""
         h = functional.relu(self.input(s))
         for index, convolution in enumerate(self.hidden):
@@ -220,7 +220,7 @@ class DnCNN(nn.Module):
             h = functional.relu(self.norms[index](h) if self.norms else h)
         return s - self.output(h)
 
-    def fused(self):
+    def fused(self) -> DnCNN:
         """The same denoiser for inference, in which each batch norm is merged into its convolution."""
         if not self.norms:
             return copy.deepcopy(self).eval()
@@ -236,7 +236,7 @@ class DnCNN(nn.Module):
 KINDS: dict[str, type[nn.Module]] = {network.kind: network for network in (DistanceCritic, PaperCritic, UNet, DnCNN)}
 
 
-def build(kind, **architecture):
+def build(kind, **architecture) -> nn.Module:
     """A new network.
 
     Parameters

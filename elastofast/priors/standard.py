@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,19 +32,19 @@ class Standard(NamedTuple):
     scale: float = 0.5
     logarithmic: bool = True
 
-    def apply(self, x):
+    def apply(self, x) -> Any:
         """Standardised values of moduli in pascals."""
         if self.logarithmic:
             return _library(x).log(x / self.reference) / self.scale
         return (x - self.reference) / self.scale
 
-    def apply_to_log(self, z):
+    def apply_to_log(self, z) -> Any:
         """Standardised values of z = log x."""
         if self.logarithmic:
             return (z - np.log(self.reference)) / self.scale
         return self.apply(_library(z).exp(z))
 
-    def invert(self, s):
+    def invert(self, s) -> Any:
         """Moduli in pascals of standardised values."""
         if self.logarithmic:
             return self.reference * _library(s).exp(self.scale * s)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as _serialize
+from torch import nn
 
 from ..io import write_atomically
 from .networks import KINDS, build
@@ -48,7 +50,7 @@ def save(path, network, configuration) -> None:
     write_tensors(path, FORMAT, VERSION, tensors, header)
 
 
-def load(path, expected=None, device="cpu"):
+def load(path, expected=None, device="cpu") -> tuple[nn.Module, dict[str, Any]]:
     """Read a network from a weights file.
 
     Parameters
@@ -75,7 +77,8 @@ def load(path, expected=None, device="cpu"):
         If the file cannot be opened.
     """
     tensors, header = read_tensors(path, FORMAT, VERSION)
-    kind, architecture = header.get("kind"), header.get("architecture")
+    kind = header.get("kind")
+    architecture: Any = header.get("architecture")
     wanted = tuple(KINDS) if expected is None else (expected,) if isinstance(expected, str) else tuple(expected)
     if kind not in wanted:
         raise ValueError(f"{path}: expected weights of {' or '.join(wanted)}, the file holds {kind!r}")
@@ -108,7 +111,7 @@ def write_tensors(path, kind_of_file, version, tensors, header) -> None:
     write_atomically(path, _serialize(tensors, metadata={"elastofast": json.dumps(header, allow_nan=False)}))
 
 
-def read_tensors(path, kind_of_file, version):
+def read_tensors(path, kind_of_file, version) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and header of a file that `write_tensors` wrote; ValueError if it is anything else."""
     path = Path(path)
     size = path.stat().st_size
