@@ -14,8 +14,8 @@ from scipy.ndimage import distance_transform_edt
 from side_by_side import print_table, save
 
 import elastofast as ef
-from elastofast.inversion.gauss_newton import data_curvature
 from elastofast.learning.dataset import Dataset
+from elastofast.misfit.curvature import data_curvature
 from elastofast.misfit.fidelity import Fidelity
 
 RTOL = 1e-6

@@ -1,5 +1,8 @@
 """The data term and its gradients against the dense formula, central differences and statistics."""
 
+import gc
+import time
+import weakref
 from functools import cache
 
 import numpy as np
@@ -7,12 +10,14 @@ import pytest
 from dense import dense_psi
 from scipy.spatial import Delaunay
 
+from elastofast.backend.stopwatch import Stopwatch
 from elastofast.boundary import Boundary, compression
 from elastofast.forward.form import ElasticForm
 from elastofast.forward.solve import solve_forward
 from elastofast.geometry import Grid, Mesh
 from elastofast.laws import PlaneStrain, PlaneStress
 from elastofast.measurement import Measurement
+from elastofast.misfit.curvature import data_curvature
 from elastofast.misfit.fidelity import Fidelity
 
 SMALL = Grid((5, 6), (1e-3, 2e-3))
@@ -254,6 +259,65 @@ def test_twice_the_value_at_the_truth_is_chi_square_distributed(kind, std, force
     spread = np.sqrt(2 * n / draws)
     assert abs(np.mean(values) - n) < 3.5 * spread
     assert 0.5 < np.var(values) / (2 * n) < 1.8
+
+
+@pytest.mark.parametrize(("kind", "force_std"), [("pressure", 0.0), ("strain", 0.0), ("open side", 2e-3)])
+@pytest.mark.parametrize("geometry", ["9 x 10", "mesh"])
+def test_data_term_and_its_solvers_are_freed_without_the_garbage_collector(geometry, kind, force_std, monkeypatch):
+    """Solvers of large grids hold gigabytes, which no reference cycle may keep."""
+    m, x = measure(geometry, "plane stress", kind, force_std=force_std)
+    solver, made = m.form.backend.solver, []
+
+    def recorded(*arguments):
+        found = solver(*arguments)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(m.form.backend, "solver", recorded)
+    gc.collect()
+    gc.disable()
+    try:
+        fidelity = Fidelity(m)
+        now = fidelity.evaluate(x.ravel())
+        curvature = data_curvature(fidelity, x.ravel(), now)
+        curvature(x.ravel())
+        held = [weakref.ref(fidelity), made[-1]]
+        assert all(reference() is not None for reference in held)
+        del fidelity, now, curvature
+        assert all(reference() is None for reference in [*held, *made])
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("gradient", ["exact", "frozen"])
+def test_gradient_and_hessian_are_taken_at_the_linearization_point(gradient):
+    """D at the denoised displacement for the exact gradient, at the measured one for the frozen gradient."""
+    m, x = measure("grid", "plane stress", "pressure")
+    x, fidelity = x.ravel(), Fidelity(m, gradient, rtol=1e-10)
+    now = fidelity.evaluate(x)
+    expected = now.displacement if gradient == "exact" else m.displacement.reshape(2, -1)
+    assert np.array_equal(now.linearization_point, expected)
+    d = m.form.contraction(now.linearization_point)
+    np.testing.assert_allclose(
+        now.gradient, -(d.T @ now.dual.ravel()), rtol=1e-9, atol=1e-12 * np.abs(now.gradient).max()
+    )
+    v = np.random.default_rng(0).standard_normal(x.size)
+    forces = np.where(m.load.loaded.ravel(), d @ (x * v), 0.0).reshape(2, -1)
+    product = x * (d.T @ now.weighting(forces).ravel())
+    np.testing.assert_allclose(data_curvature(fidelity, x, now)(v), product, atol=1e-9 * np.abs(product).max())
+
+
+def test_stopwatch_counts_nested_blocks_once():
+    watch = Stopwatch()
+    begin = time.perf_counter()
+    with watch, watch:
+        watch.wrap(time.sleep)(0.02)
+    assert 0.02 <= watch.seconds <= time.perf_counter() - begin
+    with pytest.raises(ZeroDivisionError), watch:
+        raise ZeroDivisionError
+    seconds = watch.seconds
+    time.sleep(0.01)
+    assert watch.seconds == seconds
 
 
 # ---------------------------------------------------------------- messages

@@ -7,12 +7,12 @@ import torch
 import elastofast as ef
 from elastofast import priors
 from elastofast.inversion import splitting
-from elastofast.inversion.gauss_newton import curvature_scale, data_curvature
 from elastofast.inversion.initial import homogeneous
 from elastofast.inversion.problem import Iterate, Problem
 from elastofast.inversion.splitting import Schedule, half_quadratic_splitting
 from elastofast.inversion.unpenalised import UnpenalisedDirections, plateau_range
 from elastofast.learning import posterior
+from elastofast.misfit.curvature import curvature_scale, data_curvature
 from elastofast.misfit.fidelity import Fidelity
 from elastofast.priors.networks import build
 

@@ -4,53 +4,49 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 __all__ = ["Stopwatch"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 class Stopwatch:
-    """Adds up the seconds spent inside callables that it wraps; a call within another one counts once."""
+    """Adds up the seconds spent inside ``with`` blocks and wrapped functions.
 
-    def __init__(self):
+    Blocks may be nested: the time inside an inner block is counted once, as a part of the outer one. A stopwatch
+    belongs to one thread.
+
+    Attributes
+    ----------
+    seconds : float
+        The time measured so far, without that of a block that has not ended.
+    """
+
+    def __init__(self) -> None:
         self.seconds = 0.0
-        self._running = False
+        self._depth = 0
+        self._began = 0.0
 
-    def wrap(self, function):
-        """``function``, timed."""
+    def __enter__(self) -> Stopwatch:
+        if self._depth == 0:
+            self._began = time.perf_counter()
+        self._depth += 1
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self.seconds += time.perf_counter() - self._began
+
+    def wrap(self, function: Callable[P, R]) -> Callable[P, R]:
+        """The function, with the time of its calls added to the stopwatch."""
 
         @functools.wraps(function)
-        def timed(*args, **kwargs):
-            if self._running:
+        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
+            with self:
                 return function(*args, **kwargs)
-            self._running = True
-            began = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.seconds += time.perf_counter() - began
-                self._running = False
 
         return timed
-
-    def prior(self, prior):
-        """A prior with the same methods, timed; None stays None."""
-        return None if prior is None else _TimedPrior(prior, self)
-
-
-class _TimedPrior:
-    def __init__(self, prior, watch):
-        self._call = watch.wrap(prior.__call__ if callable(prior) else prior.target)
-        for name in ("value", "start_dual", "step_dual", "target"):
-            if hasattr(prior, name):
-                setattr(self, name, watch.wrap(getattr(prior, name)))
-        if hasattr(prior, "linearize"):
-            linearize = watch.wrap(prior.linearize)
-
-            def timed(z, dual=None):
-                model = linearize(z, dual)
-                return model._replace(curvature=watch.wrap(model.curvature))
-
-            self.linearize = timed
-
-    def __call__(self, x):
-        return self._call(x)

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend.batch import column, dots, numbers
-from ..backend.device import namespace
 from ..backend.elementwise import fused
+from ..misfit.curvature import curvature_scale, data_curvature
 from ..misfit.fidelity import Evaluation
 from ..priors.protocol import LinearizablePrior
 from .coarsen import COARSEST_NODES
 from .problem import Iterate, Optimizer, Problem
 from .stopping import SmallSteps
 
-__all__ = ["GaussNewton", "conjugate_gradients", "curvature_scale", "data_curvature", "first_step", "gauss_newton"]
+__all__ = ["GaussNewton", "conjugate_gradients", "first_step", "gauss_newton"]
 
 # Inner conjugate gradients: design measurement "about 12 steps each"; a looser tolerance costs outer steps.
 CG_STEPS = 12
@@ -223,35 +223,6 @@ def _free(z, gradient, limits):
     low, high = limits
     held = ((z <= low) & (gradient > 0)) | ((z >= high) & (gradient < 0))
     return (~held).astype(float)
-
-
-def data_curvature(fidelity, x, now):
-    """Gauss-Newton Hessian of the data term in log x at an `Evaluation`, v -> x D^T Gamma^-1 D (x v).
-
-    With ones in place of x it is the Hessian in x itself.
-    """
-    form, xp = fidelity.measurement.form, fidelity.device.xp
-    through = now.displacement if fidelity.kind == "exact" else fidelity.measured
-    through = xp.ascontiguousarray(xp.broadcast_to(through, (*x.shape[:-1], *through.shape[-2:])))
-    product, back = form.products(through)
-
-    def apply(v):
-        t = product(x * v)
-        t *= fidelity.equations
-        g = back(now.weighting(t))
-        g *= x
-        return g
-
-    return fidelity.watch.wrap(apply)
-
-
-def curvature_scale(curvature, z):
-    """Mean diagonal (..., 1) of a curvature v -> H v of fields like z (..., N), by one random probe (Hutchinson's
-    estimate).
-    """
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], z.shape[-1])
-    probe = np.zeros_like(z) + namespace(z).asarray(signs)
-    return dots(probe, curvature(probe)) / z.shape[-1]
 
 
 def conjugate_gradients(apply, b, diagonal, steps=CG_STEPS, tolerance=CG_TOLERANCE):

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..backend.batch import dots, numbers
 from ..backend.device import namespace
+from ..misfit.curvature import data_curvature
 from ..priors.protocol import EnergyPrior
-from .gauss_newton import data_curvature
 from .problem import Iterate, Optimizer, Problem
 
 __all__ = ["ProjectedGradient", "projected_descent"]

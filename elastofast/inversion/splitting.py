@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend.batch import column, dots, numbers
+from ..misfit.curvature import curvature_scale, data_curvature
 from ..priors.learned import TRAINED_NODES
 from ..priors.protocol import TargetPrior, splitting_settings
-from .gauss_newton import conjugate_gradients, curvature_scale, data_curvature, first_step
+from .gauss_newton import conjugate_gradients, first_step
 from .problem import Iterate, Optimizer, Problem
 from .unpenalised import UnpenalisedDirections, plateau_range
 

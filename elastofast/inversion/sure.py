@@ -15,8 +15,9 @@ from dataclasses import replace
 import numpy as np
 
 from ..backend.batch import column, dots, numbers
+from ..misfit.curvature import data_curvature
 from ..misfit.fidelity import Fidelity
-from .gauss_newton import conjugate_gradients, data_curvature, gauss_newton
+from .gauss_newton import conjugate_gradients, gauss_newton
 from .problem import Iterate, Problem
 
 __all__ = ["predictive_weight"]

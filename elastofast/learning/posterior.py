@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..inversion.gauss_newton import conjugate_gradients, curvature_scale, data_curvature
+from ..inversion.gauss_newton import conjugate_gradients
 from ..measurement import Measurement
+from ..misfit.curvature import curvature_scale, data_curvature
 from ..misfit.fidelity import Fidelity
 
 __all__ = ["posterior_errors"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,35 +19,55 @@ from .covariance import NoiseCovariance, finite_std
 __all__ = ["Evaluation", "Fidelity"]
 
 GRADIENTS = ("exact", "frozen")
-CONTINUED = 1e-6  # relative residual of prescribed displacements continued into the body
+# Relative residual of the solve that continues prescribed displacements into the body. Its solution is only the field
+# from which a difference is computed, so its error has no influence on results. Not studied.
+CONTINUED = 1e-6
+# Tolerance of the solves above which the value is corrected by their residuals. Below it the correction, which is of
+# the order of the tolerance times J, is not worth a product with K. Not studied.
+CORRECTED_RTOL = 1e-7
 
 
 class Evaluation(NamedTuple):
-    """Everything the data term knows at moduli (..., N); node fields (..., N), dof fields (..., d, N).
+    """The data term at moduli of shape (..., N): its value, its gradient and what was computed on the way to them.
 
     Attributes
     ----------
     value : numpy.ndarray, shape (...)
         J, on the host.
     gradient : array, shape (..., N)
-        dJ/dx, per pascal.
+        -D(u)^T z with u the linearisation point: dJ/dx, or the paper's approximation of it; per pascal.
     displacement : array, shape (..., d, N)
         The denoised displacement u_hat = u_m + S_n K^T z, in metres.
     dual : array, shape (..., d, N)
         z = Gamma^-1 r, per newton.
+    linearization_point : array, shape (..., d, N) or (d, N)
+        The displacement u at which the operator D(u), D(u) x = K(x) u, of the gradient and of the Gauss-Newton Hessian
+        is taken: u_hat for the exact gradient, u_m for the frozen one.
     weighting : callable
-        About Gamma^-1 as one fixed symmetric operator on (..., d, N), for Hessian products.
+        A fixed symmetric approximation of Gamma^-1 for Hessian products; takes and gives fields (..., d, N).
     frozen, frozen_gradient : callable
-        J and the gradient -D(u_m)^T Gamma^-1 r at other moduli (..., N) with these ones' Gamma.
+        J and the gradient -D(u_m)^T Gamma^-1 r at other moduli (..., N), with Gamma as it is at the present ones.
     """
 
     value: np.ndarray
-    gradient: np.ndarray
-    displacement: np.ndarray
-    dual: np.ndarray
-    weighting: object
-    frozen: object
-    frozen_gradient: object
+    gradient: Any
+    displacement: Any
+    dual: Any
+    linearization_point: Any
+    weighting: Callable[[Any], Any]
+    frozen: Callable[[Any], np.ndarray]
+    frozen_gradient: Callable[[Any], Any]
+
+
+class _Solution(NamedTuple):
+    """What one of the two ways to apply Gamma^-1 gives at moduli (..., N)."""
+
+    value: Any  # J as `dots` gives it
+    displacement: Any
+    dual: Any
+    weighting: Callable[[Any], Any]
+    frozen_value: Callable[[Any], Any]  # J of another force residual with the same Gamma, as `dots` gives it
+    frozen_dual: Callable[[Any], Any]  # Gamma^-1 times another force residual
 
 
 class Fidelity:
@@ -83,7 +104,7 @@ class Fidelity:
     >>> J, g = ef.Fidelity(m)(x)  # doctest: +SKIP
     """
 
-    def __init__(self, measurement, gradient="exact", rtol=1e-8):
+    def __init__(self, measurement: Measurement, gradient: str = "exact", rtol: float = 1e-8) -> None:
         if not isinstance(measurement, Measurement):
             raise TypeError(f"measurement must be a Measurement, got {type(measurement).__name__}")
         if gradient not in GRADIENTS:
@@ -96,10 +117,10 @@ class Fidelity:
             self._set_up([measurement], gradient, rtol)
 
     @classmethod
-    def of_batch(cls, measurements, gradient, rtol):
-        """The data terms of checked measurements with the same dofs loaded, fixed and open, as one.
+    def of_batch(cls, measurements: Sequence[Measurement], gradient: str, rtol: float) -> Fidelity:
+        """One data term for several measurements, whose loads must have the same loaded, fixed and open dofs.
 
-        Moduli then have a leading axis for the measurements.
+        Moduli, values and gradients then have a leading axis, one entry for each measurement. Nothing is checked.
         """
         self = cls.__new__(cls)
         self._set_up(measurements, gradient, rtol)
@@ -134,22 +155,23 @@ class Fidelity:
             raise ValueError("fewer displacements were measured than there are unknown ones")
         if self._square and bool(self._prescribed.any()):
             self._prescribed = self._continued()
-        self._guess = [None, None]
-        self.watch = Stopwatch()  # of everything that the data term computes
-        self.evaluate = self.watch.wrap(self.evaluate)
+        self._last_primal = self._last_dual = None  # the solutions of the last evaluation, from which the next starts
+        self.watch = Stopwatch()  # of evaluations and of products with the Gauss-Newton Hessian
 
     def _continued(self):
-        """The prescribed displacements continued into a homogeneous body.
+        """The prescribed displacements, continued from the boundary into the body by a solve with a constant modulus.
 
-        What is left to solve for is then as large as what the modulus changes, to which tolerances are relative. Forces
-        about displacements that are zero next to the prescribed ones are larger by the number of cells along an axis.
+        The solver finds the difference from this field. That is only as large as the effect of the modulus' variation,
+        so the tolerance, which is relative to the right-hand side, is relative to this effect too. The
+        continuation by zero instead jumps within one layer of cells, and the forces of the jump, to which the
+        tolerance would refer, are larger by the number of cells along an axis.
         """
         form, xp = self.measurement.form, self.device.xp
         ones = xp.ones((*self._prescribed.shape[:-2], self._prescribed.shape[-1]))
         solver = form.solver(ones, self._active)
         return state(form, ones, self._prescribed, xp.zeros_like(self._prescribed), solver, rtol=CONTINUED)
 
-    def __call__(self, x):
+    def __call__(self, x: Any) -> tuple[Any, Any]:
         """Value and gradient.
 
         Parameters
@@ -181,84 +203,101 @@ class Fidelity:
             value = np.concatenate([e.value.ravel() for e in found]).reshape(batch)
             return (device.export(xp.asarray(value)) if batch else float(value)), device.export(gradient)
 
-    def evaluate(self, x, rtol=None) -> Evaluation:
+    def evaluate(self, x: Any, rtol: float | None = None) -> Evaluation:
         """The data term at a checked modulus (N,) or (1, N), on a device also at a batch (B, N).
 
-        A loose ``rtol`` is allowed: the value is corrected by the dual solution, so that its error is of second
-        order in that of the solves.
+        A tolerance ``rtol`` much larger than that of the constructor is allowed: the dual solution corrects the value,
+        whose error is then of second order in the errors of the solves.
         """
-        return (self._evaluate_square if self._square else self._evaluate_general)(x, rtol or self.rtol)
+        with self.watch:
+            found = (self._solve_square if self._square else self._solve_general)(x, rtol or self.rtol)
+            self._last_dual = found.dual
+            form = self.measurement.form
+            point = found.displacement if self.kind == "exact" else self.measured
 
-    def _evaluate_square(self, x, rtol):
-        """No force noise, no open dof: Gamma^-1 = K^-T S_n^-1 K^-1, so z takes a forward and an adjoint solve."""
+            def frozen(other):
+                return self._values(found.frozen_value(self._residual(other)))
+
+            def frozen_gradient(other):
+                return -form.sensitivity(self.measured, found.frozen_dual(self._residual(other)))
+
+            gradient = -form.sensitivity(point, found.dual)
+            return Evaluation(
+                self._values(found.value),
+                gradient,
+                found.displacement,
+                found.dual,
+                point,
+                found.weighting,
+                frozen,
+                frozen_gradient,
+            )
+
+    def _solve_square(self, x, rtol) -> _Solution:
+        """Without force noise and open dofs K is square: Gamma^-1 = K^-T S_n^-1 K^-1 takes a forward and an adjoint
+        solve.
+        """
         form, xp = self.measurement.form, self.device.xp
         solver = form.solver(x, self._active)
-        u = state(form, x, self._prescribed, self._force, solver, self._last(0, x), rtol)
-        self._guess[0] = u - self._prescribed
+        u = state(form, x, self._prescribed, self._force, solver, _guess(self._last_primal, x), rtol)
+        self._last_primal = u - self._prescribed
         misfit = xp.where(self.equations, u - self.measured, 0.0)
         weighted = self._precision * misfit
-        z = solver.solve(weighted, self._last(1, x), rtol).value
-        self._guess[1] = z
+        z = solver.solve(weighted, _guess(self._last_dual, x), rtol).value
         value = 0.5 * dots(misfit, weighted, 2)
-        if rtol > 1e-7:  # sum over the dual-weighted residual of the forward solve
+        if rtol > CORRECTED_RTOL:  # add the first-order effect of the forward solve's residual (dual weighted residual)
             value = value + dots(z, self._force - form.force(x, u), 2)
-        through = u if self.kind == "exact" else self.measured
 
         def weighting(r):
             return solver.precondition(self._precision * solver.precondition(r))
 
-        def frozen(other):
-            e = solver.solve(self._residual(other), rtol=rtol).value
-            return self._values(0.5 * dots(e, self._precision * e, 2))
+        def frozen_value(residual):
+            e = solver.solve(residual, rtol=rtol).value
+            return 0.5 * dots(e, self._precision * e, 2)
 
-        def frozen_gradient(other):
-            e = solver.solve(self._residual(other), rtol=rtol).value
-            return -form.sensitivity(self.measured, solver.solve(self._precision * e, rtol=rtol).value)
+        def frozen_dual(residual):
+            e = solver.solve(residual, rtol=rtol).value
+            return solver.solve(self._precision * e, rtol=rtol).value
 
-        gradient = -form.sensitivity(through, z)
-        return Evaluation(self._values(value), gradient, u, z, weighting, frozen, frozen_gradient)
+        return _Solution(value, u, z, weighting, frozen_value, frozen_dual)
 
-    def _evaluate_general(self, x, rtol):
-        """Gamma-weighted solve; the dual function z^T r - z^T Gamma z / 2 is second order in the error of z."""
-        form = self.measurement.form
-        gamma = NoiseCovariance._of(form, x, self.measurement.load, self._std, self._force_std)
+    def _solve_general(self, x, rtol) -> _Solution:
+        """A solve with Gamma for z. The value is the dual function z^T r - z^T Gamma z / 2, whose error is of second
+        order in that of z.
+        """
+        gamma = self._covariance(x)
         r = self._residual(x)
-        z = self._guess[1] = gamma.find(r, rtol, self._last(1, x))
+        z = gamma.find(r, rtol, _guess(self._last_dual, x))
         value = dots(z, r, 2) - 0.5 * dots(z, gamma.product(z), 2)
-        u = self.measured + self._variance * form.force(x, z)
-        through = u if self.kind == "exact" else self.measured
+        u = self.measured + self._variance * self.measurement.form.force(x, z)
+        return _Solution(
+            value,
+            u,
+            z,
+            gamma.precondition,
+            lambda residual: 0.5 * dots(residual, gamma.find(residual, rtol), 2),
+            lambda residual: gamma.find(residual, rtol),
+        )
 
-        def frozen(other):
-            r = self._residual(other)
-            return self._values(0.5 * dots(r, gamma.find(r, rtol), 2))
-
-        def frozen_gradient(other):
-            return -form.sensitivity(self.measured, gamma.find(self._residual(other), rtol))
-
-        gradient = -form.sensitivity(through, z)
-        return Evaluation(self._values(value), gradient, u, z, gamma.precondition, frozen, frozen_gradient)
-
-    def _last(self, which, x):
-        """The last solution, where to begin, if it is of as many moduli."""
-        guess = self._guess[which]
-        return guess if guess is not None and guess.shape[:-2] == x.shape[:-1] else None
+    def _covariance(self, x):
+        return NoiseCovariance._of(self.measurement.form, x, self.measurement.load, self._std, self._force_std)
 
     @staticmethod
     def _values(sums):
-        """What `dots` gives for dof fields, on the host, without the axes of the fields."""
+        """Results of `dots` over dof fields (..., 1, 1) as an array (...) on the host."""
         return np.asarray(to_host(sums))[..., 0, 0]
 
     def _residual(self, x):
         """Force residual f - K(x) u_m on the equations."""
         return self.device.xp.where(self.equations, self._force - self.measurement.form.force(x, self.measured), 0.0)
 
-    def noise_gradient(self, x, now, rng, rtol):
-        """Gradient in x that noise alone would cause at an `Evaluation`: its covariance is D^T Gamma^-1 D.
+    def noise_gradient(self, x: Any, now: Evaluation, rng: np.random.Generator, rtol: float) -> Any:
+        """A random gradient in x, (..., N), of the kind that noise alone causes: its covariance is D^T Gamma^-1 D.
 
-        All members of a batch have the same noise, but for its size.
+        D is taken at the linearisation point of the `Evaluation`. All members of a batch get the same white noise, each
+        scaled by its own standard deviations.
         """
         form, xp = self.measurement.form, self.device.xp
-        through = now.displacement if self.kind == "exact" else self.measured
         shape = (*x.shape[:-1], *self.measured.shape[-2:])
 
         def normal():
@@ -270,6 +309,10 @@ class Fidelity:
         else:
             force = form.force(x, xp.sqrt(self._variance) * normal())
             force += self._force_std * normal()
-            gamma = NoiseCovariance._of(form, x, self.measurement.load, self._std, self._force_std)
-            z = gamma.find(xp.where(self.equations, force, 0.0), rtol)
-        return form.sensitivity(through, z)
+            z = self._covariance(x).find(xp.where(self.equations, force, 0.0), rtol)
+        return form.sensitivity(now.linearization_point, z)
+
+
+def _guess(last, x):
+    """The last solution as an initial guess for moduli x (..., N); None if it is for another number of moduli."""
+    return last if last is not None and last.shape[:-2] == x.shape[:-1] else None
