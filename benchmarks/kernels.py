@@ -160,7 +160,7 @@ def scikit_fem(form, x):
     node = np.rint(mesh.p / [[h0], [h1]]).astype(int)  # ours at each of theirs
     node = node[0] * n1 + node[1]
     vector, scalar = skfem.ElementVector(skfem.ElementQuad1()), skfem.ElementQuad1()
-    lam, mu, reduced = form.law.lame_lambda, form.law.lame_mu, form.law.name == "plane_strain"
+    lam, mu, reduced = form.law.lame_lambda, form.law.lame_mu, form.law.mean_dilatation
 
     @skfem.BilinearForm
     def shear(u, v, w):

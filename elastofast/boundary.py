@@ -227,7 +227,7 @@ def compression(geometry, pressure=None, strain=None, total_force=None, axis=Non
     d, grid = geometry.dim, isinstance(geometry, Grid)
     _check_loading(pressure, strain, total_force)
     if axis is None:
-        axis = 0 if grid else d - 1
+        axis = geometry.axial
     if not isinstance(axis, int | np.integer) or not 0 <= axis < d:
         raise ValueError(f"axis must be a whole number from 0 to {d - 1}, got {axis!r}")
 

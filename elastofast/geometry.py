@@ -70,6 +70,11 @@ class Grid:
         return len(self.shape)
 
     @property
+    def axial(self) -> int:
+        """Number of the axial axis and displacement component, along which the body is compressed."""
+        return 0
+
+    @property
     def node_shape(self) -> tuple[int, ...]:
         """Shape of one node field, ``grid.shape``."""
         return self.shape
@@ -157,6 +162,11 @@ class Mesh:
     def dim(self) -> int:
         """Number of space dimensions d."""
         return self.points.shape[1]
+
+    @property
+    def axial(self) -> int:
+        """Number of the axial coordinate and displacement component, along which the body is compressed: the last."""
+        return self.dim - 1
 
     @property
     def node_shape(self) -> tuple[int, ...]:

@@ -14,8 +14,41 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class MultigridSettings:
+    """How the multigrid solver of a `Grid` treats the matrices of a law.
+
+    The default values are those of plane stress. They were chosen on grids of up to 512 x 512 nodes at a Poisson ratio
+    of 0.495; the reconstructions of benchmarks/reconstruction.py and the solves of benchmarks/solve.py show their
+    effect.
+
+    Parameters
+    ----------
+    smoother_degree : int
+        Degree of the Chebyshev polynomial that smooths, that is, its applications of the additive Schwarz method.
+    smoother_ratio : float
+        The polynomial damps the eigenvalues in [lmax / smoother_ratio, lmax]. The more of the spectrum has to be
+        damped, the larger the ratio and with it the degree (shared/design.md, section 4: iterations against work).
+    spectrum : (float, float)
+        Interval that holds the eigenvalues of (V-cycle x matrix) unless the modulus is rough. Cycles that are
+        accelerated by the Chebyshev semi-iteration assume it. Measured; no script repeats the measurement.
+    curvature_cycles : int
+        V-cycles that stand for a solve with K in products with the Gauss-Newton Hessian. The spectrum above enters
+        these products squared: Gauss-Newton steps overshoot where it is below sqrt(1/2) and have to be shortened, so
+        plane strain takes two cycles (docs/method.md, Optimisers).
+    """
+
+    smoother_degree: int = 3
+    smoother_ratio: float = 12.0
+    spectrum: tuple[float, float] = (0.78, 1.02)
+    curvature_cycles: int = 1
+
+
+@dataclass(frozen=True)
 class Law:
     """Isotropic elasticity with Young's modulus x per node and one Poisson ratio.
+
+    A new law is a subclass, listed in `LAWS` below and exported by elastofast/__init__.py. It sets the class attributes
+    and overrides the Lame numbers where they differ.
 
     Parameters
     ----------
@@ -30,8 +63,10 @@ class Law:
 
     poisson: float
     dim: ClassVar[int] = 2
-    name: ClassVar[str] = ""
+    name: ClassVar[str] = ""  # in files and on the command line
     poisson_limit: ClassVar[float] = 0.5  # where the law's stiffness ceases to be finite
+    mean_dilatation: ClassVar[bool] = False  # on a Grid: the volumetric term sees the mean dilatation of each cell only
+    multigrid: ClassVar[MultigridSettings] = MultigridSettings()  # on a Grid
 
     def __post_init__(self):
         try:
@@ -75,6 +110,8 @@ class PlaneStrain(Law):
     """
 
     name = "plane_strain"
+    mean_dilatation = True
+    multigrid = MultigridSettings(smoother_degree=5, smoother_ratio=50.0, spectrum=(0.35, 1.02), curvature_cycles=2)
 
 
 class Solid(Law):

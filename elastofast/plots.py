@@ -267,7 +267,7 @@ def _limits(maps, truth):
 def _aspect(geometry) -> float:
     """Height over width of the body."""
     extent = np.ptp(geometry.points, axis=0)
-    return float(extent[0] / extent[1] if isinstance(geometry, Grid) else extent[1] / extent[0])
+    return float(extent[geometry.axial] / extent[1 - geometry.axial])
 
 
 def draw_map(axes, field, geometry, limits, cmap="magma"):
@@ -310,8 +310,7 @@ def add_colorbar(figure, image, panels, fields, limits, quantity=QUANTITY):
 
 def lesion_depth(field, geometry) -> float:
     """Axial coordinate of the lesion's centre, of the body's if there is no lesion; metres."""
-    axial = 0 if isinstance(geometry, Grid) else 1
-    y = geometry.points[:, axial]
+    y = geometry.points[:, geometry.axial]
     try:
         mask = region_masks(field, geometry, guard=0)[0].ravel()
     except ValueError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from .backend.device import to_host
-from .geometry import Grid
 
 NOISES = ("white", "relative")
 LATERAL_NOISE = 1.7  # relative noise of the other components over that of the axial one, as in the comp-elast data
@@ -65,8 +64,7 @@ def simulate(geometry, law, load, modulus, snr=35.0, noise="white", seed=0, forc
             open=load.open,
         )
     u = solve_forward(ElasticForm(geometry, law), modulus, applied)
-    axial = 0 if isinstance(geometry, Grid) else geometry.dim - 1
-    noisy, std = add_noise(u, snr, noise, seed=rng, axial=axial, fixed=load.fixed)
+    noisy, std = add_noise(u, snr, noise, seed=rng, axial=geometry.axial, fixed=load.fixed)
     return Measurement(geometry, law, load, noisy, std, force_std=force_std, reference=modulus)
 
 

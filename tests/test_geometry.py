@@ -102,3 +102,9 @@ def test_mesh_keeps_its_own_read_only_arrays():
 def test_mesh_refuses(points, cells, message):
     with pytest.raises(ValueError, match=message):
         Mesh(points, cells)
+
+
+def test_axial_direction_is_the_first_of_a_grid_and_the_last_of_a_mesh():
+    assert Grid((3, 4), (1.0, 1.0)).axial == 0
+    assert Mesh([[0, 0], [1, 0], [0, 1]], [[0, 1, 2]]).axial == 1
+    assert Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], [[0, 1, 2, 3]]).axial == 2

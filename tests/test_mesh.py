@@ -14,6 +14,7 @@ from scipy.spatial import Delaunay
 
 from elastofast.boundary import compression, rigid_modes
 from elastofast.forward import mesh_solver
+from elastofast.forward.form import ElasticForm
 from elastofast.forward.mesh import MeshBackend
 from elastofast.forward.mesh_solver import MeshSolver
 from elastofast.geometry import Grid, Mesh
@@ -187,8 +188,8 @@ def test_sparse_and_matrix_free_agree_and_patterns_are_shared(law):
 
 
 def test_a_law_of_another_dimension_is_refused():
-    with pytest.raises(ValueError, match=r"Solid is for 3-D bodies, the mesh is 2-D"):
-        MeshBackend(irregular_mesh(2, 3), Solid(0.3))
+    with pytest.raises(ValueError, match=r"law Solid is 3-D, but the geometry is 2-D"):
+        ElasticForm(irregular_mesh(2, 3), Solid(0.3))
 
 
 # ---------------------------------------------------------------- solver

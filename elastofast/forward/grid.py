@@ -9,18 +9,10 @@ from scipy.sparse import csr_array
 
 from .. import _core
 from ..boundary import rigid_modes
+from ..laws import MultigridSettings
 from .mesh_solver import Solution
 
 __all__ = ["GridBackend", "GridSolver"]
-
-# Chebyshev degree and interval [lmax / ratio, lmax] of the smoother. Nearly incompressible plane strain needs more of
-# the spectrum damped.
-SMOOTHER = {"plane_stress": (3, 12.0), "plane_strain": (5, 50.0)}
-# Interval that holds the spectrum of cycle x matrix, but for rough moduli.
-SPECTRUM = {"plane_stress": (0.78, 1.02), "plane_strain": (0.35, 1.02)}
-# V-cycles that stand for a solve in a curvature. It enters squared: Gauss-Newton steps overshoot where the spectrum is
-# below sqrt(1/2), and have to be shortened.
-CYCLES = {"plane_stress": 1, "plane_strain": 2}
 
 
 class GridBackend:
@@ -33,7 +25,7 @@ class GridBackend:
     def __init__(self, grid, law):
         self.grid = grid
         self.law = law
-        self.core = _core.GridForm(*grid.shape, *grid.spacing, law.lame_lambda, law.lame_mu, law.name == "plane_strain")
+        self.core = _core.GridForm(*grid.shape, *grid.spacing, law.lame_lambda, law.lame_mu, law.mean_dilatation)
         self._last_pin = None
 
     def force(self, x, u, out=None):
@@ -148,9 +140,9 @@ class GridSolver:
         pin, mode = backend.pin(fixed)
         if shift is not None:
             shift = np.ascontiguousarray(shift, np.float64).reshape(2, n)
-        self._law = backend.law.name
+        self._settings = backend.law.multigrid
         self._core = _core.Multigrid(
-            backend.core, x, fixed.view(np.uint8), shift, pin, mode, smoother=smoother(self._law)
+            backend.core, x, fixed.view(np.uint8), shift, pin, mode, smoother=smoother(self._settings)
         )
 
     def solve(self, b, x0=None, rtol=1e-8, maxiter=200, energy=False) -> Solution:
@@ -191,14 +183,14 @@ class GridSolver:
 
     def precondition(self, r):
         """About A^-1 r for r (2, N), one fixed symmetric positive definite operator: a V-cycle or two."""
-        return self._accelerated(r, [(0.0, 1.0)] * CYCLES[self._law])
+        return self._accelerated(r, [(0.0, 1.0)] * self._settings.curvature_cycles)
 
     def approximate_inverse(self, r, accuracy):
         """A^-1 r to about the given relative accuracy, as one fixed symmetric positive definite operator.
 
         V-cycles accelerated by the Chebyshev semi-iteration, as many as the accuracy takes.
         """
-        low, high = SPECTRUM[self._law]
+        low, high = self._settings.spectrum
         rate = (np.sqrt(high / low) - 1) / (np.sqrt(high / low) + 1)
         count = int(np.ceil(np.log(accuracy / 2) / np.log(rate)))
         return self._accelerated(r, semi_iteration(low, high, count))
@@ -213,13 +205,12 @@ class GridSolver:
         return self._core.apply(np.ascontiguousarray(w, np.float64).reshape(self.active.shape)).reshape(np.shape(w))
 
 
-def smoother(law):
-    """Steps of a law's smoother for a largest eigenvalue of one."""
-    degree, ratio = SMOOTHER[law]
-    return semi_iteration(1 / ratio, 1.0, degree)
+def smoother(settings: MultigridSettings) -> list[tuple[float, float]]:
+    """Coefficients of a law's smoother, as of `semi_iteration`, for a largest eigenvalue of one."""
+    return semi_iteration(1 / settings.smoother_ratio, 1.0, settings.smoother_degree)
 
 
-def semi_iteration(low, high, count):
+def semi_iteration(low: float, high: float, count: int) -> list[tuple[float, float]]:
     """Coefficients (keep, gain) of ``count`` steps of the Chebyshev semi-iteration for a spectrum from low to high.
 
     Saad, Iterative Methods for Sparse Linear Systems, section 12.3.

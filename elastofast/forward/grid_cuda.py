@@ -34,7 +34,7 @@ class DeviceBackend:
         if self.grid.shape[0] > MOST_ROWS:
             raise ValueError(f"a grid may have up to {MOST_ROWS} rows of nodes on a device, got {self.grid.shape[0]}")
         self.core = device.kernels.GridForm(
-            *self.grid.shape, *self.grid.spacing, law.lame_lambda, law.lame_mu, law.name == "plane_strain"
+            *self.grid.shape, *self.grid.spacing, law.lame_lambda, law.lame_mu, law.mean_dilatation
         )
         self._plans = []
 
@@ -108,7 +108,12 @@ class _Plan:
         fixed = ~active
         self.pin, mode = backend.host.pin(fixed)
         self.core = device.kernels.Multigrid(
-            backend.core, fixed.view(np.uint8), shifted, self.pin, _batch(batch), smoother=smoother(backend.law.name)
+            backend.core,
+            fixed.view(np.uint8),
+            shifted,
+            self.pin,
+            _batch(batch),
+            smoother=smoother(backend.law.multigrid),
         )
         self.constants = device.upload(self.core.constants())
         self.mask = device.upload(active)
@@ -143,7 +148,7 @@ class DeviceSolver(GridSolver):
             own = xp.asarray(shift, xp.float64).reshape(-1, 2, n)
             self._shift = xp.ascontiguousarray(xp.broadcast_to(own, self._fields))
         self._plan = plan = backend.plan(self.active, shift is not None, len(self._x))
-        self._law = backend.law.name
+        self._settings = backend.law.multigrid
         self._workspace = xp.empty(plan.core.workspace_bytes, xp.uint8)
         scratch = xp.empty(plan.core.scratch_bytes, xp.uint8)
         at = device.address

@@ -184,17 +184,10 @@ class MeshBackend:
     mesh : Mesh
         N nodes in d dimensions.
     law : Law
-        A law with ``law.dim == mesh.dim``.
-
-    Raises
-    ------
-    ValueError
-        If the law belongs to another number of dimensions.
+        A law with ``law.dim == mesh.dim``, which `ElasticForm` checks.
     """
 
     def __init__(self, mesh, law):
-        if law.dim != mesh.dim:
-            raise ValueError(f"law {type(law).__name__} is for {law.dim}-D bodies, the mesh is {mesh.dim}-D")
         self.mesh = mesh
         self.law = law
         self._run = _kernels(mesh.dim)
