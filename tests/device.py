@@ -168,6 +168,7 @@ class TestDevice(arrays.Device):
     xp = Library()
     linalg = SimpleNamespace(LinearOperator=operator, cg=cg)
     ndimage = Filters()
+    csr_type = Matrix
     csr = staticmethod(Matrix)
 
     def __str__(self):

@@ -51,7 +51,33 @@ class Device:
         """An array as the caller's kind."""
         return array
 
-    def matrix(self, host):
+    def address(self, array: Any) -> int:
+        """Where a contiguous array begins."""
+        return array.ctypes.data
+
+    @property
+    def kernels(self) -> Any:
+        """The compiled kernels of a device."""
+        raise TypeError("host memory has no device kernels")
+
+    def queue(self) -> Any:
+        """The current stream of a device, for launches."""
+        raise TypeError("host memory has no stream")
+
+    @property
+    def csr_type(self) -> Any:
+        """The library's type of sparse matrices (CSR)."""
+        from scipy.sparse import csr_array
+
+        return csr_array
+
+    def csr(self, values: Any, indices: Any, indptr: Any, shape: tuple[int, int]) -> Any:
+        """Sparse matrix over arrays that live here, without copies; columns must ascend in each row."""
+        matrix = self.csr_type((values, indices, indptr), shape=shape, copy=False)
+        matrix.has_canonical_format = True  # saves the library the check
+        return matrix
+
+    def matrix(self, host: Any) -> Any:
         """Copy of a sparse matrix (CSR) of the host, here the matrix itself."""
         return host
 
@@ -130,17 +156,16 @@ class CudaDevice(Device):
         """Where a contiguous array begins; 0 for None."""
         return 0 if array is None else array.data.ptr
 
-    def csr(self, values, indices, indptr, shape):
-        """Sparse matrix over arrays that live here, without copies."""
+    @property
+    def csr_type(self):
         from cupyx.scipy.sparse import csr_matrix
 
-        matrix = csr_matrix((values, indices, indptr), shape=shape, copy=False)
-        matrix.has_canonical_format = True
-        return matrix
+        return csr_matrix
 
     def matrix(self, host):
         """Copy of a sparse matrix (CSR) from the host."""
-        return self.csr(*map(self.upload, (host.data, host.indices, host.indptr)), host.shape)
+        values, indices, indptr = map(self.upload, (host.data, host.indices, host.indptr))
+        return self.csr(values, indices, indptr, host.shape)
 
     def upload(self, host):
         """Copy of a host array that streams other than the current one may read at once."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cached_property
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from .. import _core
 from ..boundary import rigid_modes
 from ..laws import MultigridSettings
 from .mesh_solver import Solution
+from .sparsity import SparsityPattern, contraction_pattern, stiffness_pattern
 
 __all__ = ["GridBackend", "GridSolver"]
 
@@ -40,21 +40,19 @@ class GridBackend:
 
     def stiffness(self, x, out=None):
         """K(x) of x (N,) as a 2N x 2N CSR array, dof = component * N + node; pattern shared by all results."""
-        starts, pattern = self._stiffness_pattern
-        out = _matrix(out, pattern, x.dtype, 2 * self.grid.n_nodes)
-        self.core.stiffness_values(x, starts, out.data)
+        out = self.stiffness_pattern.matrix(x.dtype, out)
+        self.core.stiffness_values(x, self.stiffness_pattern.starts, out.data)
         return out
 
     def contraction(self, u, out=None):
         """D(u) of u (2, N) as a 2N x N CSR array, row = component * N + node; pattern as in `stiffness`."""
-        starts, pattern = self._contraction_pattern
-        out = _matrix(out, pattern, u.dtype, self.grid.n_nodes)
-        self.core.contraction_values(u, starts, out.data)
+        out = self.contraction_pattern.matrix(u.dtype, out)
+        self.core.contraction_values(u, self.contraction_pattern.starts, out.data)
         return out
 
     @cached_property
-    def _neighbours(self):
-        """Node numbers of the up to nine neighbours, sorted, as CSR (indptr, indices)."""
+    def _node_graph(self):
+        """The up to nine neighbours of every node, itself included, in ascending order, as CSR (indptr, nodes)."""
         n0, n1 = self.grid.shape
         i, j = np.meshgrid(np.arange(n0), np.arange(n1), indexing="ij")
         offsets = np.array([(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1)])
@@ -64,22 +62,14 @@ class GridBackend:
         return indptr, (rows * n1 + columns)[exists]
 
     @cached_property
-    def _stiffness_pattern(self):
-        indptr, nodes = self._neighbours
-        n, counts = self.grid.n_nodes, np.diff(indptr)
-        # a row lists its neighbours twice: component 0, then component 1
-        place = np.arange(len(nodes)) + np.repeat(indptr[:-1], counts)
-        columns = np.empty(2 * len(nodes), np.int64)
-        columns[place] = nodes
-        columns[place + np.repeat(counts, counts)] = nodes + n
-        starts = np.concatenate([2 * indptr[:-1], 2 * indptr[:-1] + 2 * len(nodes), [4 * len(nodes)]])
-        return _pattern(starts, np.tile(columns, 2))
+    def stiffness_pattern(self) -> SparsityPattern:
+        """The pattern of K, shared by all its matrices."""
+        return stiffness_pattern(*self._node_graph, self.grid.dim)
 
     @cached_property
-    def _contraction_pattern(self):
-        indptr, nodes = self._neighbours
-        starts = np.concatenate([indptr[:-1], indptr[:-1] + len(nodes), [2 * len(nodes)]])
-        return _pattern(starts, np.tile(nodes, 2))
+    def contraction_pattern(self) -> SparsityPattern:
+        """The pattern of D, shared by all its matrices."""
+        return contraction_pattern(*self._node_graph, self.grid.dim)
 
     def pin(self, fixed):
         """`_lone_pin`, remembered for the last mask: solvers for many moduli share one support."""
@@ -90,27 +80,6 @@ class GridBackend:
     def solver(self, x, active, shift=None):
         """`GridSolver` for K(x) + diag(shift) on the active dofs."""
         return GridSolver(self, x, active, shift)
-
-
-def _pattern(starts, columns):
-    """The kernels' 64-bit row starts, and the CSR pattern in scipy's smallest index type, read-only."""
-    dtype = np.int32 if starts[-1] <= np.iinfo(np.int32).max else np.int64
-    pattern = starts.astype(dtype), columns.astype(dtype)
-    for a in pattern:
-        a.setflags(write=False)  # all matrices share it
-    return np.ascontiguousarray(starts, np.int64), pattern
-
-
-def _matrix(out, pattern, dtype, n_columns):
-    indptr, indices = pattern
-    if out is not None:
-        ours = isinstance(out, csr_array) and np.may_share_memory(out.indices, indices)
-        if not ours or out.dtype != dtype:
-            raise ValueError("out must be a matrix that this form returned for arguments of the same dtype")
-        return out
-    matrix = csr_array((np.empty(len(indices), dtype), indices, indptr), shape=(len(indptr) - 1, n_columns), copy=False)
-    matrix.has_canonical_format = True
-    return matrix
 
 
 class GridSolver:

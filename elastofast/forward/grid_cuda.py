@@ -10,6 +10,7 @@ from ..backend.batch import dots
 from ..backend.device import to_host
 from .grid import GridSolver, smoother
 from .mesh_solver import Solution
+from .sparsity import SparsityPattern
 
 __all__ = ["DeviceBackend", "DeviceSolver"]
 
@@ -57,34 +58,27 @@ class DeviceBackend:
 
     def stiffness(self, x, out=None):
         """K(x) of x (N,) as a 2N x 2N CSR matrix of the device's library, pattern shared by all results."""
-        return self._matrix("stiffness_values", x, self._stiffness_pattern, 2 * self.grid.n_nodes, out)
+        return self._matrix("stiffness_values", x, self.stiffness_pattern, out)
 
     def contraction(self, u, out=None):
         """D(u) of u (2, N) as a 2N x N CSR matrix, row = component * N + node."""
-        return self._matrix("contraction_values", u, self._contraction_pattern, self.grid.n_nodes, out)
+        return self._matrix("contraction_values", u, self.contraction_pattern, out)
 
-    def _matrix(self, kernel, field, pattern, n_columns, out):
-        starts, indptr, indices = pattern
+    def _matrix(self, kernel, field, pattern, out):
         at = self.device.address
-        if out is None:
-            values = self.device.xp.empty(len(indices), field.dtype)
-            out = self.device.csr(values, indices, indptr, (len(indptr) - 1, n_columns))
-        elif at(out.indices) != at(indices) or out.dtype != field.dtype:
-            raise ValueError("out must be a matrix that this form returned for arguments of the same dtype")
-        self._launch(kernel, field.dtype, at(field), at(starts), at(out.data))
+        out = pattern.matrix(field.dtype, out)
+        self._launch(kernel, field.dtype, at(field), at(pattern.starts), at(out.data))
         return out
 
     @cached_property
-    def _stiffness_pattern(self):
-        return self._upload(self.host._stiffness_pattern)
+    def stiffness_pattern(self) -> SparsityPattern:
+        """The pattern of K, shared by all its matrices."""
+        return self.host.stiffness_pattern.to(self.device)
 
     @cached_property
-    def _contraction_pattern(self):
-        return self._upload(self.host._contraction_pattern)
-
-    def _upload(self, pattern):
-        starts, (indptr, indices) = pattern
-        return tuple(map(self.device.upload, (starts, indptr, indices)))
+    def contraction_pattern(self) -> SparsityPattern:
+        """The pattern of D, shared by all its matrices."""
+        return self.host.contraction_pattern.to(self.device)
 
     def solver(self, x, active, shift=None):
         """`DeviceSolver` for K(x) + diag(shift) on the active dofs, for one modulus or a batch."""

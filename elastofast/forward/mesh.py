@@ -18,7 +18,8 @@ from types import SimpleNamespace
 
 import numpy as np
 from numba import njit
-from scipy.sparse import csr_array
+
+from .sparsity import SparsityPattern, contraction_pattern, stiffness_pattern
 
 __all__ = ["MeshBackend"]
 
@@ -228,21 +229,19 @@ class MeshBackend:
         All results share one sparsity pattern, whose arrays are therefore read-only; ``.copy()`` gives a
         private one.
         """
-        indptr, _, places = self._graph
-        data = _values(out, self._stiffness_pattern, x.dtype)
-        self._run.stiffness(*self._table(x.dtype), indptr, places, x, data)
-        if out is not None:
-            return out
-        return _csr(data, *self._stiffness_pattern, self.mesh.dim * self.mesh.n_nodes)
+        indptr, _, places = self._node_graph
+        out = self.stiffness_pattern.matrix(x.dtype, out)
+        out.data[:] = 0
+        self._run.stiffness(*self._table(x.dtype), indptr, places, x, out.data)
+        return out
 
     def contraction(self, u, out=None):
         """D(u) of u (d, N) as a dN x N CSR array, row = component * N + node; patterns as in `stiffness`."""
-        indptr, _, places = self._graph
-        data = _values(out, self._contraction_pattern, u.dtype)
-        self._run.contraction(*self._table(u.dtype), indptr, places, u[None], data)
-        if out is not None:
-            return out
-        return _csr(data, *self._contraction_pattern, self.mesh.n_nodes)
+        indptr, _, places = self._node_graph
+        out = self.contraction_pattern.matrix(u.dtype, out)
+        out.data[:] = 0
+        self._run.contraction(*self._table(u.dtype), indptr, places, u[None], out.data)
+        return out
 
     def solver(self, x, active, shift=None):
         """`MeshSolver` for K(x) + diag(shift) on the active dofs."""
@@ -251,9 +250,9 @@ class MeshBackend:
         return MeshSolver(self, x, active, shift)
 
     @cached_property
-    def _graph(self):
-        """Which nodes share a cell, itself included: CSR indptr and sorted indices over nodes, and for every
-        pair (a, b) of a cell's nodes the place of b among the neighbours of a, one byte each as a rule.
+    def _node_graph(self):
+        """The nodes that share a cell with a node, itself included, in ascending order, as CSR (indptr, nodes); and for
+        every pair (a, b) of a cell's nodes the place of b among the neighbours of a, shape (M, d + 1, d + 1).
         """
         n, k = self.mesh.n_nodes, self.mesh.dim + 1
         rows = np.repeat(self.mesh.cells, k, axis=1)
@@ -265,31 +264,16 @@ class MeshBackend:
         return indptr, pairs % n, places
 
     @cached_property
-    def _stiffness_pattern(self):
-        indptr, indices, _ = self._graph
-        d, n, nnz, degrees = self.mesh.dim, self.mesh.n_nodes, len(indices), np.diff(indptr)
-        # the row of a node holds its neighbours d times, once per component: d runs of the same length
-        start = np.repeat(indptr[:-1], d * degrees)
-        component, place = np.divmod(np.arange(d * nnz) - d * start, np.repeat(degrees, d * degrees))
-        columns = component * n + indices[start + place]
-        starts = [d * (indptr[:-1] + i * nnz) for i in range(d)]
-        return _frozen(np.concatenate([*starts, [d * d * nnz]]), np.tile(columns, d))
+    def stiffness_pattern(self) -> SparsityPattern:
+        """The pattern of K, shared by all its matrices."""
+        indptr, nodes, _ = self._node_graph
+        return stiffness_pattern(indptr, nodes, self.mesh.dim)
 
     @cached_property
-    def _contraction_pattern(self):
-        indptr, indices, _ = self._graph
-        d, nnz = self.mesh.dim, len(indices)
-        starts = [indptr[:-1] + i * nnz for i in range(d)]
-        return _frozen(np.concatenate([*starts, [d * nnz]]), np.tile(indices, d))
-
-
-def _frozen(indptr, indices):
-    """Both arrays in the smallest index type that fits, read-only because matrices share them."""
-    dtype = np.int32 if max(indptr[-1], indices.max()) <= np.iinfo(np.int32).max else np.int64
-    arrays = indptr.astype(dtype), indices.astype(dtype)
-    for a in arrays:
-        a.setflags(write=False)
-    return arrays
+    def contraction_pattern(self) -> SparsityPattern:
+        """The pattern of D, shared by all its matrices."""
+        indptr, nodes, _ = self._node_graph
+        return contraction_pattern(indptr, nodes, self.mesh.dim)
 
 
 def _zeros(out, shape, dtype):
@@ -298,21 +282,3 @@ def _zeros(out, shape, dtype):
         return np.zeros(shape, dtype)
     out[...] = 0
     return out
-
-
-def _values(out, pattern, dtype):
-    """Zeroed room for the values: those of an earlier result, or new."""
-    _, indices = pattern
-    if out is None:
-        return np.zeros(len(indices), dtype)
-    ours = isinstance(out, csr_array) and np.may_share_memory(out.indices, indices)
-    if not ours or out.dtype != dtype:
-        raise ValueError("out must be a matrix that this form returned for arguments of the same dtype")
-    out.data[:] = 0
-    return out.data
-
-
-def _csr(data, indptr, indices, n_columns):
-    matrix = csr_array((data, indices, indptr), shape=(len(indptr) - 1, n_columns))
-    matrix.has_canonical_format = True  # by construction; saves scipy the check
-    return matrix
