@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "multigrid_cell.h"
+#include "cell_multigrid.h"
 
 namespace elastofast {
 

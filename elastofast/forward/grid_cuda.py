@@ -15,7 +15,7 @@ __all__ = ["DeviceBackend", "DeviceSolver"]
 
 RESTARTS = 4  # of conjugate gradients, from the true residual
 LARGEST_BATCH = 65535  # what one launch can hold
-MOST_ROWS = 11 * LARGEST_BATCH  # as many tiles of 11 rows (csrc/launch.h)
+MOST_ROWS = 11 * LARGEST_BATCH  # as many tiles of 11 rows (csrc/gpu/launch.h)
 
 
 class DeviceBackend:

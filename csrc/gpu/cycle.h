@@ -1,9 +1,9 @@
 // Bodies of multigrid on a device. Fields of a level are float, two planes of nodes a batch member; stored stencils are
 // kPlanes planes of nodes.
 #pragma once
-#include "banded.h"
-#include "grid_bodies.h"
-#include "lanczos.h"
+#include "../coarsest.h"
+#include "../lanczos.h"
+#include "contractions.h"
 
 namespace elastofast {
 

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "kernels.h"
+#include "../numbering.h"
 #include "launch.h"
 
 namespace elastofast {

@@ -7,36 +7,11 @@
 #include <cstddef>
 #include <type_traits>
 
-#include "multigrid_cell.h"
+#include "../cell_multigrid.h"
 
 namespace elastofast {
 
-template <class T>
-struct GridForm {
-  int n0, n1;
-  bool reduced;
-  CellLaw<T> law;
-};
-
-// A form as the bindings hand it on, in the numbers that Python gave.
-struct FormSpec {
-  int n0, n1;
-  double h0, h1, lambda, mu;
-  bool reduced;
-  template <class T>
-  GridForm<T> form() const {
-    return {n0, n1, reduced, cell_law<T>(h0, h1, lambda, mu)};
-  }
-  long nodes() const { return long(n0) * n1; }
-};
-
-// The coefficients of kBlockNodes nodes of a row stand together, coefficient after coefficient; those past the end
-// of a row are zero.
-constexpr int kBlockNodes = 16;
-constexpr int kPad = 16;
-EF_HD constexpr int blocks(int n) { return (n + kBlockNodes - 1) / kBlockNodes; }
-EF_HD constexpr int padded(int n) { return blocks(n) * kBlockNodes + 2 * kPad; }
-
+// Stored half stencil of a level, see numbering.h: rows of blocks of nodes.
 template <class T>
 struct Stencil {
   int n0, n1;

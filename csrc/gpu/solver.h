@@ -10,8 +10,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "hierarchy.h"
-#include "multigrid_bodies.h"
+#include "../hierarchy.h"
+#include "cycle.h"
 
 namespace elastofast {
 

@@ -1,11 +1,11 @@
-#include "multigrid.h"
+#include "solver.h"
 
 #include <cmath>
 #include <cstring>
 #include <limits>
 
-#include "banded.h"
-#include "lanczos.h"
+#include "../coarsest.h"
+#include "../lanczos.h"
 #include "parallel.h"
 
 namespace elastofast {

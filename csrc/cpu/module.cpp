@@ -6,8 +6,8 @@
 
 #include <cmath>
 
-#include "multigrid.h"
 #include "parallel.h"
+#include "solver.h"
 
 namespace py = pybind11;
 using namespace elastofast;

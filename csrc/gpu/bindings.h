@@ -5,7 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "device_multigrid.h"
+#include "solver.h"
 
 namespace elastofast {
 

@@ -9,7 +9,7 @@
 #include <memory>
 #include <vector>
 
-#include "hierarchy.h"
+#include "../hierarchy.h"
 #include "kernels.h"
 #include "memory.h"
 
