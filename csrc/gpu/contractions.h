@@ -166,6 +166,17 @@ struct ContractionBody {
   }
 };
 
+struct ProductTerm {
+  const double *a, *b;
+  long n;
+  EF_HD void operator()(int m, long k, double* sum) const { sum[0] += a[n * m + k] * b[n * m + k]; }
+};
+
+struct StoreSum {
+  double* out;
+  EF_HD void operator()(int m, const double* sum) const { out[m] = sum[0]; }
+};
+
 // Launches.
 
 EF_ANY_QUEUE
