@@ -151,8 +151,8 @@ struct Multigrid::Coarsest {
 Multigrid::~Multigrid() = default;
 
 Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_t* fixed, const double* shift,
-                     long pin, const double* mode, Steps smoother)
-    : form_(form), smoother_(std::move(smoother)), n_(size_t(form.n0) * form.n1), x_(x, x + n_), pin_(pin) {
+                     long deflated_dof, Steps smoother)
+    : form_(form), smoother_(std::move(smoother)), n_(size_t(form.n0) * form.n1), x_(x, x + n_), deflated_dof_(deflated_dof) {
   const int n0 = form.n0, n1 = form.n1;
   const Setup& setup = *kernels().setup;
   form32_ = {n0, n1, form.reduced,
@@ -182,19 +182,11 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
           share[at] = shift[at] / modulus_ / cells_around(n0, n1, j, i);
         }
   }
-  if (pin_ >= 0) {
-    translation_[0] = mode[0], translation_[1] = mode[n_];
-    bool constant = !shift;
-    for (int c = 0; c < 2 && constant; ++c)
-      constant = std::all_of(mode + c * n_, mode + (c + 1) * n_, [&](double v) { return v == translation_[c]; });
-    if (!constant) mode_.assign(mode, mode + 2 * n_);
-  }
   r_.resize(2 * n_), p_.resize(2 * n_), q_.resize(2 * n_);
 
-  // the hierarchy does not know of the pin
   std::vector<uint8_t> mask(fixed, fixed + 2 * n_);
+  if (deflated_dof_ >= 0) mask[deflated_dof_] = 0;
   fixed_.collect(mask, n0, n1);
-  if (pin_ >= 0) mask[pin_] = 0;
   const std::vector<uint8_t> finest = mask;
   double cell[kEntries];
   homogeneous_cell(form.law, form.reduced, cell);
@@ -278,7 +270,7 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
       estimate_eigenvalue(N);
     }
   }
-  coarsest_.reset(new Coarsest(fine, pin_ < 0 ? 0.0 : 1e-6));
+  coarsest_.reset(new Coarsest(fine, deflated_dof_ < 0 ? 0.0 : 1e-6));
   if (levels_.size() > 1) {
     homogeneous_cell(form.law, form.reduced, cell);
     levels_[0]->set_up_patches(
@@ -301,24 +293,16 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
         });
     estimate_eigenvalue(*levels_[0]);
   }
-  if (shift && pin_ >= 0) find_mode();
 }
 
-// With a shift the motion that the pin holds is no longer rigid: it is the response of the body without the pin to a
-// force there, scaled to be one at the pin.
-void Multigrid::find_mode() {
-  const long pin = pin_;
-  pin_ = -1;
-  FixedDofs with_pin = levels_[0]->fixed;
-  std::swap(with_pin, fixed_);
-  std::vector<double> load(2 * n_, 0.0);
-  load[pin] = 1;
-  std::fill(mode_.begin(), mode_.end(), 0.0);
-  solve(load.data(), mode_.data(), 1e-3, 50, true);
-  std::swap(with_pin, fixed_);
-  pin_ = pin;
-  const double at_pin = mode_[pin];
-  for (double& v : mode_) v /= at_pin;
+void Multigrid::deflate(const double* mode) {
+  translation_[0] = mode[0], translation_[1] = mode[n_];
+  bool constant = true;
+  for (int c = 0; c < 2 && constant; ++c)
+    constant = std::all_of(mode + c * n_, mode + (c + 1) * n_, [&](double v) { return v == translation_[c]; });
+  mode_.assign(mode, mode + (constant ? 0 : 2 * n_));
+  if (!deflates_) fixed_.add(size_t(deflated_dof_), form_.n0, form_.n1);
+  deflates_ = true;
 }
 
 // out = r - A d at rows [begin, end)
@@ -444,7 +428,7 @@ double Multigrid::cycle_on(const double* r, double r_norm) {
   const int n0 = form_.n0, n1 = form_.n1;
   if (!(r_norm > 0)) r_norm = 1;
   const double scale = 1 / r_norm;
-  double net = 0;  // force along the mode that the pin holds
+  double net = 0;  // force along the mode of the deflated dof
   for (int c = 0; c < 2; ++c) {
     const double sum = sum_rows(n0, n1, [&](int begin, int end) {
       const size_t from = c * n_ + size_t(begin) * n1, count = size_t(end - begin) * n1;
@@ -453,19 +437,19 @@ double Multigrid::cycle_on(const double* r, double r_norm) {
     });
     net += mode_.empty() ? translation_[c] * sum : sum;
   }
-  if (pin_ >= 0) L.r.data[pin_] = float(-net * scale);  // a reaction that balances it
+  if (deflates_) L.r.data[deflated_dof_] = float(-net * scale);  // the reaction that balances it
   cycle(0);
-  if (pin_ >= 0) {
-    const float at_pin = L.x.data[pin_];
+  if (deflates_) {
+    const float at_dof = L.x.data[deflated_dof_];
     for (int c = 0; c < 2; ++c) {
       if (mode_.empty() && translation_[c] == 0) continue;
       for_rows(n0, n1, [&](int begin, int end) {
         const size_t from = c * n_ + size_t(begin) * n1, to = c * n_ + size_t(end) * n1;
-        const float shift = at_pin * float(translation_[c]);
+        const float offset = at_dof * float(translation_[c]);
         if (mode_.empty())
-          for (size_t i = from; i < to; ++i) L.x.data[i] -= shift;
+          for (size_t i = from; i < to; ++i) L.x.data[i] -= offset;
         else
-          for (size_t i = from; i < to; ++i) L.x.data[i] -= float(at_pin * mode_[i]);
+          for (size_t i = from; i < to; ++i) L.x.data[i] -= float(at_dof * mode_[i]);
       });
     }
   }

@@ -29,6 +29,12 @@ struct FixedDofs {
       row.push_back(int(dof.size()));
     }
   }
+  void add(size_t number, int n0, int n1) {
+    const size_t n = size_t(n0) * n1;
+    const int j = int(number % n / n1);
+    dof.insert(dof.begin() + row[j + 1], {int(number / n), int(number % n1)});
+    for (int r = j + 1; r <= n0; ++r) ++row[r];
+  }
   template <class T>
   void clear(Rows<T> field, int begin, int end) const {
     for (int j = begin; j < end; ++j)
@@ -58,12 +64,15 @@ struct SolveResult {
 
 class Multigrid {
  public:
-  // x: modulus per node; fixed: 2N flags; shift: 2N values or null. pin: a fixed dof that is kept out of the hierarchy,
-  // or -1; mode: the rigid motion (2N values) that it alone holds, one at the pin. smoother: its steps, for a largest
-  // eigenvalue of one.
-  Multigrid(const GridForm<double>& form, const double* x, const uint8_t* fixed, const double* shift,
-            long pin, const double* mode, Steps smoother);
+  // x: modulus per node; fixed: 2N flags; shift: 2N values or null. deflated_dof: a fixed dof that is kept out of the
+  // hierarchy, or -1; it counts as free until `deflate`. smoother: its steps, for a largest eigenvalue of one.
+  Multigrid(const GridForm<double>& form, const double* x, const uint8_t* fixed, const double* shift, long deflated_dof,
+            Steps smoother);
   ~Multigrid();
+
+  // Fixes the deflated dof. mode: the displacement (2N values, one at the dof) that the body takes without it. A cycle
+  // removes it from its result, so that the hierarchy never has to resolve the reaction of a single dof.
+  void deflate(const double* mode);
 
   // w = sum of d over the steps d = keep d + gain M r, r -= A d, with M the V-cycle: M b for one step (0, 1), a polynomial
   // close to A^-1 b for the steps of the Chebyshev semi-iteration.
@@ -73,13 +82,14 @@ class Multigrid {
   SolveResult solve(const double* b, double* x, double rtol, int max_iterations, bool energy);
   void apply(const double* p, double* q);  // q = A p, zero at fixed dofs
 
+  size_t nodes() const { return n_; }
+  long deflated_dof() const { return deflated_dof_; }
   std::vector<double> eigenvalue_bounds() const;  // of the smoothed operator, one a level
   size_t bytes() const;
 
  private:
   struct Level;
   struct Coarsest;
-  void find_mode();
   void cycle(size_t l);
   void smooth(Level& level, bool after);
   void subtract(const Level& level, Rows<const float> d, Rows<const float> r, Rows<float> out, int begin, int end) const;
@@ -97,10 +107,11 @@ class Multigrid {
   Doubles x_, shift_;
   Floats x32_, shift32_;
   double modulus_ = 1;  // mean of x; the hierarchy works on x / modulus
-  long pin_;
-  Doubles mode_;      // empty if the mode is a translation
+  long deflated_dof_;
+  bool deflates_ = false;  // whether that dof is fixed by now
+  Doubles mode_;           // empty if the mode is a translation
   double translation_[2] = {0, 0};
-  FixedDofs fixed_;  // the pin included; the levels' own lists leave it out
+  FixedDofs fixed_;  // of the system that is solved; the levels' own lists never hold the deflated dof
   std::vector<std::unique_ptr<Level>> levels_;
   std::unique_ptr<Coarsest> coarsest_;
   std::vector<Floats> windows_;  // of each thread, for smoothing

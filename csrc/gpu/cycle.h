@@ -236,25 +236,26 @@ struct BandedSolve {
 
 // ------------------------------------------------------------------------------------- around the V-cycle
 
-// The dof that is kept out of the hierarchy, or -1, and the motion that it holds: 2N values, or a translation.
-struct Pin {
+// The fixed dof that is kept out of the hierarchy, or -1, and the displacement that the body takes without it: 2N values, one
+// at the dof, or a translation.
+struct Deflation {
   long dof;
   Fields<const double> mode;  // data may be null
   double translation[2];
   EF_HD double at(int b, long i, long n) const { return mode.data ? mode.of(b)[i] : translation[i >= n]; }
 };
 
-// Norm of the residual, and its net force along the motion that the pin holds.
+// Norm of the residual, and its net force along the mode of the deflated dof.
 struct LoadTerm {
   const double* r;
-  const uint8_t* fixed;  // the pin included
+  const uint8_t* fixed;  // the deflated dof included
   long n;
-  Pin pin;
+  Deflation deflation;
   EF_HD void operator()(int b, long i, double* sum) const {
     if (fixed[i]) return;
     const double v = r[2 * n * b + i];
     sum[0] += v * v;
-    if (pin.dof >= 0) sum[1] += pin.at(b, i, n) * v;
+    if (deflation.dof >= 0) sum[1] += deflation.at(b, i, n) * v;
   }
 };
 
@@ -266,17 +267,17 @@ struct LoadSums {
   }
 };
 
-// The scaled residual in single precision, with a reaction at the pin that balances it.
+// The scaled residual in single precision, with the reaction at the deflated dof that balances it.
 struct LowerBody {
   const double* r;
   const uint8_t* fixed;
   long n;
-  Pin pin;
+  Deflation deflation;
   const double *scale, *net;
   float* out;
   EF_HD void operator()(int b, long k) const {
     const long at = 2 * n * b + k;
-    const double v = k == pin.dof ? -net[b] : fixed[k] ? 0.0 : r[at];
+    const double v = k == deflation.dof ? -net[b] : fixed[k] ? 0.0 : r[at];
     out[at] = float(v / scale[b]);
   }
 };
@@ -285,12 +286,12 @@ struct RaiseBody {
   const float* x;
   const uint8_t* fixed;
   long n;
-  Pin pin;
+  Deflation deflation;
   const double *scale, *modulus;
   double* z;
   EF_HD void operator()(int b, long k) const {
     const float* xb = x + 2 * n * b;
-    const double v = pin.dof < 0 ? xb[k] : xb[k] - xb[pin.dof] * pin.at(b, k, n);
+    const double v = deflation.dof < 0 ? xb[k] : xb[k] - xb[deflation.dof] * deflation.at(b, k, n);
     z[2 * n * b + k] = fixed[k] ? 0 : v * (scale[b] / modulus[b]);
   }
 };

@@ -7,7 +7,6 @@
 // carries the hierarchy of one batch of moduli, and scratch that is free again after the set-up. So a cycle allocates
 // nothing and waits for nothing, and its launches can be recorded.
 #pragma once
-#include <stdexcept>
 #include <vector>
 
 #include "../hierarchy.h"
@@ -36,8 +35,8 @@ struct DeviceMemory {
 
 class DeviceMultigrid {
  public:
-  // fixed: 2N flags; pin: a fixed dof that is kept out of the hierarchy, or -1.
-  DeviceMultigrid(const GridForm<double>& form, const uint8_t* fixed, bool shifted, long pin, long batch,
+  // fixed: 2N flags; deflated_dof: a fixed dof that is kept out of the hierarchy, or -1.
+  DeviceMultigrid(const GridForm<double>& form, const uint8_t* fixed, bool shifted, long deflated_dof, long batch,
                   const Steps& smoother);
 
   size_t constants_bytes() const { return constants_.bytes(); }
@@ -51,15 +50,15 @@ class DeviceMultigrid {
     form_.reduced ? build<true>(queue, m, x, shift) : build<false>(queue, m, x, shift);
   }
 
-  // z = one V-cycle on r. The pin's motion is `mode`, or the translation where that is null; without `pinned` the pin
-  // counts as free. The recording belongs to the workspace.
+  // z = one V-cycle on r. The mode of the deflated dof is `mode`, or the translation where that is null; unless it
+  // `deflates`, that dof counts as free. The recording belongs to the workspace.
   template <class Queue>
-  void precondition(const Queue& queue, typename Queue::Recording& recording, const DeviceMemory& m, bool pinned,
+  void precondition(const Queue& queue, typename Queue::Recording& recording, const DeviceMemory& m, bool deflates,
                     Fields<const double> mode, const double* translation, const double* r, double* z) const;
 
   // q = (K(x) + diag(shift)) p, zero at fixed dofs; p must be zero there.
   template <class Queue>
-  void apply(const Queue& queue, const DeviceMemory& m, bool pinned, Fields<const double> x, const double* shift,
+  void apply(const Queue& queue, const DeviceMemory& m, bool deflates, Fields<const double> x, const double* shift,
              const double* p, double* q) const;
 
   // Where in the workspace the eigenvalue bounds of all but the coarsest level lie, one double a member.
@@ -110,25 +109,24 @@ class DeviceMultigrid {
   GridForm<double> form_;
   GridForm<float> form32_;
   bool shifted_;
-  long pin_, batch_;
+  long deflated_dof_, batch_;
   Smoother smoother_{};
-  std::vector<uint8_t> pinned_;
+  std::vector<uint8_t> all_fixed_;
   std::vector<Level> levels_;
   size_t small_;  // the first of the small levels
   Banded shape_{2, 2};
   Layout constants_, workspace_, scratch_;
-  size_t pinned_at_, modulus_, scale_, net_, lanczos_, lmax_, sums_, x32_, shift32_, band_, inverse_, work_, row_;
+  size_t all_fixed_at_, modulus_, scale_, net_, lanczos_, lmax_, sums_, x32_, shift32_, band_, inverse_, work_, row_;
 };
 
-inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint8_t* fixed, bool shifted, long pin,
+inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint8_t* fixed, bool shifted, long deflated_dof,
                                         long batch, const Steps& smoother)
     : form_(form),
       form32_{form.n0, form.n1, form.reduced, {float(form.law.g0), float(form.law.g1), float(form.law.lambda), float(form.law.mu)}},
       shifted_(shifted),
-      pin_(pin),
+      deflated_dof_(deflated_dof),
       batch_(batch),
-      pinned_(fixed, fixed + 2 * size_t(form.n0) * form.n1) {
-  if (smoother.size() > Smoother::kMost) throw std::invalid_argument("a smoother may have up to 16 steps");
+      all_fixed_(fixed, fixed + 2 * size_t(form.n0) * form.n1) {
   for (const auto& step : smoother) {
     smoother_.keep[smoother_.count] = float(step.first), smoother_.gain[smoother_.count] = float(step.second);
     ++smoother_.count;
@@ -136,8 +134,8 @@ inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint
   const size_t n = size_t(form.n0) * form.n1, B = size_t(batch);
   levels_.emplace_back();
   levels_[0].n0 = form.n0, levels_[0].n1 = form.n1;
-  levels_[0].mask = pinned_;
-  if (pin >= 0) levels_[0].mask[pin] = 0;  // the hierarchy does not know of the pin
+  levels_[0].mask = all_fixed_;
+  if (deflated_dof >= 0) levels_[0].mask[deflated_dof] = 0;
   Coarsening coarsening(form.n0, form.n1, 2 / form.law.g0, 2 / form.law.g1);
   double cell[kEntries];
   homogeneous_cell(form.law, form.reduced, cell);
@@ -163,7 +161,7 @@ inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint
   while (small_ > 0 && levels_[small_ - 1].nodes() <= SmallLevels::kNodes && levels_.size() - small_ < SmallLevels::kMost)
     --small_;
 
-  pinned_at_ = constants_.take<uint8_t>(2 * n);
+  all_fixed_at_ = constants_.take<uint8_t>(2 * n);
   modulus_ = workspace_.take<double>(B), scale_ = workspace_.take<double>(B), net_ = workspace_.take<double>(B);
   lanczos_ = workspace_.take<Lanczos>(B * levels_.size());
   lmax_ = workspace_.take<double>(B * levels_.size());
@@ -199,7 +197,7 @@ inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint
 
 inline void DeviceMultigrid::write_constants(char* out) const {
   auto put = [&](size_t offset, const auto& values) { std::copy(values.begin(), values.end(), at<typename std::decay_t<decltype(values)>::value_type>(out, offset)); };
-  put(pinned_at_, pinned_);
+  put(all_fixed_at_, all_fixed_);
   for (const Level& L : levels_) {
     put(L.fixed, L.mask);
     put(L.special_at, L.special);
@@ -321,7 +319,7 @@ void DeviceMultigrid::coarsen(const Queue& queue, const DeviceMemory& m, size_t 
 
 template <class Cells, class Queue>
 void DeviceMultigrid::factor(const Queue& queue, const DeviceMemory& m, Cells cells) const {
-  const double regularization = pin_ < 0 ? 0.0 : 1e-6;
+  const double regularization = deflated_dof_ < 0 ? 0.0 : 1e-6;
   if (dense())
     queue.together(batch_, CoarsestInverse<Cells>{{cells, shape_.n0, shape_.n1, at<double>(m.workspace, inverse_)},
                                                   regularization, at<double>(m.scratch, row_)});
@@ -344,25 +342,25 @@ void DeviceMultigrid::cycle(const Queue& queue, const DeviceMemory& m) const {
 
 template <class Queue>
 void DeviceMultigrid::precondition(const Queue& queue, typename Queue::Recording& recording, const DeviceMemory& m,
-                                   bool pinned, Fields<const double> mode, const double* translation, const double* r,
+                                   bool deflates, Fields<const double> mode, const double* translation, const double* r,
                                    double* z) const {
   const Level& L = levels_[0];
   const long n = L.nodes();
-  const uint8_t* fixed = at<uint8_t>(m.constants, pinned ? pinned_at_ : L.fixed);
-  const Pin pin{pinned ? pin_ : -1, mode, {translation[0], translation[1]}};
+  const uint8_t* fixed = at<uint8_t>(m.constants, deflates ? all_fixed_at_ : L.fixed);
+  const Deflation deflation{deflates ? deflated_dof_ : -1, mode, {translation[0], translation[1]}};
   double *scale = at<double>(m.workspace, scale_), *net = at<double>(m.workspace, net_);
-  queue.sum(batch_, 2 * n, LoadTerm{r, fixed, n, pin}, at<double>(m.workspace, sums_), LoadSums{scale, net});
-  queue.each(batch_, 2 * n, LowerBody{r, fixed, n, pin, scale, net, at<float>(m.workspace, L.r)});
+  queue.sum(batch_, 2 * n, LoadTerm{r, fixed, n, deflation}, at<double>(m.workspace, sums_), LoadSums{scale, net});
+  queue.each(batch_, 2 * n, LowerBody{r, fixed, n, deflation, scale, net, at<float>(m.workspace, L.r)});
   recording.run(queue, [&](const Queue& q) { cycle(q, m); });
   queue.each(batch_, 2 * n,
-             RaiseBody{at<float>(m.workspace, L.x), fixed, n, pin, scale, at<double>(m.workspace, modulus_), z});
+             RaiseBody{at<float>(m.workspace, L.x), fixed, n, deflation, scale, at<double>(m.workspace, modulus_), z});
 }
 
 template <class Queue>
-void DeviceMultigrid::apply(const Queue& queue, const DeviceMemory& m, bool pinned, Fields<const double> x,
+void DeviceMultigrid::apply(const Queue& queue, const DeviceMemory& m, bool deflates, Fields<const double> x,
                             const double* shift, const double* p, double* q) const {
   const Level& L = levels_[0];
-  const uint8_t* fixed = at<uint8_t>(m.constants, pinned ? pinned_at_ : L.fixed);
+  const uint8_t* fixed = at<uint8_t>(m.constants, deflates ? all_fixed_at_ : L.fixed);
   launch_force<double>(queue, form_, batch_, x, p, StoreShifted<double>{q, L.nodes(), p, shift, fixed});
 }
 
