@@ -48,11 +48,11 @@ struct Contractions {
 // The V-cycle, in single precision.
 struct Cycle {
   // out = r - (K(x) + diag(shift)) d;  shift may be null, out may be r
-  void (*subtract)(const GridForm<float>&, const float* x, const float* shift, Rows<const float> d, Rows<const float> r,
-                   Rows<float> out, int begin, int end);
-  // the same with a stored stencil in place of K
-  void (*stencil_subtract)(const Stencil<float>&, Rows<const float> d, Rows<const float> r, Rows<float> out, int begin,
-                           int end);
+  void (*residual_minus_product)(const GridForm<float>&, const float* x, const float* shift, Rows<const float> d,
+                                 Rows<const float> r, Rows<float> out, int begin, int end);
+  // the same with a stored stencil in place of K(x) + diag(shift)
+  void (*stencil_residual_minus_product)(const Stencil<float>&, Rows<const float> d, Rows<const float> r, Rows<float> out,
+                                         int begin, int end);
   // d = a d + b B r with B the sum of inverted blocks, d not read where a = 0
   void (*patch)(const Patch<float>&, Rows<const float> r, float a, float b, Rows<float> d, int begin, int end);
   void (*restrict_rows)(const Transfer<float>&, const float* fine, float* coarse, int begin, int end);  // coarse node rows
@@ -72,7 +72,7 @@ struct Outer {
   double (*dot_low)(const double* x, const float* low, size_t n);
   void (*raise_add)(double a, const float* low, double b, double* y, size_t n);  // y = a low + b y
   // x += step p, r -= step q, returns r.r
-  double (*descend)(double step, const double* p, const double* q, double* x, double* r, size_t n);
+  double (*cg_update)(double step, const double* p, const double* q, double* x, double* r, size_t n);
 };
 
 // Set-up of one level, in double precision.

@@ -23,23 +23,18 @@ struct Field {
   }
 };
 
-// Cell matrices of a whole level, row after row.
-struct CellMatrices {
-  int cells0 = 0, cells1 = 0, ld = 0;
-  Doubles data;
-  void allocate(int c0, int c1) {
-    cells0 = c0, cells1 = c1, ld = padded(c1);
-    data.resize(size_t(c0) * kEntries * ld);
-  }
-  double* row(int j) { return data.data() + size_t(j) * kEntries * ld; }
-};
+// Bytes of a processor's own cache that a block of rows may take while it is smoothed, and the fewest and most rows of a
+// block. Sized for second-level caches of 1 MB and more; not studied.
+constexpr size_t kCache = 1 << 19, kFewestRows = 4, kMostRows = 64;
 
-constexpr size_t kCache = 1 << 19;  // bytes of a processor's own cache that a block of rows may take
+// How often conjugate gradients begin again from the true residual at most. Not studied.
+constexpr int kRestarts = 4;
 
-// stage(k, from, to) for all stages of a sweep that makes the rows [begin, end) of n0: stage k needs the rows from the
-// one above to the one below its own of stage k - 1. The first runs ahead by a block of rows.
+// Schedule of a temporally blocked sweep over the rows [begin, end) of n0. Stage k needs the rows of stage k - 1 from the
+// one above its own to the one below, so that it can follow one row behind: stage(k, from, to) runs all stages on a block of
+// rows while these are in cache, then goes on to the next block.
 template <class Stage>
-void follow(int n0, int begin, int end, int stages, int block, Stage stage) {
+void temporally_blocked_sweep(int n0, int begin, int end, int stages, int block, Stage stage) {
   std::vector<int> done(stages);
   for (int k = 0; k < stages; ++k) done[k] = std::max(begin - (stages - 1 - k), 0);
   while (done.back() < end) {
@@ -56,77 +51,64 @@ void follow(int n0, int begin, int end, int stages, int block, Stage stage) {
 }  // namespace
 
 struct Multigrid::Level {
-  int n0 = 0, n1 = 0;
-  Axis a0, a1;  // towards the next coarser level
-  Floats regular, irregular;
+  const LevelPlan& plan;
+  const int n0, n1;
+  FixedDofs fixed;
+  Floats regular, irregular;  // weights of the transfer to the next coarser level
   Transfer<float> transfer{};
   Floats matrix_memory;  // empty on the finest level
   Stencil<float> matrix{};
-  SpecialCells special;
   Floats patch_scale, patch_special;
-  Patch<float> patch{};
-  FixedDofs fixed;
-  Field x, d, r, s;  // solution, correction, right-hand side, what is left of it
-  double lmax = 1;
+  Patch<float> patch;
+  Field x, d, r, s;  // solution, correction, right-hand side, residual
+  double lmax = 1;   // largest eigenvalue of smoother x matrix
 
-  void allocate(int rows, int columns) {
-    n0 = rows, n1 = columns;
+  explicit Level(const LevelPlan& plan) : plan(plan), n0(plan.n0), n1(plan.n1), patch(plan.patch) {
+    fixed.collect(plan.fixed, n0, n1);
     x.allocate(n0, n1), d.allocate(n0, n1), r.allocate(n0, n1), s.allocate(n0, n1);
   }
   Rows<float> rows(const Field& f) const { return Rows<float>::field(f.data, n0, n1); }
+};
 
-  // Stored stencil of the assembled cell matrices.
-  void assemble(CellMatrices& cells) {
-    matrix = {n0, n1, nullptr};
-    matrix_memory.resize(matrix.row_size() * n0);
-    matrix.data = matrix_memory.data();
-    const int ld = padded(n1), m0 = n0 - 1, m1 = n1 - 1;
-    for_rows(n0, n1 * 8, [&](int begin, int end) {
-      std::vector<float> planes(size_t(kPlanes) * ld);
-      for (int j = begin; j < end; ++j) {
-        std::fill(planes.begin(), planes.end(), 0.f);
-        each_stencil_entry([&](int p, int q, int row, int plane, int shift) {
-          if (j - row < 0 || j - row >= m0) return;
-          const double* from = cells.row(j - row) + size_t(entry(p, q)) * cells.ld;
-          float* to = planes.data() + size_t(plane) * ld + shift;
-          for (int c = 0; c < m1; ++c) to[c] += float(from[c]);
-        });
-        for (int k = 0; k < 3; k += 2)  // fixed dofs: anything regular, their residual is zero
-          for (int i = 0; i < n1; ++i)
-            if (planes[size_t(k) * ld + i] == 0) planes[size_t(k) * ld + i] = 1;
-        for (int b = 0; b < blocks(n1); ++b)
-          for (int p = 0; p < kPlanes; ++p)
-            std::copy_n(planes.data() + size_t(p) * ld + b * kBlockNodes, kBlockNodes,
-                        matrix.block(j, b) + p * kBlockNodes);
-      }
-    });
+// ---------------------------------------------------------------------------------------------------- set-up
+
+// Cell matrices of the finest level. They would take more memory than all the rest, so that they are made a row at a time
+// when they are needed.
+struct Multigrid::FinestCells {
+  const GridForm<double>& form;
+  const double *modulus, *shift;  // scaled; a node's shift is shared out to the cells around it; null without one
+  const Level& level;
+  int ld = padded(form.n1 - 1);
+
+  static constexpr bool kStored = false;
+  const double* row(int j, double* room) const {
+    kernels().setup->cell_matrices(form, modulus, shift, j, room, ld);
+    level.fixed.clear_cells(room, ld, form.n1 - 1, j);
+    return room;
   }
+  void load(int j, int i, double* out) const {
+    const size_t n1 = form.n1, n = form.n0 * n1, at = j * n1 + i;
+    const Corners<double> c = {modulus[at], modulus[at + 1], modulus[at + n1], modulus[at + n1 + 1]};
+    form.reduced ? packed_cell<true>(form.law, c, out) : packed_cell<false>(form.law, c, out);
+    for (int p = 0; shift && p < kCellDofs; ++p)
+      out[entry(p, p)] += shift[component_of(p) * n + at + corner_row(p) * n1 + corner_column(p)];
+    clear_fixed(level.plan.fixed.data(), long(n), form.n1, long(at), out);
+  }
+};
 
-  // Patch smoother. trace(j, scale) gives the traces of the 4-node blocks of cell row j; load(j, i, out) a cell's matrix.
-  template <class Trace, class Load>
-  void set_up_patches(const double* cell, const std::vector<uint8_t>& mask, Trace trace, Load load) {
-    const int m0 = n0 - 1, m1 = n1 - 1;
-    const float whole = float(patch_modes(cell, patch));
-    special = SpecialCells(mask, n0, n1);
-    patch_scale.resize(size_t(m0) * m1);
-    patch_special.resize(special.column.size() * kEntries);
-    for_rows(m0, n1, [&](int begin, int end) {
-      for (int j = begin; j < end; ++j) {
-        float* scale = patch_scale.data() + size_t(j) * m1;
-        trace(whole, j, scale);
-        for (int i = 0; i < m1; ++i) scale[i] = whole / scale[i];
-        for (int k = special.row[j]; k < special.row[j + 1]; ++k) {
-          double block[kEntries];
-          special_inverse(j, special.column[k], m0, m1, load, block);
-          std::copy_n(block, kEntries, patch_special.data() + size_t(k) * kEntries);
-          scale[special.column[k]] = 0;
-        }
-      }
-    });
-    patch.n0 = n0, patch.n1 = n1;
-    patch.scale = patch_scale.data();
-    patch.special_row = special.row.data(), patch.special_col = special.column.data();
-    patch.special = patch_special.data();
+// Stored cell matrices of a coarser level, row after row.
+struct Multigrid::CellMatrices {
+  int cells0 = 0, cells1 = 0, ld = 0;
+  Doubles data;
+
+  CellMatrices() = default;
+  CellMatrices(int c0, int c1) : cells0(c0), cells1(c1), ld(padded(c1)) { data.resize(size_t(c0) * kEntries * ld); }
+
+  static constexpr bool kStored = true;
+  double* row(int j) { return data.data() + size_t(j) * kEntries * ld; }
+  const double* row(int j, double* = nullptr) const { return data.data() + size_t(j) * kEntries * ld; }
+  void load(int j, int i, double* out) const {
+    for (int e = 0; e < kEntries; ++e) out[e] = row(j)[size_t(e) * ld + i];
   }
 };
 
@@ -135,7 +117,7 @@ struct Multigrid::Coarsest {
   Banded shape;
   std::vector<double> band, work;
 
-  Coarsest(CellMatrices& cells, double regularization)
+  Coarsest(const CellMatrices& cells, double regularization)
       : shape(cells.cells0 + 1, cells.cells1 + 1), band(shape.entries()), work(shape.size()) {
     shape.factor([&](int j, int i, int e) { return cells.row(j)[size_t(e) * cells.ld + i]; }, regularization,
                  band.data());
@@ -152,237 +134,168 @@ Multigrid::~Multigrid() = default;
 
 Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_t* fixed, const double* shift,
                      long deflated_dof, Steps smoother)
-    : form_(form), smoother_(std::move(smoother)), n_(size_t(form.n0) * form.n1), x_(x, x + n_), deflated_dof_(deflated_dof) {
-  const int n0 = form.n0, n1 = form.n1;
-  const Setup& setup = *kernels().setup;
-  form32_ = {n0, n1, form.reduced,
-             {float(form.law.g0), float(form.law.g1), float(form.law.lambda), float(form.law.mu)}};
+    : form_(form),
+      form32_{form.n0, form.n1, form.reduced,
+              {float(form.law.g0), float(form.law.g1), float(form.law.lambda), float(form.law.mu)}},
+      plan_(form, fixed, deflated_dof),
+      smoother_(std::move(smoother)),
+      n_(size_t(form.n0) * form.n1),
+      x_(x, x + n_) {
+  for (const LevelPlan& plan : plan_.levels) levels_.emplace_back(new Level(plan));
+  fixed_ = levels_[0]->fixed;
+  r_.resize(2 * n_), p_.resize(2 * n_), q_.resize(2 * n_);
+  const Doubles modulus = scale_modulus(), shares = shift ? scale_shift(shift) : Doubles();
+
+  const FinestCells finest{form_, modulus.data(), shift ? shares.data() : nullptr, *levels_[0]};
+  CellMatrices cells;  // of level l
+  for (size_t l = 0; l + 1 < levels_.size(); ++l) {
+    Level& L = *levels_[l];
+    if (l) assemble_stencil(L, cells);
+    l ? set_up_patches(L, cells) : set_up_patches(L, finest);
+    estimate_eigenvalue(L);
+    cells = l ? coarsen(l, cells) : coarsen(l, finest);
+  }
+  if (levels_.size() == 1) {
+    cells = CellMatrices(form.n0 - 1, form.n1 - 1);
+    for (int j = 0; j < cells.cells0; ++j) finest.row(j, cells.row(j));
+  }
+  coarsest_.reset(new Coarsest(cells, plan_.coarsest_regularization()));
+}
+
+// The hierarchy works on x over its mean, so that single precision suffices in any unit. Returns x over its mean.
+Doubles Multigrid::scale_modulus() {
+  const int n0 = form_.n0, n1 = form_.n1;
   modulus_ = sum_rows(n0, n1, [&](int begin, int end) {
     double s = 0;
-    for (size_t k = size_t(begin) * n1; k < size_t(end) * n1; ++k) s += x[k];
+    for (size_t k = size_t(begin) * n1; k < size_t(end) * n1; ++k) s += x_[k];
     return s;
   }) / double(n_);
   x32_.resize(n_);
-  Doubles scaled(n_), share;
+  Doubles scaled(n_);
   for_rows(n0, n1, [&](int begin, int end) {
     for (size_t k = size_t(begin) * n1; k < size_t(end) * n1; ++k) {
-      scaled[k] = x[k] / modulus_;
+      scaled[k] = x_[k] / modulus_;
       x32_[k] = float(scaled[k]);
     }
   });
-  if (shift) {
-    shift_.assign(shift, shift + 2 * n_);
-    shift32_.resize(2 * n_);
-    share.resize(2 * n_);
-    for (int k = 0; k < 2; ++k)
-      for (int j = 0; j < n0; ++j)
-        for (int i = 0; i < n1; ++i) {
-          const size_t at = (size_t(k) * n0 + j) * n1 + i;
-          shift32_[at] = float(shift[at] / modulus_);
-          share[at] = shift[at] / modulus_ / cells_around(n0, n1, j, i);
-        }
-  }
-  r_.resize(2 * n_), p_.resize(2 * n_), q_.resize(2 * n_);
+  return scaled;
+}
 
-  std::vector<uint8_t> mask(fixed, fixed + 2 * n_);
-  if (deflated_dof_ >= 0) mask[deflated_dof_] = 0;
-  fixed_.collect(mask, n0, n1);
-  const std::vector<uint8_t> finest = mask;
-  double cell[kEntries];
-  homogeneous_cell(form.law, form.reduced, cell);
-
-  levels_.emplace_back(new Level);
-  levels_[0]->allocate(n0, n1);
-  levels_[0]->fixed.collect(mask, n0, n1);
-
-  Coarsening coarsening(n0, n1, 2 / form.law.g0, 2 / form.law.g1);
-  GridForm<double> unit = form;
-
-  CellMatrices fine;  // of the level being coarsened; level 0 makes its rows on the way
-  auto finest_row = [&](int j, double* planes, int ld) {
-    setup.cell_matrices(unit, scaled.data(), shift ? share.data() : nullptr, j, planes, ld);
-    levels_[0]->fixed.clear_cells(planes, ld, n1 - 1, j);
-  };
-  if (Coarsening::small(n0, n1)) {
-    fine.allocate(n0 - 1, n1 - 1);
-    for (int j = 0; j < n0 - 1; ++j) finest_row(j, fine.row(j), fine.ld);
-  }
-  while (!Coarsening::small(levels_.back()->n0, levels_.back()->n1)) {
-    Level& L = *levels_.back();
-    const bool first = levels_.size() == 1;
-    coarsening.next(L.a0, L.a1);
-    const AxisView v0 = L.a0.view(), v1 = L.a1.view();
-    const int c0 = v0.n_coarse - 1, c1 = v1.n_coarse - 1, ld = first ? padded(L.n1 - 1) : fine.ld;
-    CellMatrices coarse;
-    coarse.allocate(c0, c1);
-    const size_t wide = size_t(c0) * c1 - size_t(v0.regular) * v1.regular;
-    L.regular.assign(size_t(v0.regular) * 16 * padded(c1), 0.f);
-    std::vector<double> irregular(64 * wide, 0.0);
-
-    std::unique_ptr<Level> next(new Level);
-    next->allocate(v0.n_coarse, v1.n_coarse);
-    mask = Coarsening::keep(mask, L.a0, L.a1);
-    next->fixed.collect(mask, next->n0, next->n1);
-
-    for_rows(c0, c1 * 8, [&](int begin, int end) {
-      std::vector<double> rows(first ? size_t(3) * kEntries * ld : 0), interior(size_t(16) * padded(c1));
-      for (int J = begin; J < end; ++J) {
-        const double* below[3] = {};
-        for (int k = 0; k < v0.width[J]; ++k) {
-          if (first) {
-            double* planes = rows.data() + size_t(k) * kEntries * ld;
-            finest_row(v0.first[J] + k, planes, ld);
-            below[k] = planes;
-          } else {
-            below[k] = fine.row(v0.first[J] + k);
-          }
-        }
-        setup.coarsen_row(v0, v1, J, below, ld, coarse.row(J), coarse.ld, interior.data(), padded(c1), irregular.data());
-        next->fixed.clear_cells(coarse.row(J), coarse.ld, c1, J);
-        if (J < v0.regular) {
-          float* out = L.regular.data() + size_t(J) * interior.size();
-          for (int k = 0; k < 16; ++k)
-            for (int I = 0; I < v1.regular; ++I) out[k * padded(c1) + I] = float(interior[k * padded(c1) + I]);
-        }
+// The same for the shift. Returns the share of each cell around a node.
+Doubles Multigrid::scale_shift(const double* shift) {
+  const int n0 = form_.n0, n1 = form_.n1;
+  shift_.assign(shift, shift + 2 * n_);
+  shift32_.resize(2 * n_);
+  Doubles shares(2 * n_);
+  for (int k = 0; k < 2; ++k)
+    for (int j = 0; j < n0; ++j)
+      for (int i = 0; i < n1; ++i) {
+        const size_t at = (size_t(k) * n0 + j) * n1 + i;
+        shift32_[at] = float(shift[at] / modulus_);
+        shares[at] = shift[at] / modulus_ / cells_around(n0, n1, j, i);
       }
-    });
-    L.irregular.assign(irregular.begin(), irregular.end());
-    L.transfer = {v0, v1, L.regular.data(), L.irregular.data(), L.a0.place32.data(), L.a1.place32.data()};
-    levels_.push_back(std::move(next));
-    fine = std::move(coarse);
-    Level& N = *levels_.back();
-    coarsen_homogeneous(L.a0.regular > 0, L.a1.regular > 0, cell);
-    if (!Coarsening::small(N.n0, N.n1)) {
-      N.assemble(fine);
-      N.set_up_patches(
-          cell, mask,
-          [&](float, int j, float* trace) {
-            auto diagonal = [&](int row, int i) {
-              const float* block = N.matrix.block(row, i / kBlockNodes) + i % kBlockNodes;
-              return block[0] + block[2 * kBlockNodes];
-            };
-            for (int i = 0; i < N.n1 - 1; ++i)
-              trace[i] = diagonal(j, i) + diagonal(j, i + 1) + diagonal(j + 1, i) + diagonal(j + 1, i + 1);
-          },
-          [&](int j, int i, double* out) {
-            for (int e = 0; e < kEntries; ++e) out[e] = fine.row(j)[size_t(e) * fine.ld + i];
-          });
-      estimate_eigenvalue(N);
+  return shares;
+}
+
+// Sets up the transfer from level l to the next coarser one; returns the cell matrices of that level, which are Galerkin
+// products.
+template <class Cells>
+Multigrid::CellMatrices Multigrid::coarsen(size_t l, const Cells& cells) {
+  Level &L = *levels_[l], &C = *levels_[l + 1];
+  const AxisView a0 = L.plan.a0.view(), a1 = L.plan.a1.view();
+  const int c0 = C.n0 - 1, c1 = C.n1 - 1, ld = cells.ld, ld_interior = padded(c1);
+  CellMatrices coarse(c0, c1);
+  L.regular.assign(L.plan.regular_weights(), 0.f);
+  std::vector<double> irregular(L.plan.irregular_weights(), 0.0);
+  for_rows(c0, c1 * kCellDofs, [&](int begin, int end) {
+    std::vector<double> room(Cells::kStored ? 0 : size_t(3) * kEntries * ld), interior(size_t(kNodeWeights) * ld_interior);
+    for (int J = begin; J < end; ++J) {
+      const double* fine[3] = {};  // the up to three rows of cells that make up the coarse one
+      for (int k = 0; k < a0.width[J]; ++k) fine[k] = cells.row(a0.first[J] + k, room.data() + size_t(k) * kEntries * ld);
+      kernels().setup->coarsen_row(a0, a1, J, fine, ld, coarse.row(J), coarse.ld, interior.data(), ld_interior,
+                                   irregular.data());
+      C.fixed.clear_cells(coarse.row(J), coarse.ld, c1, J);
+      if (J >= a0.regular) continue;
+      float* out = L.regular.data() + size_t(J) * interior.size();
+      for (int k = 0; k < kNodeWeights; ++k)
+        for (int I = 0; I < a1.regular; ++I) out[k * ld_interior + I] = float(interior[k * ld_interior + I]);
     }
-  }
-  coarsest_.reset(new Coarsest(fine, deflated_dof_ < 0 ? 0.0 : 1e-6));
-  if (levels_.size() > 1) {
-    homogeneous_cell(form.law, form.reduced, cell);
-    levels_[0]->set_up_patches(
-        cell, finest,
-        [&](float whole, int j, float* trace) {
-          auto sum = [&](const float* f, int i) { return f[i] + f[i + 1] + f[n1 + i] + f[n1 + i + 1]; };
-          const float* row = x32_.data() + size_t(j) * n1;
-          for (int i = 0; i < n1 - 1; ++i) trace[i] = 0.25f * whole * sum(row, i);
-          for (int c = 0; shift && c < 2; ++c) {
-            const float* held = shift32_.data() + c * n_ + size_t(j) * n1;
-            for (int i = 0; i < n1 - 1; ++i) trace[i] += sum(held, i);
-          }
-        },
-        [&](int j, int i, double* out) {
-          const size_t at = size_t(j) * n1 + i;
-          const Corners<double> c = {scaled[at], scaled[at + 1], scaled[at + n1], scaled[at + n1 + 1]};
-          form.reduced ? packed_cell<true>(form.law, c, out) : packed_cell<false>(form.law, c, out);
-          for (int p = 0; shift && p < 8; ++p) out[entry(p, p)] += share[p / 4 * n_ + at + p % 4 / 2 * n1 + p % 2];
-          clear_fixed(finest.data(), long(n_), n1, long(at), out);
-        });
-    estimate_eigenvalue(*levels_[0]);
-  }
+  });
+  L.irregular.assign(irregular.begin(), irregular.end());
+  L.transfer = {a0, a1, L.regular.data(), L.irregular.data(), L.plan.a0.place32.data(), L.plan.a1.place32.data()};
+  return coarse;
 }
 
-void Multigrid::deflate(const double* mode) {
-  translation_[0] = mode[0], translation_[1] = mode[n_];
-  bool constant = true;
-  for (int c = 0; c < 2 && constant; ++c)
-    constant = std::all_of(mode + c * n_, mode + (c + 1) * n_, [&](double v) { return v == translation_[c]; });
-  mode_.assign(mode, mode + (constant ? 0 : 2 * n_));
-  if (!deflates_) fixed_.add(size_t(deflated_dof_), form_.n0, form_.n1);
-  deflates_ = true;
+// Stored stencil of the assembled cell matrices.
+void Multigrid::assemble_stencil(Level& L, const CellMatrices& cells) {
+  const int n0 = L.n0, n1 = L.n1, ld = padded(n1), m0 = n0 - 1, m1 = n1 - 1;
+  L.matrix = {n0, n1, nullptr};
+  L.matrix_memory.resize(L.matrix.row_size() * n0);
+  L.matrix.data = L.matrix_memory.data();
+  for_rows(n0, n1 * kCellDofs, [&](int begin, int end) {
+    std::vector<float> planes(size_t(kPlanes) * ld);
+    for (int j = begin; j < end; ++j) {
+      std::fill(planes.begin(), planes.end(), 0.f);
+      each_stencil_entry([&](int p, int q, int row, int plane, int column) {
+        if (j - row < 0 || j - row >= m0) return;
+        const double* from = cells.row(j - row) + size_t(entry(p, q)) * cells.ld;
+        float* to = planes.data() + size_t(plane) * ld + column;
+        for (int c = 0; c < m1; ++c) to[c] += float(from[c]);
+      });
+      for (int k = 0; k < 3; k += 2)  // diagonal of fixed dofs: anything regular, their residual is zero
+        for (int i = 0; i < n1; ++i)
+          if (planes[size_t(k) * ld + i] == 0) planes[size_t(k) * ld + i] = 1;
+      for (int b = 0; b < blocks(n1); ++b)
+        for (int p = 0; p < kPlanes; ++p)
+          std::copy_n(planes.data() + size_t(p) * ld + b * kBlockNodes, kBlockNodes,
+                      L.matrix.block(j, b) + p * kBlockNodes);
+    }
+  });
 }
 
-// out = r - A d at rows [begin, end)
-void Multigrid::subtract(const Level& L, Rows<const float> d, Rows<const float> r, Rows<float> out, int begin,
-                         int end) const {
-  const Cycle& k = *kernels().cycle;
-  if (L.matrix.data) {
-    k.stencil_subtract(L.matrix, d, r, out, begin, end);
-  } else {
-    k.subtract(form32_, x32_.data(), shift32_.empty() ? nullptr : shift32_.data(), d, r, out, begin, end);
-    L.fixed.clear(out, begin, end);
-  }
-}
-
-// Chebyshev smoothing from zero, which leaves x and the residual s of the right-hand side r; or, `after` the coarse
-// levels, of x + d with s still the residual of x.
-//
-// The steps of the smoothing follow each other down the rows, a block of rows at a time and each one row behind the
-// one before, so that only the first reads from memory and the last writes to it; between them the rows stand in two
-// windows that fit in the processor's own cache. Threads share the rows out in bands and make the few rows
-// around theirs that they need for themselves.
-void Multigrid::smooth(Level& L, bool after) {
-  const int stages = 2 * int(smoother_.size()), n0 = L.n0, n1 = L.n1;
-  const size_t row_bytes = sizeof(float) * n1 * (L.matrix.data ? 10 + kPlanes : 12);
-  int slots = 8;
-  while (slots < int(std::clamp(kCache / row_bytes, size_t(4), size_t(64))) + stages + 2) slots *= 2;
-  const int block = slots - stages - 2, bands = band_count(n0, n1);
-  const size_t room = 2 * size_t(padded(n1)) + 2 * size_t(slots) * n1;
-  windows_.resize(std::max(windows_.size(), size_t(bands)));
-  for (Floats& w : windows_)
-    if (w.size() < 2 * room) w.assign(2 * room, 0.f);
-  const Cycle& kernel = *kernels().cycle;
-  const Rows<float> x = L.rows(L.x), e = L.rows(L.d), r = L.rows(L.r), s = L.rows(L.s);
-
-#pragma omp parallel for schedule(static) num_threads(bands) if (bands > 1)
-  for (int band = 0; band < bands; ++band) {
-    const int begin = int(long(n0) * band / bands), end = int(long(n0) * (band + 1) / bands);
-    auto window = [&](int k) {
-      return Rows<float>{windows_[band].data() + k * room + padded(n1), size_t(slots) * n1, n1, unsigned(slots - 1)};
-    };
-    const Rows<float> d = window(0), t = window(1);
-    auto add = [&](Rows<float> v, bool keep, int from, int to) {
-      for (int j = std::max(from, begin); j < std::min(to, end); ++j)
-        for (int c = 0; c < 2; ++c) kernel.scale_add(1.f, v.row(c, j), float(keep), x.row(c, j), n1);
-    };
-    follow(n0, begin, end, stages, block, [&](int stage, int from, int to) {
-      const bool update = stage % 2 == int(after), first = stage <= int(!after), last = stage == stages - 1;
-      if (update) {
-        const auto [keep, gain] = smoother_[stage / 2];
-        kernel.patch(L.patch, first ? r : t, float(keep), float(gain / L.lmax), d, from, to);
-        add(d, stage > 0, from, to);
-      } else if (after && stage == 0) {
-        subtract(L, e, s, t, from, to);
-        add(e, true, from, to);
-      } else {
-        subtract(L, d, first ? r : t, last ? s : t, from, to);
+template <class Cells>
+void Multigrid::set_up_patches(Level& L, const Cells& cells) {
+  const int m0 = L.n0 - 1, m1 = L.n1 - 1;
+  const SpecialPatches& special = L.plan.special;
+  L.patch_scale.resize(size_t(m0) * m1);
+  L.patch_special.resize(special.column.size() * kEntries);
+  for_rows(m0, L.n1, [&](int begin, int end) {
+    for (int j = begin; j < end; ++j) {
+      float* scale = L.patch_scale.data() + size_t(j) * m1;
+      patch_traces(L, j, scale);
+      for (int i = 0; i < m1; ++i) scale[i] = L.plan.trace / scale[i];
+      for (int k = special.row[j]; k < special.row[j + 1]; ++k) {
+        double block[kEntries];
+        special_inverse(j, special.column[k], m0, m1, [&](int y, int z, double* out) { cells.load(y, z, out); }, block);
+        std::copy_n(block, kEntries, L.patch_special.data() + size_t(k) * kEntries);
+        scale[special.column[k]] = 0;
       }
-    });
-  }
+    }
+  });
+  L.patch.scale = L.patch_scale.data();
+  L.patch.special_row = special.row.data(), L.patch.special_col = special.column.data();
+  L.patch.special = L.patch_special.data();
 }
 
-void Multigrid::cycle(size_t l) {
-  Level& L = *levels_[l];
-  if (l + 1 == levels_.size()) {
-    coarsest_->solve(L.r.data, L.x.data);
+// Traces of the 4-node blocks of one row of cells.
+void Multigrid::patch_traces(const Level& L, int j, float* trace) const {
+  const int n1 = L.n1;
+  if (L.matrix.data) {
+    auto diagonal = [&](int row, int i) {
+      const float* block = L.matrix.block(row, i / kBlockNodes) + i % kBlockNodes;
+      return block[0] + block[2 * kBlockNodes];
+    };
+    for (int i = 0; i < n1 - 1; ++i)
+      trace[i] = diagonal(j, i) + diagonal(j, i + 1) + diagonal(j + 1, i) + diagonal(j + 1, i + 1);
     return;
   }
-  Level& C = *levels_[l + 1];
-  const Cycle& k = *kernels().cycle;
-  smooth(L, false);
-  for_rows(C.n0, C.n1 * 2, [&](int begin, int end) {
-    k.restrict_rows(L.transfer, L.s.data, C.r.data, begin, end);
-    C.fixed.clear(C.rows(C.r), begin, end);
-  });
-  cycle(l + 1);
-  for_rows(C.n0 - 1, C.n1 * 2, [&](int begin, int end) {
-    k.prolong_rows(L.transfer, C.x.data, L.d.data, begin, end);
-    L.fixed.clear(L.rows(L.d), L.a0.first[begin], end < C.n0 - 1 ? L.a0.first[end] : L.n0);
-  });
-  smooth(L, true);
+  auto sum = [&](const float* f, int i) { return f[i] + f[i + 1] + f[n1 + i] + f[n1 + i + 1]; };
+  const float* row = x32_.data() + size_t(j) * n1;
+  for (int i = 0; i < n1 - 1; ++i) trace[i] = 0.25f * L.plan.trace * sum(row, i);
+  for (int c = 0; !shift32_.empty() && c < 2; ++c) {
+    const float* shift = shift32_.data() + c * n_ + size_t(j) * n1;
+    for (int i = 0; i < n1 - 1; ++i) trace[i] += sum(shift, i);
+  }
 }
 
 void Multigrid::estimate_eigenvalue(Level& L) {
@@ -411,7 +324,7 @@ void Multigrid::estimate_eigenvalue(Level& L) {
     if (lanczos.ended) break;
     scale_add(1, z.data, lanczos.beta, L.d.data);
     for_rows(L.n0, L.n1, [&](int begin, int end) {
-      subtract(L, L.rows(L.d), L.rows(L.s), L.rows(product), begin, end);  // -A d, for s is still zero
+      residual_minus_product(L, L.rows(L.d), L.rows(L.s), L.rows(product), begin, end);  // -A d, for s is still zero
     });
     lanczos.step(-dot(L.d.data, product.data));
     if (lanczos.ended) break;
@@ -421,9 +334,119 @@ void Multigrid::estimate_eigenvalue(Level& L) {
   std::fill(L.d.memory.begin(), L.d.memory.end(), 0.f);
 }
 
+// --------------------------------------------------------------------------------------------------- V-cycle
+
+void Multigrid::cycle() {
+  const size_t last = levels_.size() - 1;
+  for (size_t l = 0; l < last; ++l) {
+    presmooth(*levels_[l]);
+    restrict(*levels_[l], *levels_[l + 1]);
+  }
+  coarse_solve();
+  for (size_t l = last; l-- > 0;) {
+    prolong(*levels_[l], *levels_[l + 1]);
+    postsmooth(*levels_[l]);
+  }
+}
+
+// x = smoothing of r from zero, s = r - A x.
+void Multigrid::presmooth(Level& L) { smooth(L, false); }
+
+// Right-hand side of the coarse level from the residual s.
+void Multigrid::restrict(const Level& L, Level& C) {
+  for_rows(C.n0, C.n1 * 2, [&](int begin, int end) {
+    kernels().cycle->restrict_rows(L.transfer, L.s.data, C.r.data, begin, end);
+    C.fixed.clear(C.rows(C.r), begin, end);
+  });
+}
+
+void Multigrid::coarse_solve() { coarsest_->solve(levels_.back()->r.data, levels_.back()->x.data); }
+
+// Correction d from the solution of the coarse level.
+void Multigrid::prolong(Level& L, const Level& C) {
+  for_rows(C.n0 - 1, C.n1 * 2, [&](int begin, int end) {
+    kernels().cycle->prolong_rows(L.transfer, C.x.data, L.d.data, begin, end);
+    L.fixed.clear(L.rows(L.d), L.plan.a0.first[begin], end < C.n0 - 1 ? L.plan.a0.first[end] : L.n0);
+  });
+}
+
+// x = x + d, smoothed.
+void Multigrid::postsmooth(Level& L) { smooth(L, true); }
+
+// out = r - A d at rows [begin, end)
+void Multigrid::residual_minus_product(const Level& L, Rows<const float> d, Rows<const float> r, Rows<float> out,
+                                       int begin, int end) const {
+  const Cycle& k = *kernels().cycle;
+  if (L.matrix.data) {
+    k.stencil_residual_minus_product(L.matrix, d, r, out, begin, end);
+  } else {
+    k.residual_minus_product(form32_, x32_.data(), shift32_.empty() ? nullptr : shift32_.data(), d, r, out, begin, end);
+    L.fixed.clear(out, begin, end);
+  }
+}
+
+// Chebyshev smoothing: from zero, which leaves x and its residual s of the right-hand side r; or, `after` the coarse levels,
+// of x + d, where s is still the residual of x.
+//
+// This is a temporally blocked sweep: all steps of the smoothing are done on a block of rows before the next block, each
+// step one row behind the one before, so that main memory is read by the first step and written by the last only. Between
+// them the rows of the direction d and of the residual t stand in two windows that fit in the processor's own cache. Threads
+// share the rows out in bands, and each computes the few rows beyond its band that it needs by itself.
+void Multigrid::smooth(Level& L, bool after) {
+  const int stages = 2 * int(smoother_.size()), n0 = L.n0, n1 = L.n1;
+  const size_t row_bytes = sizeof(float) * n1 * (L.matrix.data ? 10 + kPlanes : 12);  // of all fields that a row reads
+  int slots = 8;
+  while (slots < int(std::clamp(kCache / row_bytes, kFewestRows, kMostRows)) + stages + 2) slots *= 2;
+  const int block = slots - stages - 2, bands = band_count(n0, n1);
+  const size_t room = 2 * size_t(padded(n1)) + 2 * size_t(slots) * n1;
+  windows_.resize(std::max(windows_.size(), size_t(bands)));
+  for (Floats& w : windows_)
+    if (w.size() < 2 * room) w.assign(2 * room, 0.f);
+  const Cycle& kernel = *kernels().cycle;
+  const Rows<float> x = L.rows(L.x), correction = L.rows(L.d), r = L.rows(L.r), s = L.rows(L.s);
+
+#pragma omp parallel for schedule(static) num_threads(bands) if (bands > 1)
+  for (int band = 0; band < bands; ++band) {
+    const int begin = int(long(n0) * band / bands), end = int(long(n0) * (band + 1) / bands);
+    auto window = [&](int k) {
+      return Rows<float>{windows_[band].data() + k * room + padded(n1), size_t(slots) * n1, n1, unsigned(slots - 1)};
+    };
+    const Rows<float> d = window(0), t = window(1);
+    auto add_to_x = [&](Rows<float> v, bool x_is_set, int from, int to) {
+      for (int j = std::max(from, begin); j < std::min(to, end); ++j)
+        for (int c = 0; c < 2; ++c) kernel.scale_add(1.f, v.row(c, j), float(x_is_set), x.row(c, j), n1);
+    };
+    temporally_blocked_sweep(n0, begin, end, stages, block, [&](int stage, int from, int to) {
+      const bool update = stage % 2 == int(after), first = stage <= int(!after), last = stage == stages - 1;
+      if (update) {
+        const auto [momentum, gain] = smoother_[stage / 2];
+        kernel.patch(L.patch, first ? r : t, float(momentum), float(gain / L.lmax), d, from, to);
+        add_to_x(d, stage > 0, from, to);
+      } else if (after && stage == 0) {
+        residual_minus_product(L, correction, s, t, from, to);
+        add_to_x(correction, true, from, to);
+      } else {
+        residual_minus_product(L, d, first ? r : t, last ? s : t, from, to);
+      }
+    });
+  }
+}
+
+// --------------------------------------------------------------------------------------- conjugate gradients
+
+void Multigrid::deflate(const double* mode) {
+  translation_[0] = mode[0], translation_[1] = mode[n_];
+  bool constant = true;
+  for (int c = 0; c < 2 && constant; ++c)
+    constant = std::all_of(mode + c * n_, mode + (c + 1) * n_, [&](double v) { return v == translation_[c]; });
+  mode_.assign(mode, mode + (constant ? 0 : 2 * n_));
+  if (!deflates_) fixed_.add(size_t(plan_.deflated_dof), form_.n0, form_.n1);
+  deflates_ = true;
+}
+
 // One V-cycle for a residual that is zero at every fixed dof. The result is the finest level's solution times the factor
-// that is returned; values at fixed dofs mean nothing.
-double Multigrid::cycle_on(const double* r, double r_norm) {
+// that is returned; its values at fixed dofs mean nothing.
+double Multigrid::precondition(const double* r, double r_norm) {
   Level& L = *levels_[0];
   const int n0 = form_.n0, n1 = form_.n1;
   if (!(r_norm > 0)) r_norm = 1;
@@ -437,10 +460,10 @@ double Multigrid::cycle_on(const double* r, double r_norm) {
     });
     net += mode_.empty() ? translation_[c] * sum : sum;
   }
-  if (deflates_) L.r.data[deflated_dof_] = float(-net * scale);  // the reaction that balances it
-  cycle(0);
+  if (deflates_) L.r.data[plan_.deflated_dof] = float(-net * scale);  // the reaction that balances it
+  cycle();
   if (deflates_) {
-    const float at_dof = L.x.data[deflated_dof_];
+    const float at_dof = L.x.data[plan_.deflated_dof];
     for (int c = 0; c < 2; ++c) {
       if (mode_.empty() && translation_[c] == 0) continue;
       for_rows(n0, n1, [&](int begin, int end) {
@@ -466,7 +489,7 @@ double Multigrid::sum_planes(Body body) const {
 }
 
 // r = b - product, or b without one, zero at fixed dofs; returns |r|^2.
-double Multigrid::take_residual(const double* b, const double* product) {
+double Multigrid::set_residual(const double* b, const double* product) {
   const int n0 = form_.n0, n1 = form_.n1;
   return sum_rows(n0, n1, [&](int begin, int end) {
     double sum = 0;
@@ -485,17 +508,17 @@ double Multigrid::take_residual(const double* b, const double* product) {
 void Multigrid::accelerated(const double* b, double* w, const Steps& steps) {
   const int n0 = form_.n0, n1 = form_.n1;
   const Outer& k = *kernels().outer;
-  const double norm = std::sqrt(take_residual(b, nullptr));
+  const double norm = std::sqrt(set_residual(b, nullptr));
   for (size_t step = 0; step < steps.size(); ++step) {
-    const auto [keep, gain] = steps[step];
-    const double factor = cycle_on(r_.data(), norm);
+    const auto [momentum, gain] = steps[step];
+    const double factor = precondition(r_.data(), norm);
     const float* low = levels_[0]->x.data;
     double* d = steps.size() > 1 ? p_.data() : w;  // a single one needs no room of its own
     for_rows(n0, n1, [&](int begin, int end) {
       const size_t count = size_t(end - begin) * n1;
       for (int c = 0; c < 2; ++c) {
         const size_t i = c * n_ + size_t(begin) * n1;
-        k.raise_add(gain * factor, low + i, keep, d + i, count);
+        k.raise_add(gain * factor, low + i, momentum, d + i, count);
       }
       fixed_.clear(d, n0, n1, begin, end);
       for (int c = 0; c < 2 && d != w; ++c) {
@@ -506,7 +529,7 @@ void Multigrid::accelerated(const double* b, double* w, const Steps& steps) {
     });
     if (step + 1 == steps.size()) break;
     apply_dot(d, q_.data());
-    take_residual(r_.data(), q_.data());
+    set_residual(r_.data(), q_.data());
   }
 }
 
@@ -530,7 +553,7 @@ SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_it
   const Outer& k = *kernels().outer;
   SolveResult result;
   fixed_.clear(x, n0, n1, 0, n0);
-  const double bb = take_residual(b, nullptr);
+  const double bb = set_residual(b, nullptr);
   const double norm = std::sqrt(bb);
   if (norm == 0) {
     std::fill(x, x + 2 * n_, 0.0);
@@ -539,21 +562,21 @@ SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_it
   const bool from_zero = std::all_of(x, x + 2 * n_, [](double v) { return v == 0; });
   auto residual = [&] {
     apply_dot(x, q_.data());
-    return take_residual(b, q_.data());
+    return set_residual(b, q_.data());
   };
   double rr = bb, first_energy = 0;
   if (energy) {  // the measure of b, so that a good first guess counts
-    const double factor = cycle_on(r_.data(), norm);
+    const double factor = precondition(r_.data(), norm);
     const float* low = levels_[0]->x.data;
     first_energy = factor * sum_planes([&](size_t i, size_t n) { return k.dot_low(&r_[i], low + i, n); });
   }
   if (!from_zero) rr = residual();
   // the recursive residual drifts from the true one at tight tolerances: begin again from the true one
-  for (int restart = 0; restart < 4; ++restart) {
+  for (int restart = 0; restart < kRestarts; ++restart) {
     double rz = 0;
     bool small = !energy && std::sqrt(rr) <= rtol * norm;
     while (!small && result.iterations < max_iterations) {
-      const double factor = cycle_on(r_.data(), std::sqrt(rr));
+      const double factor = precondition(r_.data(), std::sqrt(rr));
       const float* low = levels_[0]->x.data;
       const double next = factor * sum_planes([&](size_t i, size_t n) { return k.dot_low(&r_[i], low + i, n); });
       if (!std::isfinite(next)) {
@@ -572,7 +595,7 @@ SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_it
         fixed_.clear(p_.data(), n0, n1, begin, end);
       });
       const double alpha = rz / apply_dot(p_.data(), q_.data());
-      rr = sum_planes([&](size_t i, size_t n) { return k.descend(alpha, &p_[i], &q_[i], x + i, &r_[i], n); });
+      rr = sum_planes([&](size_t i, size_t n) { return k.cg_update(alpha, &p_[i], &q_[i], x + i, &r_[i], n); });
       ++result.iterations;
       small = !energy && std::sqrt(rr) <= rtol * norm;
     }

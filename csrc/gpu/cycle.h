@@ -326,20 +326,20 @@ struct CoarsestView {
 struct Smoother {
   static constexpr int kMost = 16;
   int count;
-  float keep[kMost], gain[kMost];
+  float momentum[kMost], gain[kMost];
 };
 
 // d = a d + b / lmax (patches) r, y += d; or d = y = b / lmax (patches) r first.
 EF_ANY_QUEUE
 template <class Queue>
-EF_HD void update(const Queue& queue, long batch, const LevelView& L, const float* r, const Update& out) {
+EF_HD void smoother_step(const Queue& queue, long batch, const LevelView& L, const float* r, const Update& out) {
   queue.template gather<float>(batch, L.n0, L.n1, PatchCells{L.patch, L.special_count, r}, out);
 }
 
 // r -= A d; y += d if there is a y.
 EF_ANY_QUEUE
 template <class Queue>
-EF_HD void subtract(const Queue& queue, long batch, const LevelView& L, float* y) {
+EF_HD void residual_minus_product(const Queue& queue, long batch, const LevelView& L, float* y) {
   const Residual out{L.r, L.nodes(), L.d, L.matrix ? nullptr : L.shift32, L.fixed, y};
   if (L.matrix)
     queue.each(batch, L.nodes(), StencilBody<Residual>{L.n0, L.n1, L.matrix, L.d, out});
@@ -347,38 +347,50 @@ EF_HD void subtract(const Queue& queue, long batch, const LevelView& L, float* y
     launch_force<float>(queue, L.form, batch, Fields<const float>{L.x32, L.nodes()}, L.d, out);
 }
 
-// Smooths from zero and leaves the residual of the next coarser level.
+// x = smoothing of r from zero; r becomes the residual of x.
 EF_ANY_QUEUE
 template <class Queue>
-EF_HD void descend(const Queue& queue, long batch, const LevelView& L, const LevelView& C, const Smoother& s) {
+EF_HD void presmooth(const Queue& queue, long batch, const LevelView& L, const Smoother& s) {
   for (int k = 0; k < s.count; ++k) {
-    update(queue, batch, L, L.r, Update{L.d, L.x, L.nodes(), k == 0, s.keep[k], s.gain[k], L.lmax});
-    subtract(queue, batch, L, nullptr);
+    smoother_step(queue, batch, L, L.r, Update{L.d, L.x, L.nodes(), k == 0, s.momentum[k], s.gain[k], L.lmax});
+    residual_minus_product(queue, batch, L, nullptr);
   }
+}
+
+// Right-hand side of the coarse level from the residual.
+EF_ANY_QUEUE
+template <class Queue>
+EF_HD void restrict(const Queue& queue, long batch, const LevelView& L, const LevelView& C) {
   queue.template gather<float>(batch, C.n0, C.n1, RestrictCells{L.transfer, L.r},
                                StoreShifted<float>{C.r, C.nodes(), nullptr, nullptr, C.fixed});
 }
 
-// Adds the correction of the next coarser level and smooths.
 EF_ANY_QUEUE
 template <class Queue>
-EF_HD void ascend(const Queue& queue, long batch, const LevelView& L, const LevelView& C, const Smoother& s) {
-  queue.each(batch, long(C.n0 - 1) * (C.n1 - 1), ProlongBody{L.transfer, C.x, L.d, L.fixed});
-  for (int k = 0; k < s.count; ++k) {
-    subtract(queue, batch, L, k == 0 ? L.x : nullptr);
-    update(queue, batch, L, L.r, Update{L.d, L.x, L.nodes(), false, s.keep[k], s.gain[k], L.lmax});
-  }
-}
-
-EF_ANY_QUEUE
-template <class Queue>
-EF_HD void solve_coarsest(const Queue& queue, long batch, const CoarsestView& K, const LevelView& L) {
+EF_HD void coarse_solve(const Queue& queue, long batch, const CoarsestView& K, const LevelView& L) {
   const long n = long(K.shape.size());
   if (K.dense) {
     queue.each(batch, n * DenseProduct::kParts, DenseProduct{n, K.inverse, L.r, K.work});
     queue.each(batch, n, DenseSum{n, K.work, L.x});
   } else {
     queue.each(batch, 1, BandedSolve{K.shape, K.band, K.work, L.r, L.x});
+  }
+}
+
+// Correction d from the solution of the coarse level.
+EF_ANY_QUEUE
+template <class Queue>
+EF_HD void prolong(const Queue& queue, long batch, const LevelView& L, const LevelView& C) {
+  queue.each(batch, long(C.n0 - 1) * (C.n1 - 1), ProlongBody{L.transfer, C.x, L.d, L.fixed});
+}
+
+// x = x + d, smoothed.
+EF_ANY_QUEUE
+template <class Queue>
+EF_HD void postsmooth(const Queue& queue, long batch, const LevelView& L, const Smoother& s) {
+  for (int k = 0; k < s.count; ++k) {
+    residual_minus_product(queue, batch, L, k == 0 ? L.x : nullptr);
+    smoother_step(queue, batch, L, L.r, Update{L.d, L.x, L.nodes(), false, s.momentum[k], s.gain[k], L.lmax});
   }
 }
 
@@ -400,9 +412,15 @@ struct SmallCycle {
   EF_HD void operator()(Queue queue, int block) const {
     queue.member = block;
     const int last = levels.count - 1;
-    for (int l = 0; l < last; ++l) descend(queue, 1, levels.level[l], levels.level[l + 1], levels.smoother);
-    solve_coarsest(queue, 1, levels.coarsest, levels.level[last]);
-    for (int l = last - 1; l >= 0; --l) ascend(queue, 1, levels.level[l], levels.level[l + 1], levels.smoother);
+    for (int l = 0; l < last; ++l) {
+      presmooth(queue, 1, levels.level[l], levels.smoother);
+      restrict(queue, 1, levels.level[l], levels.level[l + 1]);
+    }
+    coarse_solve(queue, 1, levels.coarsest, levels.level[last]);
+    for (int l = last - 1; l >= 0; --l) {
+      prolong(queue, 1, levels.level[l], levels.level[l + 1]);
+      postsmooth(queue, 1, levels.level[l], levels.smoother);
+    }
   }
 };
 

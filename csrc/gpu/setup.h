@@ -269,10 +269,10 @@ EF_HD void lanczos_steps(const Queue& queue, long batch, const LevelView& L, dou
   float* z = L.x;
   queue.each(batch, n, StartBody{L.residual, L.fixed, n, L.lanczos});
   for (int step = 0; step < Lanczos::kSteps; ++step) {
-    update(queue, batch, L, L.residual, Update{z, z, L.nodes(), true, 0, 1, nullptr});
+    smoother_step(queue, batch, L, L.residual, Update{z, z, L.nodes(), true, 0, 1, nullptr});
     queue.sum(batch, n, DotTerm{L.residual, z, n}, room, LanczosDirection{L.lanczos});
     queue.each(batch, n, DirectionBody{L.lanczos, z, L.d, L.r, n});
-    subtract(queue, batch, L, nullptr);  // r = -A d
+    residual_minus_product(queue, batch, L, nullptr);  // r = -A d
     queue.sum(batch, n, DotTerm{L.d, L.r, n}, room, LanczosStep{L.lanczos});
     queue.each(batch, n, DescendBody{L.lanczos, L.r, L.residual, n});
   }

@@ -38,6 +38,7 @@ class DeviceMultigrid {
   // fixed: 2N flags; deflated_dof: a fixed dof that is kept out of the hierarchy, or -1.
   DeviceMultigrid(const GridForm<double>& form, const uint8_t* fixed, bool shifted, long deflated_dof, long batch,
                   const Steps& smoother);
+  DeviceMultigrid(const DeviceMultigrid&) = delete;  // levels refer to the plan
 
   size_t constants_bytes() const { return constants_.bytes(); }
   size_t workspace_bytes() const { return workspace_.bytes(); }
@@ -66,32 +67,31 @@ class DeviceMultigrid {
   size_t bounds_count() const { return levels_.size() - 1; }
 
  private:
+  // Where in memory the pieces of a level lie, as offsets.
+  struct AxisPieces {
+    size_t first, width, place, place32;
+  };
   struct Level {
-    int n0, n1;
-    std::vector<uint8_t> mask;
-    Axis a0, a1;  // towards the next coarser level
-    std::vector<int> special;  // numbers of the special cells
-    Patch<float> patch{};      // the numbers; the pointers depend on the memory
-    float whole = 0;           // trace of the homogeneous block
-    size_t fixed, special_at;  // constants
-    size_t first0, width0, place0, place32_0, first1, width1, place1, place32_1;
+    const LevelPlan& plan;
+    size_t fixed, special;  // constants
+    AxisPieces a0, a1;
     size_t x, d, r, regular, irregular, matrix, patch_scale, patch_special;  // workspace
-    long regular_size = 0, irregular_size = 0;
-    size_t cells, residual;  // scratch
-    long nodes() const { return long(n0) * n1; }
+    size_t cells, residual;                                                  // scratch
+    long nodes() const { return long(plan.nodes()); }
+    long special_count() const { return long(plan.special.column.size()); }
   };
 
   template <class T>
   static T* at(char* block, size_t offset) { return reinterpret_cast<T*>(block + offset); }
-  AxisView axis0(const Level& L, const DeviceMemory& m) const;
-  AxisView axis1(const Level& L, const DeviceMemory& m) const;
+  AxisPieces take_axis(const Axis& axis);
+  static AxisView view(const Axis& axis, const AxisPieces& pieces, const DeviceMemory& m);
   BatchTransfer transfer(const Level& L, const DeviceMemory& m) const;
   LevelView view(size_t l, const DeviceMemory& m) const;
   CoarsestView coarsest(const DeviceMemory& m) const;
   SmallLevels small_levels(const DeviceMemory& m) const;
   bool dense() const { return shape_.size() <= kDense; }
   StoredCells stored(size_t l, const DeviceMemory& m) const {
-    return {levels_[l].n0 - 1, levels_[l].n1 - 1, at<double>(m.scratch, levels_[l].cells)};
+    return {levels_[l].plan.n0 - 1, levels_[l].plan.n1 - 1, at<double>(m.scratch, levels_[l].cells)};
   }
 
   template <bool kReduced, class Queue>
@@ -108,10 +108,11 @@ class DeviceMultigrid {
   static constexpr size_t kDense = 640;  // unknowns up to which the coarsest level is inverted
   GridForm<double> form_;
   GridForm<float> form32_;
+  HierarchyPlan plan_;
   bool shifted_;
-  long deflated_dof_, batch_;
+  long batch_;
   Smoother smoother_{};
-  std::vector<uint8_t> all_fixed_;
+  std::vector<uint8_t> all_fixed_;  // the deflated dof too
   std::vector<Level> levels_;
   size_t small_;  // the first of the small levels
   Banded shape_{2, 2};
@@ -122,41 +123,19 @@ class DeviceMultigrid {
 inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint8_t* fixed, bool shifted, long deflated_dof,
                                         long batch, const Steps& smoother)
     : form_(form),
-      form32_{form.n0, form.n1, form.reduced, {float(form.law.g0), float(form.law.g1), float(form.law.lambda), float(form.law.mu)}},
+      form32_{form.n0, form.n1, form.reduced,
+              {float(form.law.g0), float(form.law.g1), float(form.law.lambda), float(form.law.mu)}},
+      plan_(form, fixed, deflated_dof),
       shifted_(shifted),
-      deflated_dof_(deflated_dof),
       batch_(batch),
       all_fixed_(fixed, fixed + 2 * size_t(form.n0) * form.n1) {
   for (const auto& step : smoother) {
-    smoother_.keep[smoother_.count] = float(step.first), smoother_.gain[smoother_.count] = float(step.second);
+    smoother_.momentum[smoother_.count] = float(step.first), smoother_.gain[smoother_.count] = float(step.second);
     ++smoother_.count;
   }
   const size_t n = size_t(form.n0) * form.n1, B = size_t(batch);
-  levels_.emplace_back();
-  levels_[0].n0 = form.n0, levels_[0].n1 = form.n1;
-  levels_[0].mask = all_fixed_;
-  if (deflated_dof >= 0) levels_[0].mask[deflated_dof] = 0;
-  Coarsening coarsening(form.n0, form.n1, 2 / form.law.g0, 2 / form.law.g1);
-  double cell[kEntries];
-  homogeneous_cell(form.law, form.reduced, cell);
-  while (!Coarsening::small(levels_.back().n0, levels_.back().n1)) {
-    Level next;
-    Level& L = levels_.back();
-    L.whole = float(patch_modes(cell, L.patch));
-    L.patch.n0 = L.n0, L.patch.n1 = L.n1;
-    const SpecialCells special(L.mask, L.n0, L.n1);
-    for (int j = 0; j < L.n0 - 1; ++j)
-      for (int k = special.row[j]; k < special.row[j + 1]; ++k) L.special.push_back(j * (L.n1 - 1) + special.column[k]);
-    coarsening.next(L.a0, L.a1);
-    coarsen_homogeneous(L.a0.regular > 0, L.a1.regular > 0, cell);
-    next.n0 = L.a0.n_coarse, next.n1 = L.a1.n_coarse;
-    next.mask = Coarsening::keep(L.mask, L.a0, L.a1);
-    const size_t c0 = size_t(next.n0 - 1), c1 = size_t(next.n1 - 1);
-    L.regular_size = long(size_t(L.a0.regular) * 16 * padded(int(c1)));
-    L.irregular_size = long(64 * (c0 * c1 - size_t(L.a0.regular) * L.a1.regular));
-    levels_.push_back(std::move(next));
-  }
-  shape_ = Banded(levels_.back().n0, levels_.back().n1);
+  for (const LevelPlan& plan : plan_.levels) levels_.push_back(Level{plan});
+  shape_ = Banded(plan_.coarsest().n0, plan_.coarsest().n1);
   small_ = levels_.size();
   while (small_ > 0 && levels_[small_ - 1].nodes() <= SmallLevels::kNodes && levels_.size() - small_ < SmallLevels::kMost)
     --small_;
@@ -171,20 +150,18 @@ inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint
   const size_t shared = scratch_.take<float>(2 * B * n);  // levels that are launched follow each other
   for (size_t l = 0; l < levels_.size(); ++l) {
     Level& L = levels_[l];
-    const size_t nodes = size_t(L.nodes()), m = size_t(L.n0 - 1) * (L.n1 - 1);
+    const size_t nodes = L.plan.nodes(), m = size_t(L.plan.n0 - 1) * (L.plan.n1 - 1);
     const bool smoothed = l + 1 < levels_.size(), stored = l > 0 && smoothed;
     L.fixed = constants_.take<uint8_t>(2 * nodes);
-    L.special_at = constants_.take<int>(L.special.size());
-    L.first0 = constants_.take<int>(L.a0.first.size()), L.width0 = constants_.take<int>(L.a0.width.size());
-    L.first1 = constants_.take<int>(L.a1.first.size()), L.width1 = constants_.take<int>(L.a1.width.size());
-    L.place0 = constants_.take<double>(L.a0.place.size()), L.place32_0 = constants_.take<float>(L.a0.place.size());
-    L.place1 = constants_.take<double>(L.a1.place.size()), L.place32_1 = constants_.take<float>(L.a1.place.size());
+    L.special = constants_.take<int>(L.plan.special.column.size());
+    L.a0 = take_axis(L.plan.a0), L.a1 = take_axis(L.plan.a1);
     L.x = workspace_.take<float>(2 * B * nodes), L.d = workspace_.take<float>(2 * B * nodes);
     L.r = workspace_.take<float>(2 * B * nodes);
-    L.regular = workspace_.take<float>(B * L.regular_size), L.irregular = workspace_.take<float>(B * L.irregular_size);
+    L.regular = workspace_.take<float>(B * L.plan.regular_weights());
+    L.irregular = workspace_.take<float>(B * L.plan.irregular_weights());
     L.matrix = workspace_.take<float>(stored ? B * kPlanes * nodes : 0);
     L.patch_scale = workspace_.take<float>(smoothed ? B * m : 0);
-    L.patch_special = workspace_.take<float>(B * L.special.size() * kEntries);
+    L.patch_special = workspace_.take<float>(B * L.plan.special.column.size() * kEntries);
     L.cells = scratch_.take<double>(l > 0 ? B * kEntries * m : 0);
     L.residual = l < small_ ? shared : scratch_.take<float>(2 * B * nodes);
   }
@@ -195,37 +172,41 @@ inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint
   row_ = scratch_.take<double>(dense() ? B * (k + 1) : 0);
 }
 
+inline DeviceMultigrid::AxisPieces DeviceMultigrid::take_axis(const Axis& a) {
+  const size_t first = constants_.take<int>(a.first.size()), width = constants_.take<int>(a.width.size());
+  return {first, width, constants_.take<double>(a.place.size()), constants_.take<float>(a.place32.size())};
+}
+
 inline void DeviceMultigrid::write_constants(char* out) const {
-  auto put = [&](size_t offset, const auto& values) { std::copy(values.begin(), values.end(), at<typename std::decay_t<decltype(values)>::value_type>(out, offset)); };
+  auto put = [&](size_t offset, const auto& values) {
+    std::copy(values.begin(), values.end(), at<typename std::decay_t<decltype(values)>::value_type>(out, offset));
+  };
+  auto put_axis = [&](const AxisPieces& pieces, const Axis& a) {
+    put(pieces.first, a.first), put(pieces.width, a.width), put(pieces.place, a.place), put(pieces.place32, a.place32);
+  };
   put(all_fixed_at_, all_fixed_);
   for (const Level& L : levels_) {
-    put(L.fixed, L.mask);
-    put(L.special_at, L.special);
-    put(L.first0, L.a0.first), put(L.width0, L.a0.width), put(L.place0, L.a0.place), put(L.place32_0, L.a0.place32);
-    put(L.first1, L.a1.first), put(L.width1, L.a1.width), put(L.place1, L.a1.place), put(L.place32_1, L.a1.place32);
+    put(L.fixed, L.plan.fixed);
+    put(L.special, L.plan.special.numbers(L.plan.n1));
+    put_axis(L.a0, L.plan.a0), put_axis(L.a1, L.plan.a1);
   }
 }
 
-inline AxisView DeviceMultigrid::axis0(const Level& L, const DeviceMemory& m) const {
-  return {L.a0.n_fine, L.a0.n_coarse, L.a0.regular, at<int>(m.constants, L.first0), at<int>(m.constants, L.width0),
-          at<double>(m.constants, L.place0)};
-}
-
-inline AxisView DeviceMultigrid::axis1(const Level& L, const DeviceMemory& m) const {
-  return {L.a1.n_fine, L.a1.n_coarse, L.a1.regular, at<int>(m.constants, L.first1), at<int>(m.constants, L.width1),
-          at<double>(m.constants, L.place1)};
+inline AxisView DeviceMultigrid::view(const Axis& a, const AxisPieces& pieces, const DeviceMemory& m) {
+  return {a.n_fine, a.n_coarse, a.regular, at<int>(m.constants, pieces.first), at<int>(m.constants, pieces.width),
+          at<double>(m.constants, pieces.place)};
 }
 
 inline BatchTransfer DeviceMultigrid::transfer(const Level& L, const DeviceMemory& m) const {
-  return {{axis0(L, m), axis1(L, m), at<float>(m.workspace, L.regular), at<float>(m.workspace, L.irregular),
-           at<float>(m.constants, L.place32_0), at<float>(m.constants, L.place32_1)},
-          L.regular_size, L.irregular_size};
+  return {{view(L.plan.a0, L.a0, m), view(L.plan.a1, L.a1, m), at<float>(m.workspace, L.regular),
+           at<float>(m.workspace, L.irregular), at<float>(m.constants, L.a0.place32), at<float>(m.constants, L.a1.place32)},
+          long(L.plan.regular_weights()), long(L.plan.irregular_weights())};
 }
 
 inline LevelView DeviceMultigrid::view(size_t l, const DeviceMemory& m) const {
   const Level& L = levels_[l];
   LevelView v{};
-  v.n0 = L.n0, v.n1 = L.n1;
+  v.n0 = L.plan.n0, v.n1 = L.plan.n1;
   v.fixed = at<uint8_t>(m.constants, L.fixed);
   v.x = at<float>(m.workspace, L.x), v.d = at<float>(m.workspace, L.d), v.r = at<float>(m.workspace, L.r);
   v.lmax = at<double>(m.workspace, lmax_) + l * batch_;
@@ -237,9 +218,9 @@ inline LevelView DeviceMultigrid::view(size_t l, const DeviceMemory& m) const {
   } else {
     v.matrix = at<float>(m.workspace, L.matrix);
   }
-  v.patch = L.patch;
+  v.patch = L.plan.patch;
   v.patch.scale = at<float>(m.workspace, L.patch_scale), v.patch.special = at<float>(m.workspace, L.patch_special);
-  v.special_count = long(L.special.size());
+  v.special_count = L.special_count();
   v.transfer = transfer(L, m);
   return v;
 }
@@ -267,22 +248,23 @@ void DeviceMultigrid::build(const Queue& queue, const DeviceMemory& m, Fields<co
   float *x32 = at<float>(m.workspace, x32_), *shift32 = shifted_ ? at<float>(m.workspace, shift32_) : nullptr;
   queue.each(batch_, n, ScaleBody{x, shift, modulus, n, x32, shift32});
 
-  const FinestCells<kReduced> finest{form_.law, F.n0, F.n1, x, shift, modulus, at<uint8_t>(m.constants, F.fixed)};
+  const FinestCells<kReduced> finest{form_.law, form_.n0, form_.n1, x, shift, modulus, at<uint8_t>(m.constants, F.fixed)};
   const size_t last = levels_.size() - 1;
   for (size_t l = 0; l < last; ++l) l ? coarsen(queue, m, l, stored(l, m)) : coarsen(queue, m, l, finest);
   last ? factor(queue, m, stored(last, m)) : factor(queue, m, finest);
 
   for (size_t l = 0; l < last; ++l) {
     const Level& L = levels_[l];
-    const long cells = long(L.n0 - 1) * (L.n1 - 1);
+    const int n0 = L.plan.n0, n1 = L.plan.n1;
+    const long cells = long(n0 - 1) * (n1 - 1);
     float* scale = at<float>(m.workspace, L.patch_scale);
     if (l) {
       float* matrix = at<float>(m.workspace, L.matrix);
       queue.each(batch_, L.nodes(), AssembleBody{stored(l, m), matrix});
-      queue.each(batch_, cells, StencilScaleBody{L.n0, L.n1, matrix, L.whole, scale});
+      queue.each(batch_, cells, StencilScaleBody{n0, n1, matrix, L.plan.trace, scale});
       special_cells(queue, m, l, stored(l, m));
     } else {
-      queue.each(batch_, cells, FinestScaleBody{L.n0, L.n1, x32, shift32, L.whole, scale});
+      queue.each(batch_, cells, FinestScaleBody{n0, n1, x32, shift32, L.plan.trace, scale});
       special_cells(queue, m, l, finest);
     }
   }
@@ -294,9 +276,9 @@ void DeviceMultigrid::build(const Queue& queue, const DeviceMemory& m, Fields<co
 template <class Cells, class Queue>
 void DeviceMultigrid::special_cells(const Queue& queue, const DeviceMemory& m, size_t l, Cells cells) const {
   const Level& L = levels_[l];
-  const long count = long(L.special.size());
+  const long count = L.special_count();
   queue.each(batch_, count,
-             SpecialBody<Cells>{cells, at<int>(m.constants, L.special_at), L.n0 - 1, L.n1 - 1, count,
+             SpecialBody<Cells>{cells, at<int>(m.constants, L.special), L.plan.n0 - 1, L.plan.n1 - 1, count,
                                 at<float>(m.workspace, L.patch_scale), at<float>(m.workspace, L.patch_special)});
 }
 
@@ -304,22 +286,23 @@ template <class Fine, class Queue>
 void DeviceMultigrid::coarsen(const Queue& queue, const DeviceMemory& m, size_t l, Fine fine) const {
   const Level &L = levels_[l], &C = levels_[l + 1];
   float* regular = at<float>(m.workspace, L.regular);
-  if (L.regular_size) queue.zero(regular, sizeof(float) * batch_ * L.regular_size);
+  const size_t regular_weights = L.plan.regular_weights();
+  if (regular_weights) queue.zero(regular, sizeof(float) * batch_ * regular_weights);
   const CoarsenBody<Fine> body{fine,
-                               axis0(L, m),
-                               axis1(L, m),
+                               view(L.plan.a0, L.a0, m),
+                               view(L.plan.a1, L.a1, m),
                                stored(l + 1, m),
                                at<uint8_t>(m.constants, C.fixed),
                                regular,
                                at<float>(m.workspace, L.irregular),
-                               L.regular_size,
-                               L.irregular_size};
-  queue.each(batch_, long(C.n0 - 1) * (C.n1 - 1), body);
+                               long(regular_weights),
+                               long(L.plan.irregular_weights())};
+  queue.each(batch_, long(C.plan.n0 - 1) * (C.plan.n1 - 1), body);
 }
 
 template <class Cells, class Queue>
 void DeviceMultigrid::factor(const Queue& queue, const DeviceMemory& m, Cells cells) const {
-  const double regularization = deflated_dof_ < 0 ? 0.0 : 1e-6;
+  const double regularization = plan_.coarsest_regularization();
   if (dense())
     queue.together(batch_, CoarsestInverse<Cells>{{cells, shape_.n0, shape_.n1, at<double>(m.workspace, inverse_)},
                                                   regularization, at<double>(m.scratch, row_)});
@@ -332,12 +315,18 @@ void DeviceMultigrid::factor(const Queue& queue, const DeviceMemory& m, Cells ce
 template <class Queue>
 void DeviceMultigrid::cycle(const Queue& queue, const DeviceMemory& m) const {
   const size_t last = levels_.size() - 1, launched = small_ < last ? small_ : last;
-  for (size_t l = 0; l < launched; ++l) descend(queue, batch_, view(l, m), view(l + 1, m), smoother_);
+  for (size_t l = 0; l < launched; ++l) {
+    presmooth(queue, batch_, view(l, m), smoother_);
+    restrict(queue, batch_, view(l, m), view(l + 1, m));
+  }
   if (small_ <= last)
     queue.together(batch_, SmallCycle{small_levels(m)});
   else
-    solve_coarsest(queue, batch_, coarsest(m), view(last, m));
-  for (size_t l = launched; l-- > 0;) ascend(queue, batch_, view(l, m), view(l + 1, m), smoother_);
+    coarse_solve(queue, batch_, coarsest(m), view(last, m));
+  for (size_t l = launched; l-- > 0;) {
+    prolong(queue, batch_, view(l, m), view(l + 1, m));
+    postsmooth(queue, batch_, view(l, m), smoother_);
+  }
 }
 
 template <class Queue>
@@ -347,7 +336,7 @@ void DeviceMultigrid::precondition(const Queue& queue, typename Queue::Recording
   const Level& L = levels_[0];
   const long n = L.nodes();
   const uint8_t* fixed = at<uint8_t>(m.constants, deflates ? all_fixed_at_ : L.fixed);
-  const Deflation deflation{deflates ? deflated_dof_ : -1, mode, {translation[0], translation[1]}};
+  const Deflation deflation{deflates ? plan_.deflated_dof : -1, mode, {translation[0], translation[1]}};
   double *scale = at<double>(m.workspace, scale_), *net = at<double>(m.workspace, net_);
   queue.sum(batch_, 2 * n, LoadTerm{r, fixed, n, deflation}, at<double>(m.workspace, sums_), LoadSums{scale, net});
   queue.each(batch_, 2 * n, LowerBody{r, fixed, n, deflation, scale, net, at<float>(m.workspace, L.r)});
