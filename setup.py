@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from glob import glob
 from multiprocessing.pool import ThreadPool
 
 import pybind11
@@ -20,10 +21,8 @@ from setuptools import setup
 from setuptools.command.build_ext import build_ext
 from setuptools.modified import newer_group
 
-HEADERS = "host_device cell multigrid_cell hierarchy banded lanczos kernels memory parallel multigrid".split()
-HEADERS = [f"csrc/{name}.h" for name in HEADERS]
-DEVICE_HEADERS = "launch cuda_queue grid_bodies multigrid_bodies device_multigrid device_bindings".split()
-DEVICE_HEADERS = [*HEADERS, *(f"csrc/{name}.h" for name in DEVICE_HEADERS)]
+SHARED = glob("csrc/*.h")
+CPU, GPU = (SHARED + glob(f"csrc/{folder}/*.h") for folder in ("cpu", "gpu"))
 # Not -ffast-math: at link time it would flush subnormal numbers in the whole process.
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
 # Python is built with -fwrapv, and its flags come first: GCC then leaves loops over int half vectorised.
@@ -41,13 +40,13 @@ else:
 
 
 class BuildExt(build_ext):
-    """Compiles csrc/kernels.cpp once for each instruction set and .cu files by nvcc, all units side by side."""
+    """Compiles csrc/cpu/kernels.cpp once for each instruction set and .cu files by nvcc, all units side by side."""
 
     def build_extension(self, ext):
         """Compile whatever is out of date, then let setuptools link."""
         units = [(source, "", []) for source in ext.sources]
         if ext is core:
-            units = [("csrc/kernels.cpp", name, march) for name, march in INSTRUCTION_SETS.items()] + units
+            units = [("csrc/cpu/kernels.cpp", name, march) for name, march in INSTRUCTION_SETS.items()] + units
 
         def compile_unit(unit):
             source, name, march = unit
@@ -121,8 +120,8 @@ def cuda_extension():
     names = ", ".join(f"sm_{a}" for a in architectures) + f", PTX {architectures[-1]}"
     cuda = extension(
         "_cuda",
-        ["csrc/cuda.cu"],
-        DEVICE_HEADERS,
+        ["csrc/gpu/module.cu"],
+        GPU,
         define_macros=[("EF_CUDA_ARCH", f'"{names}"')],
         include_dirs=[pybind11.get_include()],
         library_dirs=libraries,
@@ -134,8 +133,8 @@ def cuda_extension():
 
 core = extension(
     "_core",
-    ["csrc/bindings.cpp", "csrc/multigrid.cpp", "csrc/dispatch.cpp"],
-    ["csrc/kernels.cpp", *HEADERS],
+    ["csrc/cpu/module.cpp", "csrc/cpu/solver.cpp", "csrc/cpu/dispatch.cpp"],
+    ["csrc/cpu/kernels.cpp", *CPU],
     define_macros=[
         ("EF_COMPILER", f'"{os.environ.get("CXX", sysconfig.get_config_var("CXX") or "c++")}"'),
         ("EF_FLAGS", f'"{" ".join(FLAGS + OPENMP)}"'),

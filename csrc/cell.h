@@ -24,6 +24,26 @@ EF_HD CellLaw<T> cell_law(double h0, double h1, double lambda, double mu) {
   return {T(2 / h0), T(2 / h1), T(lambda * h0 * h1), T(mu * h0 * h1)};
 }
 
+// The form on a grid of n0 x n1 nodes.
+template <class T>
+struct GridForm {
+  int n0, n1;
+  bool reduced;
+  CellLaw<T> law;
+};
+
+// A form as the bindings hand it on, in the numbers that Python gave.
+struct FormSpec {
+  int n0, n1;
+  double h0, h1, lambda, mu;
+  bool reduced;
+  template <class T>
+  GridForm<T> form() const {
+    return {n0, n1, reduced, cell_law<T>(h0, h1, lambda, mu)};
+  }
+  long nodes() const { return long(n0) * n1; }
+};
+
 // Nodes of a cell: a = (s-, t-), b = (s-, t+), c = (s+, t-), d = (s+, t+).
 template <class V>
 struct Corners {

@@ -25,14 +25,14 @@ def host_executor():
     """The device's kernels as a module for the processor, compiled when the tests first want it."""
     root = Path(__file__).parents[1]
     target = root / "build" / "host_executor" / f"_host_executor{sysconfig.get_config_var('EXT_SUFFIX')}"
-    newest = max(source.stat().st_mtime for source in (root / "csrc").iterdir())
+    newest = max(source.stat().st_mtime for source in (root / "csrc").rglob("*.*"))
     if not target.exists() or target.stat().st_mtime < newest:
         target.parent.mkdir(parents=True, exist_ok=True)
         made = target.with_suffix(f".{os.getpid()}")  # tests may run side by side
         includes = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
         options = ["-std=c++17", "-O1", "-fPIC", "-shared", "-s", "-fvisibility=hidden", *includes]
         compiler = os.environ.get("CXX", "c++").split()
-        subprocess.run([*compiler, *options, root / "csrc/host_executor.cpp", "-o", made], check=True)
+        subprocess.run([*compiler, *options, root / "csrc/gpu/host_executor.cpp", "-o", made], check=True)
         made.replace(target)
     spec = spec_from_file_location("_host_executor", target)
     module = module_from_spec(spec)

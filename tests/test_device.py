@@ -501,7 +501,7 @@ def test_workspace_needs_no_initial_values(monkeypatch):
     kernels = device.host_executor()
     core = kernels.GridForm(*shape, *form.geometry.spacing, law.lame_lambda, law.lame_mu, True)
     fixed = ef.compression(form.geometry, pressure=1.0).fixed.astype(np.uint8)
-    plan = kernels.Multigrid(core, fixed, False, -1, 1, smoother=smoother(law.multigrid))
+    plan = kernels.Multigrid(core, fixed.reshape(2, -1), False, -1, 1, smoother=smoother(law.multigrid))
     queue, results = kernels.Queue(), []
 
     def at(a):

@@ -14,6 +14,11 @@ from .sparsity import SparsityPattern, contraction_pattern, stiffness_pattern
 
 __all__ = ["GridBackend", "GridSolver"]
 
+# Accuracy of the mode of a deflated dof where it has to be solved for, and the limit on the iterations. The mode only
+# shapes the preconditioner, never the solution. Not studied.
+MODE_RTOL, MODE_MAX_ITERATIONS = 1e-3, 50
+ROUNDING = 1e-12  # relative size below which the parts of a rigid mode are rounding errors
+
 
 class GridBackend:
     """The four contractions of the form on one `Grid` with one law.
@@ -26,7 +31,7 @@ class GridBackend:
         self.grid = grid
         self.law = law
         self.core = _core.GridForm(*grid.shape, *grid.spacing, law.lame_lambda, law.lame_mu, law.mean_dilatation)
-        self._last_pin = None
+        self._last_deflation = None
 
     def force(self, x, u, out=None):
         """K(x) u for a batch: x (1 or B, N) and u (B, 2, N) give (B, 2, N), and whether all of it is finite."""
@@ -71,11 +76,11 @@ class GridBackend:
         """The pattern of D, shared by all its matrices."""
         return contraction_pattern(*self._node_graph, self.grid.dim)
 
-    def pin(self, fixed):
-        """`_lone_pin`, remembered for the last mask: solvers for many moduli share one support."""
-        if self._last_pin is None or not np.array_equal(self._last_pin[0], fixed):
-            self._last_pin = fixed, _lone_pin(self.grid, fixed)
-        return self._last_pin[1]
+    def deflation(self, fixed):
+        """What `_deflation` finds, remembered for the last mask: solvers for many moduli share one support."""
+        if self._last_deflation is None or not np.array_equal(self._last_deflation[0], fixed):
+            self._last_deflation = fixed, _deflation(self.grid, fixed)
+        return self._last_deflation[1]
 
     def solver(self, x, active, shift=None):
         """`GridSolver` for K(x) + diag(shift) on the active dofs."""
@@ -106,13 +111,35 @@ class GridSolver:
             raise ValueError("active marks no dof: there is nothing to solve for")
         x = np.ascontiguousarray(x, np.float64).reshape(n)
         fixed = ~self.active
-        pin, mode = backend.pin(fixed)
+        dof, mode = backend.deflation(fixed)
         if shift is not None:
             shift = np.ascontiguousarray(shift, np.float64).reshape(2, n)
         self._settings = backend.law.multigrid
-        self._core = _core.Multigrid(
-            backend.core, x, fixed.view(np.uint8), shift, pin, mode, smoother=smoother(self._settings)
-        )
+        self._core = _core.Multigrid(backend.core, x, fixed.view(np.uint8), shift, dof, smoother=smoother(self._settings))
+        if dof >= 0:
+            self._core.deflate(mode if shift is None else self._deflated_mode(dof, np.zeros((2, n))))
+
+    def _deflated_mode(self, dof, load):
+        """Mode of the deflated dof where a shift resists the rigid motion: the response to a force at that dof.
+
+        The system is solved with the dof free, which it is until the mode is known; the response is scaled to be one at
+        the dof.
+
+        Parameters
+        ----------
+        dof : int
+        load : array of float64, shape (..., 2, N)
+            Zeros.
+        """
+        at = (..., *divmod(dof, load.shape[-1]))
+        load[at] = 1
+        w = self._solve_for_mode(load)
+        return w / w[at][..., None, None]
+
+    def _solve_for_mode(self, load):
+        w = np.zeros_like(load)
+        self._core.solve(load, w, MODE_RTOL, MODE_MAX_ITERATIONS, energy=True)
+        return w
 
     def solve(self, b, x0=None, rtol=1e-8, maxiter=200, energy=False) -> Solution:
         """Solve to a true relative residual of ``rtol``.
@@ -134,9 +161,9 @@ class GridSolver:
         RuntimeError
             If the residual is not reached; the message says what was.
         """
-        shape = np.shape(b)
-        b = np.ascontiguousarray(b, np.float64).reshape(self.active.shape)
-        w = np.zeros(self.active.shape) if x0 is None else np.array(x0, np.float64).reshape(self.active.shape)
+        shape, fields = np.shape(b), self.active.shape
+        b = np.ascontiguousarray(b, np.float64).reshape(fields)
+        w = np.zeros(fields) if x0 is None else np.array(x0, np.float64, order="C").reshape(fields)
         iterations, residual, converged = self._core.solve(b, w, rtol, maxiter, energy)
         if not converged:
             self._refuse(residual, iterations, rtol)
@@ -193,23 +220,24 @@ def semi_iteration(low: float, high: float, count: int) -> list[tuple[float, flo
     return steps
 
 
-def _lone_pin(grid, fixed):
-    """The fixed dof to be kept out of the hierarchy, if any, and the rigid motion that it holds.
+def _deflation(grid, fixed):
+    """The fixed dof to be deflated, if any, and the rigid mode that it alone holds.
 
-    A single fixed dof is a slow mode of multigrid: coarse grids do not see it. Where one such pin alone holds the
-    body against a motion (the lateral pin of `compression`), it is treated exactly instead. Measured iterations in
-    plane strain: 11 in place of 14 to 17. With several pins the same costs more than it gains (31 to 42 in place of
-    15 to 21), so these stay in the hierarchy.
+    Multigrid reduces the reaction of a single fixed dof slowly, because coarse grids do not represent it. Where one
+    such dof alone holds the body against a rigid motion (the lateral pin of `compression`), the hierarchy leaves it
+    free and each cycle removes the rigid mode from its result exactly (deflation). Measured iterations in plane
+    strain: 11 instead of 14 to 17. With several such dofs deflation costs more than it gains (31 to 42 iterations
+    instead of 15 to 21), so they stay in the hierarchy.
 
     Returns
     -------
-    pin : int
+    dof : int
         Dof number, component * N + node, or -1.
-    mode : array of float64, shape (2, N) or (0,)
-        The motion, one at the pin.
+    mode : array of float64, shape (2, N)
+        The rigid motion, one at the dof; zeros without a dof.
     """
     n = grid.n_nodes
-    nothing = -1, np.zeros(0)
+    nothing = -1, np.zeros((2, n))
     held = np.flatnonzero(fixed)
     if not 0 < len(held) < 0.5 * fixed.size:
         return nothing
@@ -222,14 +250,14 @@ def _lone_pin(grid, fixed):
         return rigid_modes(grid, dofs % n)[:, dofs // n, np.arange(len(dofs))]
 
     values, vectors = np.linalg.eigh(motions(rest) @ motions(rest).T / n)
-    vectors[np.abs(vectors) < 1e-12] = 0  # a pure translation is then constant to the last bit, and cheaper
-    free = vectors[:, values < 1e-12]  # motions that only pins hold
+    vectors[np.abs(vectors) < ROUNDING] = 0  # a pure translation is then constant to the last bit, and cheaper
+    free = vectors[:, values < ROUNDING]  # motions that only lone dofs hold
     if free.shape[1] != 1 or not len(alone):
         return nothing
     free = free[:, 0]
-    at_pins = free @ motions(alone)
-    best = int(np.argmax(np.abs(at_pins)))
-    free = free / at_pins[best]
-    # a translation needs no memory
-    mode = np.tensordot(free, rigid_modes(grid), 1) if free[2] else np.broadcast_to(free[:2, None], (2, n))
+    at_dofs = free @ motions(alone)
+    best = int(np.argmax(np.abs(at_dofs)))
+    free = free / at_dofs[best]
+    # a translation is made constant to the last bit: solvers then store two numbers instead of a field
+    mode = np.tensordot(free, rigid_modes(grid), 1) if free[2] else np.repeat(free[:2, None], n, axis=1)
     return int(alone[best]), mode

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..backend.batch import dots
 from ..backend.device import to_host
-from .grid import GridSolver, smoother
+from .grid import MODE_MAX_ITERATIONS, MODE_RTOL, GridSolver, smoother
 from .mesh_solver import Solution
 from .sparsity import SparsityPattern
 
@@ -16,7 +16,7 @@ __all__ = ["DeviceBackend", "DeviceSolver"]
 
 RESTARTS = 4  # of conjugate gradients, from the true residual
 LARGEST_BATCH = 65535  # what one launch can hold
-MOST_ROWS = 11 * LARGEST_BATCH  # as many tiles of 11 rows (csrc/launch.h)
+MOST_ROWS = 11 * LARGEST_BATCH  # as many tiles of 11 rows (csrc/gpu/launch.h)
 
 
 class DeviceBackend:
@@ -25,7 +25,7 @@ class DeviceBackend:
     Parameters
     ----------
     host : GridBackend
-        The same on the processor; gives the law's numbers, sparsity patterns and the pin.
+        The same on the processor; gives the law's numbers, sparsity patterns and the deflated dof.
     device : CudaDevice
     """
 
@@ -94,26 +94,26 @@ class DeviceBackend:
 
 
 class _Plan:
-    """What solvers for different moduli share: the hierarchy's layout and constants, and where the pin is."""
+    """What solvers for different moduli share: the hierarchy's layout and constants, and the deflated rigid mode."""
 
     def __init__(self, backend, active, shifted, batch):
         device = backend.device
         self.active, self.shifted, self.batch = active, shifted, batch
         fixed = ~active
-        self.pin, mode = backend.host.pin(fixed)
+        self.dof, mode = backend.host.deflation(fixed)
         self.core = device.kernels.Multigrid(
             backend.core,
             fixed.view(np.uint8),
             shifted,
-            self.pin,
+            self.dof,
             _batch(batch),
             smoother=smoother(backend.law.multigrid),
         )
         self.constants = device.upload(self.core.constants())
         self.mask = device.upload(active)
-        constant = self.pin >= 0 and bool((mode == mode[:, :1]).all())
+        constant = bool((mode == mode[:, :1]).all())
         self.translation = (float(mode[0, 0]), float(mode[1, 0])) if constant else (0.0, 0.0)
-        self.mode = device.upload(mode) if self.pin >= 0 and not constant else None
+        self.mode = None if constant else device.upload(mode)
 
     def fits(self, active, shifted, batch):
         same = self.active is active or np.array_equal(self.active, active)
@@ -151,18 +151,13 @@ class DeviceSolver(GridSolver):
         )
         self._recording = device.kernels.Recording()
         self._mode, self._stride = plan.mode, 0
-        if plan.pin >= 0 and shift is not None:
-            self._mode, self._stride = self._response_at_pin(), 2 * n
+        self._deflates = False  # the deflated dof is free until its mode is known
+        if plan.dof >= 0 and shift is not None:
+            self._mode, self._stride = self._deflated_mode(plan.dof, xp.zeros(self._fields)), 2 * n
+        self._deflates = plan.dof >= 0
 
-    def _response_at_pin(self):
-        """With a shift the motion that the pin holds is no longer rigid: it is the response of the body without the
-        pin to a force there, scaled to be one at the pin.
-        """
-        load = self.device.xp.zeros(self._fields)
-        pin = divmod(self._plan.pin, self._fields[-1])
-        load[:, pin[0], pin[1]] = 1
-        w, *_ = self._conjugate_gradients(load, None, 1e-3, 50, pinned=False)
-        return w / w[:, pin[0], pin[1]].reshape(-1, 1, 1)
+    def _solve_for_mode(self, load):
+        return self._conjugate_gradients(load, None, MODE_RTOL, MODE_MAX_ITERATIONS)[0]
 
     def solve(self, b, x0=None, rtol=1e-8, maxiter=200) -> Solution:  # type: ignore[override]
         """As `GridSolver.solve`, for every member of the batch; there is no bound in the energy norm."""
@@ -176,7 +171,7 @@ class DeviceSolver(GridSolver):
             self._refuse(residual, iterations, rtol)
         return Solution((w * norm).reshape(self.shape), iterations, residual)
 
-    def _conjugate_gradients(self, b, w, rtol, maxiter, pinned=True):
+    def _conjugate_gradients(self, b, w, rtol, maxiter):
         """The scaled systems as one; the residual that the iteration carries along drifts, so it begins again from
         the true one.
         """
@@ -189,12 +184,12 @@ class DeviceSolver(GridSolver):
 
         def operator(of):
             return linalg.LinearOperator(
-                (size, size), matvec=lambda v: of(v.reshape(self._fields), pinned).ravel(), dtype=b.dtype
+                (size, size), matvec=lambda v: of(v.reshape(self._fields)).ravel(), dtype=b.dtype
             )
 
         system, cycle = operator(self._product), operator(self._cycle)
         w = xp.zeros_like(b) if w is None else w
-        r = b - self._product(w, pinned)
+        r = b - self._product(w)
         for _ in range(RESTARTS):
             residual = self._largest(r)
             if residual <= rtol or iterations >= maxiter:
@@ -203,7 +198,7 @@ class DeviceSolver(GridSolver):
                 system, r.ravel(), rtol=0.0, atol=rtol, maxiter=maxiter - iterations, M=cycle, callback=count
             )
             w = w + e.reshape(self._fields)
-            r = b - self._product(w, pinned)
+            r = b - self._product(w)
         return w, iterations, self._largest(r)
 
     @staticmethod
@@ -215,22 +210,22 @@ class DeviceSolver(GridSolver):
         field = xp.asarray(field, xp.float64).reshape(self._fields)
         return xp.where(self._plan.mask, field, 0.0)
 
-    def _cycle(self, r, pinned=True):
+    def _cycle(self, r):
         z, at, plan = self.device.xp.empty(self._fields), self.device.address, self._plan
         r = self.device.xp.ascontiguousarray(r)
         plan.core.precondition(
-            self.device.queue(), self._recording, at(plan.constants), at(self._workspace), pinned, at(self._mode),
-            self._stride, *plan.translation, at(r), at(z),
+            self.device.queue(), self._recording, at(plan.constants), at(self._workspace),
+            self._deflates, at(self._mode), self._stride, *plan.translation, at(r), at(z),
         )  # fmt: skip
         return z
 
-    def _product(self, p, pinned=True):
+    def _product(self, p):
         q, at, plan = self.device.xp.empty(self._fields), self.device.address, self._plan
         p = self.device.xp.ascontiguousarray(p)
         plan.core.apply(
             self.device.queue(),
             at(plan.constants),
-            pinned,
+            self._deflates,
             at(self._x),
             self._x.shape[1],
             at(self._shift),

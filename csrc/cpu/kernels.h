@@ -7,36 +7,11 @@
 #include <cstddef>
 #include <type_traits>
 
-#include "multigrid_cell.h"
+#include "../cell_multigrid.h"
 
 namespace elastofast {
 
-template <class T>
-struct GridForm {
-  int n0, n1;
-  bool reduced;
-  CellLaw<T> law;
-};
-
-// A form as the bindings hand it on, in the numbers that Python gave.
-struct FormSpec {
-  int n0, n1;
-  double h0, h1, lambda, mu;
-  bool reduced;
-  template <class T>
-  GridForm<T> form() const {
-    return {n0, n1, reduced, cell_law<T>(h0, h1, lambda, mu)};
-  }
-  long nodes() const { return long(n0) * n1; }
-};
-
-// The coefficients of kBlockNodes nodes of a row stand together, coefficient after coefficient; those past the end
-// of a row are zero.
-constexpr int kBlockNodes = 16;
-constexpr int kPad = 16;
-EF_HD constexpr int blocks(int n) { return (n + kBlockNodes - 1) / kBlockNodes; }
-EF_HD constexpr int padded(int n) { return blocks(n) * kBlockNodes + 2 * kPad; }
-
+// Stored half stencil of a level, see numbering.h: rows of blocks of nodes.
 template <class T>
 struct Stencil {
   int n0, n1;
@@ -73,11 +48,11 @@ struct Contractions {
 // The V-cycle, in single precision.
 struct Cycle {
   // out = r - (K(x) + diag(shift)) d;  shift may be null, out may be r
-  void (*subtract)(const GridForm<float>&, const float* x, const float* shift, Rows<const float> d, Rows<const float> r,
-                   Rows<float> out, int begin, int end);
-  // the same with a stored stencil in place of K
-  void (*stencil_subtract)(const Stencil<float>&, Rows<const float> d, Rows<const float> r, Rows<float> out, int begin,
-                           int end);
+  void (*residual_minus_product)(const GridForm<float>&, const float* x, const float* shift, Rows<const float> d,
+                                 Rows<const float> r, Rows<float> out, int begin, int end);
+  // the same with a stored stencil in place of K(x) + diag(shift)
+  void (*stencil_residual_minus_product)(const Stencil<float>&, Rows<const float> d, Rows<const float> r, Rows<float> out,
+                                         int begin, int end);
   // d = a d + b B r with B the sum of inverted blocks, d not read where a = 0
   void (*patch)(const Patch<float>&, Rows<const float> r, float a, float b, Rows<float> d, int begin, int end);
   void (*restrict_rows)(const Transfer<float>&, const float* fine, float* coarse, int begin, int end);  // coarse node rows
@@ -97,7 +72,7 @@ struct Outer {
   double (*dot_low)(const double* x, const float* low, size_t n);
   void (*raise_add)(double a, const float* low, double b, double* y, size_t n);  // y = a low + b y
   // x += step p, r -= step q, returns r.r
-  double (*descend)(double step, const double* p, const double* q, double* x, double* r, size_t n);
+  double (*cg_update)(double step, const double* p, const double* q, double* x, double* r, size_t n);
 };
 
 // Set-up of one level, in double precision.

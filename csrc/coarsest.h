@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstddef>
 
-#include "multigrid_cell.h"
+#include "cell_multigrid.h"
 
 namespace elastofast {
 

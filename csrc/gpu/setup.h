@@ -1,205 +1,10 @@
-// Bodies of multigrid on a device. Fields of a level are float, two planes of nodes a batch member; stored stencils are
-// kPlanes planes of nodes.
+// What runs when a hierarchy is set up on a device: Galerkin products, stencils, patches, eigenvalue bounds, inverse of the
+// coarsest level.
 #pragma once
-#include "banded.h"
-#include "grid_bodies.h"
-#include "lanczos.h"
+#include "../lanczos.h"
+#include "cycle.h"
 
 namespace elastofast {
-
-// ---------------------------------------------------------------------------------------------- inner products
-
-struct ProductTerm {
-  const double *a, *b;
-  long n;
-  EF_HD void operator()(int m, long k, double* sum) const { sum[0] += a[n * m + k] * b[n * m + k]; }
-};
-
-struct StoreSum {
-  double* out;
-  EF_HD void operator()(int m, const double* sum) const { out[m] = sum[0]; }
-};
-
-// ------------------------------------------------------------------------------------------------- smoothing
-
-// d = a d + b / lmax v, y += d; or d = y = b / lmax v first. For sums (u, v) of patches at a node.
-struct Update {
-  float *d, *y;
-  long n;
-  bool first;
-  float a, b;
-  const double* lmax;  // of each member, or null for one
-  struct Kept {
-    float d0, d1, y0, y1, gain;
-  };
-  EF_HD Kept keep(int member, long node) const {
-    const long at = 2 * n * member + node;
-    const float gain = lmax ? b / float(lmax[member]) : b;
-    if (first) return {0, 0, 0, 0, gain};
-    return {a * d[at], a * d[at + n], y[at], y[at + n], gain};
-  }
-  EF_HD void operator()(int member, long node, float u, float v, const Kept& k) const {
-    const long at = 2 * n * member + node;
-    const float e = k.d0 + k.gain * u, f = k.d1 + k.gain * v;
-    d[at] = e, d[at + n] = f;
-    y[at] = k.y0 + e, y[at + n] = k.y1 + f;
-  }
-};
-
-// r -= (f + shift d), zero at fixed dofs; y += d if there is a y.
-struct Residual {
-  float* r;
-  long n;
-  const float *d, *shift;
-  const uint8_t* fixed;
-  float* y;
-  struct Kept {
-    float r0, r1, y0, y1;
-    bool fixed0, fixed1;
-  };
-  EF_HD Kept keep(int b, long node) const {
-    const long at = 2 * n * b + node;
-    Kept k{r[at], r[at + n], 0, 0, fixed[node] != 0, fixed[node + n] != 0};
-    if (shift) k.r0 -= shift[at] * d[at], k.r1 -= shift[at + n] * d[at + n];
-    if (y) k.y0 = y[at] + d[at], k.y1 = y[at + n] + d[at + n];
-    return k;
-  }
-  EF_HD void operator()(int b, long node, float u, float v, const Kept& k) const {
-    const long at = 2 * n * b + node;
-    r[at] = k.fixed0 ? 0.f : k.r0 - u;
-    r[at + n] = k.fixed1 ? 0.f : k.r1 - v;
-    if (y) y[at] = k.y0, y[at + n] = k.y1;
-  }
-};
-
-// Scales of a patch are positive; a special cell has its number in their place, marked by the sign bit.
-EF_HD float special_mark(long number) {
-  const uint32_t bits = uint32_t(number) | 0x80000000u;
-  float scale;
-  memcpy(&scale, &bits, sizeof scale);
-  return scale;
-}
-EF_HD long special_number(float scale) {  // -1 for others
-  uint32_t bits;
-  memcpy(&bits, &scale, sizeof bits);
-  return bits & 0x80000000u ? long(bits & 0x7fffffffu) : -1;
-}
-
-struct PatchCells {
-  Patch<float> patch;  // of member 0; the planes of the others follow
-  long special_count;
-  const float* r;
-  EF_HD CornerForces<float> operator()(int b, int j, int i) const {
-    const int n1 = patch.n1;
-    const long n = long(patch.n0) * n1, cells = long(patch.n0 - 1) * (n1 - 1);
-    const float *u = r + 2 * n * b + long(j) * n1 + i, s = patch.scale[cells * b + long(j) * (n1 - 1) + i];
-    const Corners<float> cu = corners_at(u, n1), cv = corners_at(u + n, n1);
-    const long number = special_number(s);
-    return number < 0 ? patch_solve(patch.p, patch.q, patch.r, s, cu, cv)
-                      : special_solve(patch.special + (special_count * b + number) * kEntries, cu, cv);
-  }
-};
-
-template <class Out>
-struct StencilBody {
-  int n0, n1;
-  const float* planes;
-  const float* x;
-  Out out;
-  EF_HD void operator()(int b, long k) const {
-    const long n = long(n0) * n1;
-    const int j = row_of(k, n1), i = column_of(k, n1);
-    const auto kept = out.keep(b, k);
-    const float *A = planes + kPlanes * n * b, *u = x + 2 * n * b, *v = u + n;
-    const float d01 = A[n + k];
-    float f0 = A[k] * u[k] + d01 * v[k], f1 = d01 * u[k] + A[2 * n + k] * v[k];
-    // the neighbour at `to` by the coefficients of this node, the one at `from` by its own, transposed
-    auto forward = [&](int plane, bool exists, long to) EF_LAMBDA {
-      if (!exists) return;
-      const float *c = A + plane * n + k, p = u[k + to], q = v[k + to];
-      f0 += c[0] * p + c[n] * q;
-      f1 += c[2 * n] * p + c[3 * n] * q;
-    };
-    auto backward = [&](int plane, bool exists, long from) EF_LAMBDA {
-      if (!exists) return;
-      const float *c = A + plane * n + k + from, p = u[k + from], q = v[k + from];
-      f0 += c[0] * p + c[2 * n] * q;
-      f1 += c[n] * p + c[3 * n] * q;
-    };
-    const bool left = i > 0, right = i < n1 - 1, above = j > 0, below = j < n0 - 1;
-    forward(kEast, right, 1);
-    forward(kSouthWest, below && left, n1 - 1);
-    forward(kSouth, below, n1);
-    forward(kSouthEast, below && right, n1 + 1);
-    backward(kEast, left, -1);
-    backward(kSouthWest, above && right, -(n1 - 1));
-    backward(kSouth, above, -n1);
-    backward(kSouthEast, above && left, -(n1 + 1));
-    out(b, k, f0, f1, kept);
-  }
-};
-
-// -------------------------------------------------------------------------------------------------- transfer
-
-// The transfer of one batch member.
-struct BatchTransfer {
-  Transfer<float> first;
-  long regular, irregular;  // values a member
-  EF_HD Transfer<float> of(int b) const {
-    Transfer<float> t = first;
-    t.regular += regular * b;
-    t.irregular += irregular * b;
-    return t;
-  }
-};
-
-struct RestrictCells {
-  BatchTransfer transfer;
-  const float* fine;
-  EF_HD CornerForces<float> operator()(int b, int J, int I) const {
-    const Transfer<float> P = transfer.of(b);
-    const int nf = P.a1.n_fine, ld = padded(P.a1.n_coarse - 1);
-    const long n = long(P.a0.n_fine) * nf;
-    const float* f = fine + 2 * n * b;
-    if (J >= P.a0.regular || I >= P.a1.regular) return restrict_irregular(P, J, I, f);
-    const float *u = f + long(2 * J) * nf + 2 * I, *q = P.regular + long(J) * 16 * ld + I;
-    return restrict_regular(P.place0[2 * J + 1], P.place1[2 * I + 1], corners_at(u, nf), corners_at(u + n, nf),
-                            [&](int w) EF_LAMBDA { return q[long(w) * ld]; });
-  }
-};
-
-// One index a coarse cell, for the fine nodes that it owns.
-struct ProlongBody {
-  BatchTransfer transfer;
-  const float* coarse;
-  float* fine;
-  const uint8_t* fixed;
-  EF_HD void operator()(int b, long k) const {
-    const Transfer<float> P = transfer.of(b);
-    const int nf = P.a1.n_fine, nc = P.a1.n_coarse, ld = padded(nc - 1), J = row_of(k, nc - 1), I = column_of(k, nc - 1);
-    const long n = long(P.a0.n_fine) * nf, m = long(P.a0.n_coarse) * nc;
-    const float* c = coarse + 2 * m * b;
-    float* f = fine + 2 * n * b;
-    auto put = [&](long at, float value) EF_LAMBDA { f[at] = fixed[at] ? 0.f : value; };
-    if (J >= P.a0.regular || I >= P.a1.regular) return prolong_irregular(P, J, I, c, put);
-    const Corners<float> u = corners_at(c + long(J) * nc + I, nc), v = corners_at(c + m + long(J) * nc + I, nc);
-    Corners<float> to[2];
-    EF_UNROLL
-    for (int e = 0; e < 2; ++e) {
-      const float* q = P.regular + (long(J) * 16 + 8 * e) * ld + I;
-      to[e] = prolong_regular(P.place0[2 * J + 1], P.place1[2 * I + 1], e ? v : u, u, v,
-                              [&](int w) EF_LAMBDA { return q[long(w) * ld]; });
-    }
-    const uint8_t* held = fixed + long(2 * J) * nf + 2 * I;
-    float* o = f + long(2 * J) * nf + 2 * I;
-    const uint8_t h[8] = {held[0], held[1], held[nf], held[nf + 1], held[n], held[n + 1], held[n + nf], held[n + nf + 1]};
-    EF_UNROLL
-    for (int e = 0; e < 2; ++e) {
-      o[e * n] = h[4 * e] ? 0.f : to[e].a, o[e * n + 1] = h[4 * e + 1] ? 0.f : to[e].b;
-      o[e * n + nf] = h[4 * e + 2] ? 0.f : to[e].c, o[e * n + nf + 1] = h[4 * e + 3] ? 0.f : to[e].d;
-    }
-  }
-};
 
 // ---------------------------------------------------------------------------------------------------- set-up
 
@@ -456,6 +261,33 @@ struct LargestBody {
   EF_HD void operator()(int, long k) const { lmax[k] = state[k].largest(); }
 };
 
+// Ten Lanczos steps for the largest eigenvalue of (smoother x matrix) on one level.
+EF_ANY_QUEUE
+template <class Queue>
+EF_HD void lanczos_steps(const Queue& queue, long batch, const LevelView& L, double* room) {
+  const long n = 2 * L.nodes();
+  float* z = L.x;
+  queue.each(batch, n, StartBody{L.residual, L.fixed, n, L.lanczos});
+  for (int step = 0; step < Lanczos::kSteps; ++step) {
+    smoother_step(queue, batch, L, L.residual, Update{z, z, L.nodes(), true, 0, 1, nullptr});
+    queue.sum(batch, n, DotTerm{L.residual, z, n}, room, LanczosDirection{L.lanczos});
+    queue.each(batch, n, DirectionBody{L.lanczos, z, L.d, L.r, n});
+    residual_minus_product(queue, batch, L, nullptr);  // r = -A d
+    queue.sum(batch, n, DotTerm{L.d, L.r, n}, room, LanczosStep{L.lanczos});
+    queue.each(batch, n, DescendBody{L.lanczos, L.r, L.residual, n});
+  }
+}
+
+struct SmallLanczos {
+  SmallLevels levels;
+  EF_ANY_QUEUE
+  template <class Queue>
+  EF_HD void operator()(Queue queue, int block) const {
+    queue.member = int(block % levels.batch);
+    lanczos_steps(queue, 1, levels.level[block / levels.batch], nullptr);
+  }
+};
+
 // ----------------------------------------------------------------------------------------------- the coarsest
 
 // By one index a member, with Banded: for long coarsest levels, whose inverse would take too much memory.
@@ -574,108 +406,24 @@ struct MirrorBody {
   }
 };
 
-// Products with the inverse in two parts: `kParts` indices share a row.
-struct DenseProduct {
-  static constexpr int kParts = 8;
-  long n;
-  const double* inverse;
-  const float* r;
-  double* work;
-  EF_HD void operator()(int b, long k) const {
-    const int column = column_of(k, int(n)), part = row_of(k, int(n));
-    const double* a = inverse + n * n * b + column;
-    double sum = 0;
-    for (long i = part; i < n; i += kParts) sum += a[i * n] * r[n * b + i];
-    work[n * kParts * b + k] = sum;
-  }
-};
-
-struct DenseSum {
-  long n;
-  const double* work;
-  float* x;
-  EF_HD void operator()(int b, long k) const {
-    double sum = 0;
-    EF_UNROLL
-    for (int part = 0; part < DenseProduct::kParts; ++part)
-      sum += work[(n * b * DenseProduct::kParts) + part * n + k];
-    x[n * b + k] = float(sum);
-  }
-};
-
-struct BandedSolve {
-  Banded shape;
-  const double* band;
-  double* work;
-  const float* r;
-  float* x;
-  EF_HD void operator()(int b, long) const {
-    const size_t n = shape.size();
-    double* w = work + n * b;
-    for (size_t k = 0; k < n; ++k) w[shape.number(k)] = r[n * b + k];
-    shape.solve(band + shape.entries() * b, w);
-    for (size_t k = 0; k < n; ++k) x[n * b + k] = float(w[shape.number(k)]);
-  }
-};
-
-// ------------------------------------------------------------------------------------- around the V-cycle
-
-// The dof that is kept out of the hierarchy, or -1, and the motion that it holds: 2N values, or a translation.
-struct Pin {
-  long dof;
-  Fields<const double> mode;  // data may be null
-  double translation[2];
-  EF_HD double at(int b, long i, long n) const { return mode.data ? mode.of(b)[i] : translation[i >= n]; }
-};
-
-// Norm of the residual, and its net force along the motion that the pin holds.
-struct LoadTerm {
-  const double* r;
-  const uint8_t* fixed;  // the pin included
-  long n;
-  Pin pin;
-  EF_HD void operator()(int b, long i, double* sum) const {
-    if (fixed[i]) return;
-    const double v = r[2 * n * b + i];
-    sum[0] += v * v;
-    if (pin.dof >= 0) sum[1] += pin.at(b, i, n) * v;
-  }
-};
-
-struct LoadSums {
-  double *scale, *net;
-  EF_HD void operator()(int b, const double* sum) const {
-    scale[b] = sum[0] > 0 ? std::sqrt(sum[0]) : 1;
-    net[b] = sum[1];
-  }
-};
-
-// The scaled residual in single precision, with a reaction at the pin that balances it.
-struct LowerBody {
-  const double* r;
-  const uint8_t* fixed;
-  long n;
-  Pin pin;
-  const double *scale, *net;
-  float* out;
-  EF_HD void operator()(int b, long k) const {
-    const long at = 2 * n * b + k;
-    const double v = k == pin.dof ? -net[b] : fixed[k] ? 0.0 : r[at];
-    out[at] = float(v / scale[b]);
-  }
-};
-
-struct RaiseBody {
-  const float* x;
-  const uint8_t* fixed;
-  long n;
-  Pin pin;
-  const double *scale, *modulus;
-  double* z;
-  EF_HD void operator()(int b, long k) const {
-    const float* xb = x + 2 * n * b;
-    const double v = pin.dof < 0 ? xb[k] : xb[k] - xb[pin.dof] * pin.at(b, k, n);
-    z[2 * n * b + k] = fixed[k] ? 0 : v * (scale[b] / modulus[b]);
+template <class Cells>
+struct CoarsestInverse {
+  DenseBody<Cells> assemble;
+  double regularization, *row;
+  EF_ANY_QUEUE
+  template <class Queue>
+  EF_HD void operator()(Queue queue, int block) const {
+    const long size = 2 * long(assemble.n0) * assemble.n1;
+    double* matrix = assemble.matrix;
+    queue.member = block;
+    queue.each(1, size, assemble);
+    queue.sum(1, size, DiagonalTerm{matrix, size}, nullptr, MeanDiagonal{row, size});
+    queue.each(1, size, DiagonalBody{matrix, row, size, regularization});
+    for (long pivot = 0; pivot < size; ++pivot) {
+      queue.each(1, size, PivotBody{matrix, row, size, pivot});
+      queue.each(1, size * SweepBody::kRows, SweepBody{matrix, row, size, pivot});
+    }
+    queue.each(1, size * size, MirrorBody{matrix, size});
   }
 };
 

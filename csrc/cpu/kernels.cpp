@@ -76,9 +76,9 @@ struct NoFix {
 };
 constexpr auto kAllCells = [](int) { return 1 << 30; };
 
-// (last lane of before, all but the last of now)
+// Every lane's neighbour to the left: (last lane of before, all but the last of now).
 template <class T, class V, size_t... Is>
-EF_HD V shifted(const V& before, const V& now, std::index_sequence<Is...>) {
+EF_HD V left_lanes(const V& before, const V& now, std::index_sequence<Is...>) {
   return __builtin_shufflevector(before, now, (sizeof...(Is) - 1 + Is)...);
 }
 
@@ -130,8 +130,8 @@ inline void gather_rows(int n0, int n1, int begin, int end, Limit limit, Row row
         const CellValues<V, NC> v = cell(i, V{});
         for (int k = 0; k < NC; ++k) {
           T* c = &carry[k][i - i0];
-          if (writes) take(k, i, load<V>(c) + v.f[k].a + shifted<T>(b[k], v.f[k].b, lanes));
-          store(c, v.f[k].c + shifted<T>(d[k], v.f[k].d, lanes));
+          if (writes) take(k, i, load<V>(c) + v.f[k].a + left_lanes<T>(b[k], v.f[k].b, lanes));
+          store(c, v.f[k].c + left_lanes<T>(d[k], v.f[k].d, lanes));
           b[k] = v.f[k].b, d[k] = v.f[k].d;
         }
       }
@@ -223,7 +223,7 @@ double force(const GridForm<T>& g, const T* x, const T* u, T* f, int begin, int 
 }
 
 template <class T>
-void subtract(const GridForm<T>& g, const T* x, const T* shift, Rows<const T> d, Rows<const T> r, Rows<T> out, int begin,
+void residual_minus_product(const GridForm<T>& g, const T* x, const T* shift, Rows<const T> d, Rows<const T> r, Rows<T> out, int begin,
               int end) {
   const size_t n = size_t(g.n0) * g.n1;
   auto run = [&](auto shift_too) {
@@ -553,7 +553,7 @@ inline void stencil_rows(const Stencil<T>& A, Rows<const T> u, int begin, int en
 }
 
 template <class T>
-void stencil_subtract(const Stencil<T>& A, Rows<const T> d, Rows<const T> r, Rows<T> out, int begin, int end) {
+void stencil_residual_minus_product(const Stencil<T>& A, Rows<const T> d, Rows<const T> r, Rows<T> out, int begin, int end) {
   stencil_rows(A, d, begin, end, [&](int j) {
     const T *q0 = r.row(0, j), *q1 = r.row(1, j);
     T *o0 = out.row(0, j), *o1 = out.row(1, j);
@@ -735,7 +735,7 @@ double lower(double scale, const double* x, float* low, size_t n) {
   return sum;
 }
 
-double descend(double step, const double* p, const double* q, double* x, double* r, size_t n) {
+double cg_update(double step, const double* p, const double* q, double* x, double* r, size_t n) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (size_t i = 0; i < n; ++i) {
@@ -748,10 +748,11 @@ double descend(double step, const double* p, const double* q, double* x, double*
 
 template <class T>
 constexpr Contractions<T> kContractions = {force<T>, sensitivity<T>, stiffness_values<T>, contraction_values<T>};
-constexpr Cycle kCycle = {subtract<float>,     stencil_subtract<float>, patch<float>,           restrict_rows<float>,
-                          prolong_rows<float>, dot<float, float>,       scale_add<float, float>};
+constexpr Cycle kCycle = {residual_minus_product<float>, stencil_residual_minus_product<float>, patch<float>,
+                          restrict_rows<float>,          prolong_rows<float>,                   dot<float, float>,
+                          scale_add<float, float>};
 constexpr Outer kOuter = {apply_dot<double>,  dot<double, double>,      scale_add<double, double>, lower,
-                          dot<double, float>, scale_add<double, float>, descend};
+                          dot<double, float>, scale_add<double, float>, cg_update};
 constexpr Setup kSetup = {cell_matrices, coarsen_row};
 
 }  // namespace

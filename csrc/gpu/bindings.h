@@ -5,11 +5,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "device_multigrid.h"
+#include "../arrays.h"
+#include "solver.h"
 
 namespace elastofast {
-
-namespace py = pybind11;
 
 template <class T>
 T* address(uintptr_t p) { return reinterpret_cast<T*>(p); }
@@ -26,24 +25,28 @@ void bind_form(py::class_<FormSpec>& c, const char* suffix) {
           q.begin();
           launch_force<T>(q, f.form<T>(), batch, Fields<const T>{address<T>(x), stride}, address<const T>(u),
                           StoreForce<T>{address<T>(out), f.nodes()});
-        });
+        },
+        py::arg("queue"), py::arg("batch"), py::arg("x"), py::arg("x_stride"), py::arg("u"), py::arg("out"));
   c.def(("sensitivity_" + s).c_str(),
         [](const FormSpec& f, const Queue& q, long batch, uintptr_t u, uintptr_t v, uintptr_t out) {
           q.begin();
           launch_sensitivity<T>(q, f.form<T>(), batch, address<const T>(u), address<const T>(v), address<T>(out));
-        });
+        },
+        py::arg("queue"), py::arg("batch"), py::arg("u"), py::arg("v"), py::arg("out"));
   c.def(("stiffness_values_" + s).c_str(),
         [](const FormSpec& f, const Queue& q, uintptr_t x, uintptr_t indptr, uintptr_t values) {
           q.begin();
           launch_rows<StiffnessBody>(q, f.form<T>(), address<const T>(x), address<const long long>(indptr),
                                      address<T>(values));
-        });
+        },
+        py::arg("queue"), py::arg("x"), py::arg("indptr"), py::arg("values"));
   c.def(("contraction_values_" + s).c_str(),
         [](const FormSpec& f, const Queue& q, uintptr_t u, uintptr_t indptr, uintptr_t values) {
           q.begin();
           launch_rows<ContractionBody>(q, f.form<T>(), address<const T>(u), address<const long long>(indptr),
                                        address<T>(values));
-        });
+        },
+        py::arg("queue"), py::arg("u"), py::arg("indptr"), py::arg("values"));
 }
 
 template <class Queue>
@@ -55,20 +58,24 @@ void bind_device(py::module_& m) {
     q.begin();
     q.sum(batch, n, ProductTerm{address<const double>(a), address<const double>(b), n}, address<double>(room),
           StoreSum{address<double>(out)});
-  });
+  }, py::arg("queue"), py::arg("batch"), py::arg("n"), py::arg("a"), py::arg("b"), py::arg("room"), py::arg("out"));
   py::class_<FormSpec> form(m, "GridForm", py::module_local());  // two modules have these classes
-  form.def(py::init([](int n0, int n1, double h0, double h1, double lambda, double mu, bool reduced) {
-    return FormSpec{n0, n1, h0, h1, lambda, mu, reduced};
-  }));
+  form.def(py::init(&form_spec), py::arg("n0"), py::arg("n1"), py::arg("h0"), py::arg("h1"), py::arg("lambda_"),
+           py::arg("mu"), py::arg("reduced"));
   bind_form<double, Queue>(form, "float64");
   bind_form<float, Queue>(form, "float32");
 
   py::class_<DeviceMultigrid>(m, "Multigrid", py::module_local())
-      .def(py::init([](const FormSpec& f, py::array_t<uint8_t, py::array::c_style> fixed, bool shifted, long pin,
-                       long batch, const Steps& smoother) {
-             return new DeviceMultigrid(f.form<double>(), fixed.data(), shifted, pin, batch, smoother);
+      .def(py::init([](const FormSpec& f, py::array fixed, bool shifted, long deflated_dof, long batch,
+                       const Steps& smoother) {
+             const uint8_t* fp = input<uint8_t>(fixed, "fixed", {2, f.nodes()});
+             check_deflated_dof(deflated_dof, fp, 2 * f.nodes());
+             require(batch > 0, "batch must be positive");
+             require(!smoother.empty() && smoother.size() <= Smoother::kMost, "smoother must have 1 to 16 steps");
+             return new DeviceMultigrid(f.form<double>(), fp, shifted, deflated_dof, batch, smoother);
            }),
-           py::arg("form"), py::arg("fixed"), py::arg("shifted"), py::arg("pin"), py::arg("batch"), py::arg("smoother"))
+           py::arg("form"), py::arg("fixed"), py::arg("shifted"), py::arg("deflated_dof"), py::arg("batch"),
+           py::arg("smoother"))
       .def_property_readonly("workspace_bytes", &DeviceMultigrid::workspace_bytes)
       .def_property_readonly("scratch_bytes", &DeviceMultigrid::scratch_bytes)
       .def_property_readonly("bounds",
@@ -87,23 +94,31 @@ void bind_device(py::module_& m) {
              q.begin();
              p.set_up(q, memory(constants, workspace, scratch), {address<const double>(x), x_stride},
                       {address<const double>(shift), shift_stride});
-           })
+           },
+           py::arg("queue"), py::arg("constants"), py::arg("workspace"), py::arg("scratch"), py::arg("x"), py::arg("x_stride"),
+           py::arg("shift"), py::arg("shift_stride"), "Sets the hierarchy up in the workspace; scratch is free again after it")
       .def("precondition",
            [](const DeviceMultigrid& p, const Queue& q, typename Queue::Recording& recording, uintptr_t constants,
-              uintptr_t workspace, bool pinned, uintptr_t mode, long mode_stride, double t0, double t1, uintptr_t r,
+              uintptr_t workspace, bool deflates, uintptr_t mode, long mode_stride, double t0, double t1, uintptr_t r,
               uintptr_t z) {
              q.begin();
              const double translation[2] = {t0, t1};
-             p.precondition(q, recording, memory(constants, workspace, 0), pinned, {address<const double>(mode), mode_stride},
+             p.precondition(q, recording, memory(constants, workspace, 0), deflates, {address<const double>(mode), mode_stride},
                             translation, address<const double>(r), address<double>(z));
-           })
+           },
+           py::arg("queue"), py::arg("recording"), py::arg("constants"), py::arg("workspace"), py::arg("deflates"),
+           py::arg("mode"), py::arg("mode_stride"), py::arg("t0"), py::arg("t1"), py::arg("r"), py::arg("z"),
+           "z = one V-cycle on r. The mode of the deflated dof is (t0, t1) at every node where its address is 0; without "
+           "`deflates` the dof counts as free")
       .def("apply",
-           [](const DeviceMultigrid& p, const Queue& q, uintptr_t constants, bool pinned, uintptr_t x, long x_stride,
-              uintptr_t shift, uintptr_t p_, uintptr_t q_) {
+           [](const DeviceMultigrid& p, const Queue& q, uintptr_t constants, bool deflates, uintptr_t x, long x_stride,
+              uintptr_t shift, uintptr_t in, uintptr_t out) {
              q.begin();
-             p.apply(q, memory(constants, 0, 0), pinned, {address<const double>(x), x_stride},
-                     address<const double>(shift), address<const double>(p_), address<double>(q_));
-           });
+             p.apply(q, memory(constants, 0, 0), deflates, {address<const double>(x), x_stride},
+                     address<const double>(shift), address<const double>(in), address<double>(out));
+           },
+           py::arg("queue"), py::arg("constants"), py::arg("deflates"), py::arg("x"), py::arg("x_stride"), py::arg("shift"),
+           py::arg("p"), py::arg("q"), "q = A p, zero at fixed dofs");
 }
 
 }  // namespace elastofast

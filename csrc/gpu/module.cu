@@ -1,6 +1,6 @@
 // elastofast._cuda: the device bodies as CUDA kernels. Loads on machines without a GPU.
-#include "cuda_queue.h"
-#include "device_bindings.h"
+#include "bindings.h"
+#include "queue.h"
 
 using namespace elastofast;
 

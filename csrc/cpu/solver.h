@@ -9,7 +9,7 @@
 #include <memory>
 #include <vector>
 
-#include "hierarchy.h"
+#include "../hierarchy.h"
 #include "kernels.h"
 #include "memory.h"
 
@@ -29,6 +29,12 @@ struct FixedDofs {
       row.push_back(int(dof.size()));
     }
   }
+  void add(size_t number, int n0, int n1) {
+    const size_t n = size_t(n0) * n1;
+    const int j = int(number % n / n1);
+    dof.insert(dof.begin() + row[j + 1], {int(number / n), int(number % n1)});
+    for (int r = j + 1; r <= n0; ++r) ++row[r];
+  }
   template <class T>
   void clear(Rows<T> field, int begin, int end) const {
     for (int j = begin; j < end; ++j)
@@ -43,9 +49,9 @@ struct FixedDofs {
     for (int s = 0; s < 2; ++s)
       for (int e = row[j + s]; e < row[j + s + 1]; ++e)
         for (int t = 0; t < 2; ++t) {
-          const int c = dof[e].second - t;
+          const int c = dof[e].second - t, p = kCorners * dof[e].first + 2 * s + t;
           if (c < 0 || c >= cells) continue;
-          for (int q = 0; q < 8; ++q) planes[size_t(entry(4 * dof[e].first + 2 * s + t, q)) * ld + c] = 0;
+          for (int q = 0; q < kCellDofs; ++q) planes[size_t(entry(p, q)) * ld + c] = 0;
         }
   }
 };
@@ -58,14 +64,17 @@ struct SolveResult {
 
 class Multigrid {
  public:
-  // x: modulus per node; fixed: 2N flags; shift: 2N values or null. pin: a fixed dof that is kept out of the hierarchy,
-  // or -1; mode: the rigid motion (2N values) that it alone holds, one at the pin. smoother: its steps, for a largest
-  // eigenvalue of one.
-  Multigrid(const GridForm<double>& form, const double* x, const uint8_t* fixed, const double* shift,
-            long pin, const double* mode, Steps smoother);
+  // x: modulus per node; fixed: 2N flags; shift: 2N values or null. deflated_dof: a fixed dof that is kept out of the
+  // hierarchy, or -1; it counts as free until `deflate`. smoother: its steps, for a largest eigenvalue of one.
+  Multigrid(const GridForm<double>& form, const double* x, const uint8_t* fixed, const double* shift, long deflated_dof,
+            Steps smoother);
   ~Multigrid();
 
-  // w = sum of d over the steps d = keep d + gain M r, r -= A d, with M the V-cycle: M b for one step (0, 1), a polynomial
+  // Fixes the deflated dof. mode: the displacement (2N values, one at the dof) that the body takes without it. A cycle
+  // removes it from its result, so that the hierarchy never has to resolve the reaction of a single dof.
+  void deflate(const double* mode);
+
+  // w = sum of d over the steps d = momentum d + gain M r, r -= A d, with M the V-cycle: M b for one step (0, 1), a polynomial
   // close to A^-1 b for the steps of the Chebyshev semi-iteration.
   void accelerated(const double* b, double* w, const Steps& steps);
   // Solves A x = b, beginning with the given x. Stops when |r| <= rtol |b|, or, with `energy`, when the
@@ -73,34 +82,58 @@ class Multigrid {
   SolveResult solve(const double* b, double* x, double rtol, int max_iterations, bool energy);
   void apply(const double* p, double* q);  // q = A p, zero at fixed dofs
 
+  size_t nodes() const { return n_; }
+  long deflated_dof() const { return plan_.deflated_dof; }
   std::vector<double> eigenvalue_bounds() const;  // of the smoothed operator, one a level
   size_t bytes() const;
 
  private:
   struct Level;
+  struct FinestCells;
+  struct CellMatrices;
   struct Coarsest;
-  void find_mode();
-  void cycle(size_t l);
-  void smooth(Level& level, bool after);
-  void subtract(const Level& level, Rows<const float> d, Rows<const float> r, Rows<float> out, int begin, int end) const;
+
+  // set-up
+  Doubles scale_modulus();
+  Doubles scale_shift(const double* shift);
+  template <class Cells>
+  CellMatrices coarsen(size_t l, const Cells& cells);
+  void assemble_stencil(Level& level, const CellMatrices& cells);
+  template <class Cells>
+  void set_up_patches(Level& level, const Cells& cells);
+  void patch_traces(const Level& level, int row, float* trace) const;
   void estimate_eigenvalue(Level& level);
-  double cycle_on(const double* r, double r_norm);
-  double take_residual(const double* b, const double* product);
+
+  // V-cycle
+  void cycle();
+  void presmooth(Level& level);
+  void restrict(const Level& level, Level& coarse);
+  void coarse_solve();
+  void prolong(Level& level, const Level& coarse);
+  void postsmooth(Level& level);
+  void smooth(Level& level, bool after);
+  void residual_minus_product(const Level& level, Rows<const float> d, Rows<const float> r, Rows<float> out, int begin,
+                              int end) const;
+
+  // conjugate gradients
+  double precondition(const double* r, double r_norm);
+  double set_residual(const double* b, const double* product);
   template <class Body>
   double sum_planes(Body body) const;
   double apply_dot(const double* p, double* q);
 
   GridForm<double> form_;
   GridForm<float> form32_;
+  HierarchyPlan plan_;
   Steps smoother_;
   size_t n_;  // nodes
   Doubles x_, shift_;
-  Floats x32_, shift32_;
-  double modulus_ = 1;  // mean of x; the hierarchy works on x / modulus
-  long pin_;
-  Doubles mode_;      // empty if the mode is a translation
+  Floats x32_, shift32_;  // over the mean modulus
+  double modulus_ = 1;    // mean of x; the hierarchy works on x / modulus
+  bool deflates_ = false;  // whether the deflated dof is fixed by now
+  Doubles mode_;           // of the deflated dof; empty if the mode is a translation
   double translation_[2] = {0, 0};
-  FixedDofs fixed_;  // the pin included; the levels' own lists leave it out
+  FixedDofs fixed_;  // of the system that is solved; the levels' own lists never hold the deflated dof
   std::vector<std::unique_ptr<Level>> levels_;
   std::unique_ptr<Coarsest> coarsest_;
   std::vector<Floats> windows_;  // of each thread, for smoothing

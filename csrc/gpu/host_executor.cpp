@@ -1,6 +1,6 @@
 // _host_executor: the device bodies and all their index computations as plain loops, for tests without a GPU.
 #define EF_SMALL  // compiles quickly
-#include "device_bindings.h"
+#include "bindings.h"
 
 using namespace elastofast;
 

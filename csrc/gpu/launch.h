@@ -15,7 +15,7 @@
 #pragma once
 #include <cstring>
 
-#include "cell.h"
+#include "../cell.h"
 
 namespace elastofast {
 

@@ -1,43 +1,12 @@
 // Mathematics of multigrid on one cell: its matrix, the patch smoother, static condensation, interpolation. Shared by
 // CPU and CUDA; V is one number or a vector of them.
 #pragma once
-#include <cstddef>
 #include <cstdint>
 
 #include "cell.h"
+#include "numbering.h"
 
 namespace elastofast {
-
-// Packed upper triangle of the symmetric 8 x 8 cell matrix; dof = component * 4 + corner (a, b, c, d).
-constexpr int kEntries = 36;
-EF_HD constexpr int entry(int p, int q) {
-  return p <= q ? p * (15 - p) / 2 + q : q * (15 - q) / 2 + p;
-}
-
-// Half of a symmetric 9-point stencil of 2 x 2 blocks, in 19 planes: the node itself (00, 01, 11) and its neighbours
-// towards (0,+1), (+1,-1), (+1,0), (+1,+1) (00, 01, 10, 11 each: row component, then the neighbour's component).
-constexpr int kPlanes = 19;
-constexpr int kEast = 3, kSouthWest = 7, kSouth = 11, kSouthEast = 15;
-
-// Calls body(p, q, row, plane, column) for the 36 entries (p, q) of a cell: where each lies in the half stencil, as plane
-// of the node at corner (row, column).
-template <class Body>
-EF_HD void each_stencil_entry(Body body) {
-  for (int corner = 0; corner < 4; ++corner) {
-    body(corner, corner, corner / 2, 0, corner % 2);
-    body(corner, 4 + corner, corner / 2, 1, corner % 2);
-    body(4 + corner, 4 + corner, corner / 2, 2, corner % 2);
-  }
-  for (int k = 0; k < 4; ++k) {
-    const int p = 4 * (k / 2), q = 4 * (k % 2);
-    body(p + 0, q + 1, 0, kEast + k, 0);
-    body(p + 2, q + 3, 1, kEast + k, 0);
-    body(p + 0, q + 2, 0, kSouth + k, 0);
-    body(p + 1, q + 3, 0, kSouth + k, 1);
-    body(p + 0, q + 3, 0, kSouthEast + k, 0);
-    body(p + 1, q + 2, 0, kSouthWest + k, 1);
-  }
-}
 
 // Calls put(integral_constant p, integral_constant q, value) for the packed entries of one cell's stiffness matrix.
 template <bool kReduced, class V, class T, class Put>
@@ -160,11 +129,6 @@ EF_HD void packed_cell(const CellLaw<double>& law, const Corners<double>& modulu
 EF_CALL void homogeneous_cell(const CellLaw<double>& law, bool reduced, double* cell) {
   const Corners<double> ones = {1, 1, 1, 1};
   reduced ? packed_cell<true>(law, ones, cell) : packed_cell<false>(law, ones, cell);
-}
-
-// Number of cells around a node: what is added at a node is shared out to them.
-EF_HD int cells_around(int n0, int n1, int j, int i) {
-  return (j > 0 && j < n0 - 1 ? 2 : 1) * (i > 0 && i < n1 - 1 ? 2 : 1);
 }
 
 // Sets the blocks p, q, r of a patch for a homogeneous body of such cells; returns the trace of the 4-node block.

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "kernels.h"
+#include "../numbering.h"
 #include "launch.h"
 
 namespace elastofast {
@@ -164,6 +164,17 @@ struct ContractionBody {
       each_neighbour(n0, n1, j, i, [&](int e) EF_LAMBDA { *o++ = entries[A][e]; });
     }
   }
+};
+
+struct ProductTerm {
+  const double *a, *b;
+  long n;
+  EF_HD void operator()(int m, long k, double* sum) const { sum[0] += a[n * m + k] * b[n * m + k]; }
+};
+
+struct StoreSum {
+  double* out;
+  EF_HD void operator()(int m, const double* sum) const { out[m] = sum[0]; }
 };
 
 // Launches.

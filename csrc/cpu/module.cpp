@@ -1,0 +1,214 @@
+// Python bindings: arrays are checked against the form, see arrays.h; their values are Python's to check.
+#include <omp.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <optional>
+
+#include "../arrays.h"
+#include "parallel.h"
+#include "solver.h"
+
+using namespace elastofast;
+
+namespace {
+
+template <class T>
+const Contractions<T>& table();
+template <>
+const Contractions<float>& table<float>() {
+  return *kernels().f32;
+}
+template <>
+const Contractions<double>& table<double>() {
+  return *kernels().f64;
+}
+
+// Calls body(T) with the number type of an array, which the others must share.
+template <class Body>
+auto in_precision_of(const py::array& a, Body body) {
+  return py::isinstance<py::array_t<float>>(a) ? body(float()) : body(double());
+}
+
+// One kernel over a batch: chunks of rows of all fields are shared out over the threads. True if all sums are finite.
+template <class Body>
+bool for_batch(const FormSpec& f, long batch, Body body) {
+  py::gil_scoped_release release;
+  const int chunks = chunk_count(f.n0, f.n1);
+  int bad = 0;
+#pragma omp parallel for schedule(static) reduction(+ : bad) if (batch * long(f.nodes()) > kSerial)
+  for (long k = 0; k < batch * chunks; ++k) {
+    const int c = int(k % chunks);
+    bad += !std::isfinite(body(k / chunks, int(long(f.n0) * c / chunks), int(long(f.n0) * (c + 1) / chunks)));
+  }
+  return bad == 0;
+}
+
+bool force(const FormSpec& f, py::array x, py::array u, py::array out) {
+  return in_precision_of(u, [&](auto number) {
+    using T = decltype(number);
+    const long n = f.nodes(), batch = batch_of(u), moduli = batch_of(x) == 1 ? 1 : batch;
+    const T *xp = input<T>(x, "x", {moduli, n}), *up = input<T>(u, "u", {batch, 2, n});
+    T* op = output<T>(out, "out", {batch, 2, n});
+    const auto form = f.form<T>();
+    const long stride = moduli == 1 ? 0 : n;
+    return for_batch(f, batch, [&](long b, int begin, int end) {
+      return table<T>().force(form, xp + b * stride, up + 2 * n * b, op + 2 * n * b, begin, end);
+    });
+  });
+}
+
+bool sensitivity(const FormSpec& f, py::array u, py::array v, py::array out) {
+  return in_precision_of(u, [&](auto number) {
+    using T = decltype(number);
+    const long n = f.nodes(), batch = batch_of(u);
+    const T *up = input<T>(u, "u", {batch, 2, n}), *vp = input<T>(v, "v", {batch, 2, n});
+    T* op = output<T>(out, "out", {batch, n});
+    const auto form = f.form<T>();
+    return for_batch(f, batch, [&](long b, int begin, int end) {
+      return table<T>().sensitivity(form, up + 2 * n * b, vp + 2 * n * b, op + n * b, begin, end);
+    });
+  });
+}
+
+// Row starts of a matrix with 2 N rows, whose row of a node lists `columns` values a neighbour. The start of every grid row
+// is compared, which finds the pattern of any other grid.
+const long long* row_starts(const FormSpec& f, const py::array& indptr, int columns) {
+  const long n0 = f.n0, n1 = f.n1, n = f.nodes();
+  const long long* starts = input<long long>(indptr, "indptr", {2 * n + 1});
+  auto neighbours_before = [&](long j) { return j == 0 ? 0 : (j == n0 ? 3 * n0 - 2 : 3 * j - 1) * (3 * n1 - 2); };
+  for (long k = 0; k < 2; ++k)
+    for (long j = 0; j < n0 + k; ++j)  // the last one is the number of values
+      require(starts[k * n + j * n1] == columns * (k * neighbours_before(n0) + neighbours_before(j)),
+              "indptr does not hold the row starts of this form's matrix");
+  return starts;
+}
+
+void stiffness_values(const FormSpec& f, py::array x, py::array indptr, py::array values) {
+  in_precision_of(x, [&](auto number) {
+    using T = decltype(number);
+    const long n = f.nodes();
+    const T* xp = input<T>(x, "x", {n});
+    const long long* starts = row_starts(f, indptr, 2);
+    T* vp = output<T>(values, "values", {py::ssize_t(starts[2 * n])});
+    const auto form = f.form<T>();
+    py::gil_scoped_release release;
+    for_rows(f.n0, f.n1, [&](int begin, int end) { table<T>().stiffness_values(form, xp, starts, vp, begin, end); });
+  });
+}
+
+void contraction_values(const FormSpec& f, py::array u, py::array indptr, py::array values) {
+  in_precision_of(u, [&](auto number) {
+    using T = decltype(number);
+    const long n = f.nodes();
+    const T* up = input<T>(u, "u", {2, n});
+    const long long* starts = row_starts(f, indptr, 1);
+    T* vp = output<T>(values, "values", {py::ssize_t(starts[2 * n])});
+    const auto form = f.form<T>();
+    py::gil_scoped_release release;
+    for_rows(f.n0, f.n1, [&](int begin, int end) { table<T>().contraction_values(form, up, starts, vp, begin, end); });
+  });
+}
+
+Multigrid* multigrid(const FormSpec& f, py::array x, py::array fixed, std::optional<py::array> shift, long deflated_dof,
+                     Steps smoother) {
+  const long n = f.nodes();
+  const double *xp = input<double>(x, "x", {n}), *sp = shift ? input<double>(*shift, "shift", {2, n}) : nullptr;
+  const uint8_t* fp = input<uint8_t>(fixed, "fixed", {2, n});
+  check_deflated_dof(deflated_dof, fp, 2 * n);
+  require(!smoother.empty(), "smoother must have at least one step");
+  py::gil_scoped_release release;
+  return new Multigrid(f.form<double>(), xp, fp, sp, deflated_dof, std::move(smoother));
+}
+
+// A dof field of a solver, as input and as a new array.
+const double* dof_field(const Multigrid& solver, const py::array& a, const char* name) {
+  return input<double>(a, name, {2, py::ssize_t(solver.nodes())});
+}
+py::array_t<double> new_dof_field(const Multigrid& solver) { return py::array_t<double>({size_t(2), solver.nodes()}); }
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "C++ kernels of elastofast on structured grids";
+
+  py::class_<FormSpec>(m, "GridForm")
+      .def(py::init(&form_spec), py::arg("n0"), py::arg("n1"), py::arg("h0"), py::arg("h1"), py::arg("lambda_"), py::arg("mu"),
+           py::arg("reduced"))
+      .def("force", &force, py::arg("x"), py::arg("u"), py::arg("out"),
+           "out = K(x) u for x (1 or B, N) and u, out (B, 2, N); False if something is not finite")
+      .def("sensitivity", &sensitivity, py::arg("u"), py::arg("v"), py::arg("out"),
+           "out = v^T Psi_n u for u, v (B, 2, N) and out (B, N); False if something is not finite")
+      .def("stiffness_values", &stiffness_values, py::arg("x"), py::arg("indptr"), py::arg("values"),
+           "values = entries of K(x) in CSR order for x (N,) and the row starts indptr (2N + 1,)")
+      .def("contraction_values", &contraction_values, py::arg("u"), py::arg("indptr"), py::arg("values"),
+           "values = entries of D(u) in CSR order for u (2, N) and the row starts indptr (2N + 1,)");
+
+  py::class_<Multigrid>(m, "Multigrid")
+      .def(py::init(&multigrid), py::arg("form"), py::arg("x"), py::arg("fixed"), py::arg("shift"), py::arg("deflated_dof"),
+           py::arg("smoother"),
+           "For x (N,), fixed uint8 (2, N), shift (2, N) or None. The deflated dof, or -1, counts as free until `deflate`")
+      .def("deflate",
+           [](Multigrid& self, py::array mode) {
+             require(self.deflated_dof() >= 0, "this solver has no deflated dof");
+             self.deflate(dof_field(self, mode, "mode"));
+           },
+           py::arg("mode"),
+           "From now on the deflated dof is fixed; mode (2, N), one at that dof, is what moves without it")
+      .def("accelerated",
+           [](Multigrid& self, py::array b, const Steps& steps) {
+             const double* bp = dof_field(self, b, "b");
+             require(!steps.empty(), "steps must not be empty");
+             py::array_t<double> w = new_dof_field(self);
+             double* wp = w.mutable_data();
+             py::gil_scoped_release release;
+             self.accelerated(bp, wp, steps);
+             return w;
+           },
+           py::arg("b"), py::arg("steps"),
+           "Sum of d over the steps (momentum, gain): d = momentum d + gain M r, r -= A d, with M one V-cycle and r = b at first")
+      .def("apply",
+           [](Multigrid& self, py::array p) {
+             const double* pp = dof_field(self, p, "p");
+             py::array_t<double> q = new_dof_field(self);
+             double* qp = q.mutable_data();
+             py::gil_scoped_release release;
+             self.apply(pp, qp);
+             return q;
+           },
+           py::arg("p"), "A p, zero at fixed dofs; p counts as zero there")
+      .def("solve",
+           [](Multigrid& self, py::array b, py::array x, double rtol, int max_iterations, bool energy) {
+             const double* bp = dof_field(self, b, "b");
+             double* xp = output<double>(x, "x", {2, py::ssize_t(self.nodes())});
+             SolveResult r;
+             {
+               py::gil_scoped_release release;
+               r = self.solve(bp, xp, rtol, max_iterations, energy);
+             }
+             return py::make_tuple(r.iterations, r.residual, r.converged);
+           },
+           py::arg("b"), py::arg("x"), py::arg("rtol"), py::arg("max_iterations"), py::arg("energy"),
+           "Solves in place from the guess x; returns (iterations, true relative residual, converged)")
+      .def_property_readonly("eigenvalue_bounds", &Multigrid::eigenvalue_bounds)
+      .def_property_readonly("nbytes", &Multigrid::bytes);
+
+  m.def("build_info", [] {
+    py::dict info;
+    info["compiler"] = EF_COMPILER;
+    info["flags"] = EF_FLAGS;
+    py::list isa;
+    for (int i = 0; available_kernels(i); ++i) isa.append(available_kernels(i));
+    info["instruction_sets"] = isa;
+    info["instruction_set"] = kernels().name;
+    info["threads"] = omp_get_max_threads();
+    return info;
+  });
+  m.def("select_instruction_set", [](const std::string& name) {
+    if (!select_kernels(name.c_str())) throw py::value_error("unknown or unsupported instruction set " + name);
+  }, py::arg("name"));
+  m.def("set_num_threads", [](int n) { omp_set_num_threads(n); }, py::arg("n"));
+  m.def("get_num_threads", [] { return omp_get_max_threads(); });
+}
