@@ -11,7 +11,7 @@ from .backend.device import to_host
 
 if TYPE_CHECKING:
     from .boundary import Boundary
-    from .geometry import Mesh
+    from .geometry import Grid, Mesh
     from .laws import Law
     from .measurement import Measurement
 
