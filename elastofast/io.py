@@ -16,18 +16,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from .backend.device import to_host
 from .geometry import Grid, Mesh
 from .laws import LAWS, PlaneStrain
-
-if TYPE_CHECKING:
-    from .measurement import Measurement
-    from .result import Result
 
 VERSION = 1  # of the layout
 MEASUREMENT = "elastofast measurement"
@@ -101,7 +96,7 @@ def measurement_arguments(path, overrides) -> Iterator[dict[str, Any]]:
         yield values
 
 
-def save_measurement(path: str | os.PathLike, measurement: Measurement) -> None:
+def save_measurement(path: str | os.PathLike, measurement) -> None:
     """Write a `Measurement` to an HDF5 (.h5, .hdf5), NPZ or MATLAB v5 (.mat) file; see `Measurement.save`."""
     m, load = measurement, measurement.load
     fields = {
@@ -131,7 +126,7 @@ def save_measurement(path: str | os.PathLike, measurement: Measurement) -> None:
 
 
 def save_modulus(
-    path: str | os.PathLike, result: Result | ArrayLike, geometry: Grid | Mesh, config: dict[str, Any] | None = None
+    path: str | os.PathLike, result: Any, geometry: Grid | Mesh, config: dict[str, Any] | None = None
 ) -> None:
     """Write a modulus map to an HDF5 (.h5, .hdf5), NPZ, MATLAB v5 (.mat) or VTU file.
 

@@ -119,34 +119,13 @@ def plot_maps(
     if depth is None:
         depth = lesion_depth(next(iter(fields.values())) if truth is None else truth, geometry)
 
-    rows = 1 if len(fields) <= 3 else math.ceil(len(fields) / 4)
-    columns = math.ceil(len(fields) / rows)
-    wide = (1.0 + 0.35 * (rows - 1),) if truth is not None else ()  # the truth gets more room beside several rows
-    widths = (*wide, *[1.0] * columns)
+    rows, widths = _map_layout(len(fields), truth is not None)
     panel = min(PANEL_WIDTH, WIDTH / sum(widths))
     tall = panel * _aspect(geometry) * rows + 0.45 * rows  # of the maps with their titles
     with styled_figure(max(panel * sum(widths) + 1.4, 6.0), tall + 2.2) as figure:
         outer = figure.add_gridspec(2, 1, height_ratios=(tall, 2.0))
-        top = outer[0].subgridspec(rows, len(widths), width_ratios=widths)
-        panels = []
-        if truth is not None:
-            panels.append(figure.add_subplot(top[:, 0]))
-            image = draw_map(panels[0], truth / 1e3, geometry, limits)
-            panels[0].set_title("truth")
-        for i, (name, field) in enumerate(fields.items()):
-            row, column = divmod(i, columns)
-            axes = figure.add_subplot(top[row, column + len(wide)])
-            image = draw_map(axes, field / 1e3, geometry, limits)
-            error = "" if truth is None else f"\nrelative error {_error(field, truth, geometry):.3f}"
-            axes.set_title(name + error)
-            first = column == 0 and (rows > 1 or not wide)  # beside the truth one row needs no labels of its own
-            axes.tick_params(labelleft=first, labelbottom=row == rows - 1)
-            if not first:
-                axes.set_ylabel("")
-            if row < rows - 1:
-                axes.set_xlabel("")
-            panels.append(axes)
-        add_colorbar(figure, image, panels, [*fields.values()], limits)
+        places = outer[0].subgridspec(rows, len(widths), width_ratios=widths)
+        panels = _draw_maps(figure, places, fields, truth, geometry, limits)
         _mark_depth(panels[0], depth)
 
         lines = {} if truth is None else {"truth": truth}
@@ -158,6 +137,40 @@ def plot_maps(
         if title:
             figure.suptitle(title, fontsize=11)
         return _save(figure, path)
+
+
+def _map_layout(count, truth) -> tuple[int, list[float]]:
+    """Number of rows of some maps, and the relative widths of the columns, the first of which may be for the truth."""
+    rows = 1 if count <= 3 else math.ceil(count / 4)
+    columns = math.ceil(count / rows)
+    wide = [1.0 + 0.35 * (rows - 1)] if truth else []  # the truth is drawn larger beside several rows
+    return rows, wide + [1.0] * columns
+
+
+def _draw_maps(figure, places, fields, truth, geometry, limits) -> list:
+    """The truth, if there is one, over all rows of some places, then the maps row by row, and their colour bar."""
+    panels: list = []
+    if truth is not None:
+        panels.append(figure.add_subplot(places[:, 0]))
+        image = draw_map(panels[0], truth / 1e3, geometry, limits)
+        panels[0].set_title("truth")
+    first_column = len(panels)
+    columns = places.ncols - first_column
+    for i, (name, field) in enumerate(fields.items()):
+        row, column = divmod(i, columns)
+        axes = figure.add_subplot(places[row, column + first_column])
+        image = draw_map(axes, field / 1e3, geometry, limits)
+        error = "" if truth is None else f"\nrelative error {_error(field, truth, geometry):.3f}"
+        axes.set_title(name + error)
+        first = column == 0 and (places.nrows > 1 or truth is None)  # one row beside the truth needs no labels
+        axes.tick_params(labelleft=first, labelbottom=row == places.nrows - 1)
+        if not first:
+            axes.set_ylabel("")
+        if row < places.nrows - 1:
+            axes.set_xlabel("")
+        panels.append(axes)
+    add_colorbar(figure, image, panels, [*fields.values()], limits)
+    return panels
 
 
 def plot_result(result: Result, measurement: Measurement, path: str | os.PathLike | None = None) -> Figure:

@@ -147,6 +147,6 @@ def difference(theirs, ours, name: str = "") -> str:
 
 
 def _short(value) -> str:
-    words = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    words = isinstance(value, list) and value and all(isinstance(item, str) for item in value)
     text = " ".join(value) if words else str(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 20]}... ({len(value)})"
