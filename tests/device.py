@@ -15,7 +15,6 @@ import numpy as np
 import pybind11
 import scipy.ndimage
 import scipy.sparse
-import scipy.sparse.linalg
 
 from elastofast.backend import device as arrays
 
@@ -150,14 +149,6 @@ class Matrix:
         return on_device(self.host.__matmul__, vector)
 
 
-def operator(shape, matvec, dtype):
-    return scipy.sparse.linalg.LinearOperator(shape, matvec=lambda v: matvec(DeviceArray(v)).values, dtype=dtype)
-
-
-def cg(system, b, x0=None, *, M, callback, **options):
-    return on_device(lambda v: scipy.sparse.linalg.cg(system, v, x0, M=M, callback=callback, **options), b)
-
-
 @dataclass(frozen=True)
 class TestDevice(arrays.Device):
     """Where device arrays live."""
@@ -166,7 +157,6 @@ class TestDevice(arrays.Device):
     index: int = 0
     is_gpu = True
     xp = Library()
-    linalg = SimpleNamespace(LinearOperator=operator, cg=cg)
     ndimage = Filters()
     csr_type = Matrix
     csr = staticmethod(Matrix)

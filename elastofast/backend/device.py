@@ -16,6 +16,8 @@ import numpy as np
 
 __all__ = ["HOST", "Device", "device_of", "namespace", "to_host"]
 
+MIN_CUPY = 14  # the oldest that is tested
+
 
 @dataclass(frozen=True)
 class Device:
@@ -172,15 +174,6 @@ class CudaDevice(Device):
         return self.xp.asarray(host, blocking=True)
 
     @property
-    def linalg(self):
-        """The library's iterative solvers."""
-        if int(self.xp.__version__.partition(".")[0]) < 14:  # its cg has no rtol
-            raise RuntimeError(f"elastofast needs CuPy 14 or later, this is {self.xp.__version__}")
-        import cupyx.scipy.sparse.linalg
-
-        return cupyx.scipy.sparse.linalg
-
-    @property
     def ndimage(self):
         import cupyx.scipy.ndimage
 
@@ -281,6 +274,8 @@ def _kernels(device):
             f"arrays on {device} need elastofast._cuda, which this installation does not have ({error}). Install "
             "again with nvcc on PATH and ELASTOFAST_CUDA=1, or move the arrays to host memory"
         ) from None
+    if int(device.xp.__version__.partition(".")[0]) < MIN_CUPY:
+        raise RuntimeError(f"elastofast needs CuPy {MIN_CUPY} or later, this is {device.xp.__version__}")
     return _cuda
 
 

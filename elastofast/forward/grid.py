@@ -115,7 +115,9 @@ class GridSolver:
         if shift is not None:
             shift = np.ascontiguousarray(shift, np.float64).reshape(2, n)
         self._settings = backend.law.multigrid
-        self._core = _core.Multigrid(backend.core, x, fixed.view(np.uint8), shift, dof, smoother=smoother(self._settings))
+        self._core = _core.Multigrid(
+            backend.core, x, fixed.view(np.uint8), shift, dof, smoother=smoother(self._settings)
+        )
         if dof >= 0:
             self._core.deflate(mode if shift is None else self._deflated_mode(dof, np.zeros((2, n))))
 

@@ -9,12 +9,13 @@ import numpy as np
 from ..backend.batch import dots
 from ..backend.device import to_host
 from .grid import MODE_MAX_ITERATIONS, MODE_RTOL, GridSolver, smoother
+from .krylov import restarted_conjugate_gradients
 from .mesh_solver import Solution
 from .sparsity import SparsityPattern
 
 __all__ = ["DeviceBackend", "DeviceSolver"]
 
-RESTARTS = 4  # of conjugate gradients, from the true residual
+RUNS = 4  # of conjugate gradients, each from the true residual of the last; not studied
 LARGEST_BATCH = 65535  # what one launch can hold
 MOST_ROWS = 11 * LARGEST_BATCH  # as many tiles of 11 rows (csrc/gpu/launch.h)
 
@@ -123,9 +124,8 @@ class _Plan:
 class DeviceSolver(GridSolver):
     """`GridSolver` on a device, for one modulus (N,) or for a batch (B, N), whose fields are then (B, 2, N).
 
-    The systems of a batch are solved as one block-diagonal system by the library's conjugate gradients; each is
-    scaled to a right-hand side of norm one, so that the bound for the whole is one for each. Nothing is copied to
-    the host but a few numbers an iteration.
+    The systems of a batch are solved side by side, each with its own step lengths and scaled to a right-hand side of
+    norm one, which suits the single precision of the cycles. One number is copied to the host in each iteration.
     """
 
     def __init__(self, backend, x, active, shift=None):
@@ -172,38 +172,11 @@ class DeviceSolver(GridSolver):
         return Solution((w * norm).reshape(self.shape), iterations, residual)
 
     def _conjugate_gradients(self, b, w, rtol, maxiter):
-        """The scaled systems as one; the residual that the iteration carries along drifts, so it begins again from
-        the true one.
-        """
-        linalg, xp = self.device.linalg, self.device.xp
-        iterations, size = 0, b.size
-
-        def count(_):
-            nonlocal iterations
-            iterations += 1
-
-        def operator(of):
-            return linalg.LinearOperator(
-                (size, size), matvec=lambda v: of(v.reshape(self._fields)).ravel(), dtype=b.dtype
-            )
-
-        system, cycle = operator(self._product), operator(self._cycle)
-        w = xp.zeros_like(b) if w is None else w
-        r = b - self._product(w)
-        for _ in range(RESTARTS):
-            residual = self._largest(r)
-            if residual <= rtol or iterations >= maxiter:
-                break
-            e, _ = linalg.cg(
-                system, r.ravel(), rtol=0.0, atol=rtol, maxiter=maxiter - iterations, M=cycle, callback=count
-            )
-            w = w + e.reshape(self._fields)
-            r = b - self._product(w)
-        return w, iterations, self._largest(r)
-
-    @staticmethod
-    def _largest(r):
-        return float(dots(r, r, 2).max()) ** 0.5
+        """Solutions, iterations, and the largest true relative residual."""
+        w, iterations, _, residual = restarted_conjugate_gradients(
+            self._product, self._cycle, b, w, rtol=rtol, maxiter=maxiter, axes=2, runs=RUNS
+        )
+        return w, iterations, float(residual.max())
 
     def _masked(self, field):
         xp = self.device.xp

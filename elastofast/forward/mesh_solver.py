@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import bsr_array, csr_array, diags_array
-from scipy.sparse.linalg import LinearOperator, cg, splu
+from scipy.sparse.linalg import splu
 
 from ..boundary import rigid_modes
+from .krylov import restarted_conjugate_gradients
 
 __all__ = ["MeshSolver", "Solution"]
 
@@ -104,24 +105,12 @@ class MeshSolver:
         rhs = self._take(b)
         if not np.isfinite(rhs).all():
             raise ValueError("b must be finite on the active dofs")
-        norm = np.linalg.norm(rhs)
-        if norm == 0:
-            return Solution(np.zeros(np.shape(b)), 0, 0.0)
-        iterations, residual = 0, np.inf
-
-        def count(_):
-            nonlocal iterations
-            iterations += 1
-
-        precondition = LinearOperator(self._matrix.shape, matvec=self._inverse, dtype=np.float64)
-        w = None if x0 is None else self._take(x0)
-        for _ in range(3):  # the residual that CG carries along drifts from the true one: look, and go on from there
-            w, _ = cg(self._matrix, rhs, w, rtol=rtol, maxiter=maxiter - iterations, M=precondition, callback=count)
-            residual = float(np.linalg.norm(rhs - self._matrix @ w) / norm)
-            if residual <= rtol:
-                return Solution(self._put(w).reshape(np.shape(b)), iterations, residual)
-            if iterations >= maxiter:
-                break
+        guess = None if x0 is None else self._take(x0)
+        w, iterations, _, (residual,) = restarted_conjugate_gradients(
+            self._matrix.__matmul__, self._inverse, rhs, guess, rtol=rtol, maxiter=maxiter
+        )
+        if residual <= rtol:
+            return Solution(self._put(w).reshape(np.shape(b)), iterations, float(residual))
         raise RuntimeError(
             f"the solve stopped at a relative residual of {residual:.1e} after {iterations} iterations, "
             f"{rtol:.1e} was asked for. Try a larger rtol or maxiter; a modulus that spans many decades, "

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..backend.batch import column, dots, numbers
 from ..backend.elementwise import fused
+from ..forward import krylov
 from ..misfit.curvature import curvature_scale, data_curvature
 from ..misfit.fidelity import Evaluation
 from ..priors.protocol import LinearizablePrior
@@ -227,46 +228,7 @@ def _free(z, gradient, limits):
 
 def conjugate_gradients(apply, b, diagonal, steps=CG_STEPS, tolerance=CG_TOLERANCE):
     """A few diagonally preconditioned steps from zero, each of which is a descent direction for -b (..., N)."""
-    d = np.zeros_like(b)
-    r = b.copy()
-    p = r / diagonal
-    rho = dots(r, p)
-    goal = tolerance**2 * rho
-    going = rho > goal
-    s = np.empty_like(b)
-    for _ in range(steps):
-        if not numbers(going).any():  # the one thing an iteration waits for
-            break
-        q = apply(p)
-        curvature = dots(p, q)
-        _advance(d, r, s, p, q, diagonal, rho, curvature, going)
-        before, rho = rho, dots(r, s)
-        _turn(p, s, rho, before, curvature, going)
-        going = _unfinished(rho, goal, curvature, going)
-    return d
-
-
-@fused
-def _advance(xp, d, r, s, p, q, diagonal, rho, curvature, going):
-    """Move solution d and residual r along p, of members that go on, and put the preconditioned residual in s."""
-    moving = going & (curvature > 0)
-    alpha = xp.where(moving, rho / xp.where(moving, curvature, 1.0), 0.0)
-    d += alpha * p
-    r -= alpha * q
-    xp.true_divide(r, diagonal, s)
-
-
-@fused
-def _turn(xp, p, s, rho, before, curvature, going):
-    """Change p into the next direction."""
-    moving = going & (curvature > 0)
-    p *= xp.where(moving, rho / xp.where(moving, before, 1.0), 0.0)
-    p += s
-
-
-@fused
-def _unfinished(xp, rho, goal, curvature, going):
-    return going & (curvature > 0) & (rho > goal)
+    return krylov.conjugate_gradients(apply, lambda r: r / diagonal, b, maxiter=steps, energy_rtol=tolerance).value
 
 
 @fused

@@ -10,6 +10,7 @@ from ..backend.batch import dots, numbers
 from ..backend.device import device_of, namespace, on
 from ..boundary import check_support
 from ..forward.form import ElasticForm, as_float, check_modulus
+from ..forward.krylov import restarted_conjugate_gradients
 from ..forward.solve import check_rtol
 from ..measurement import check_displacement_std, check_force_std
 
@@ -189,25 +190,15 @@ class NoiseCovariance:
     def _find(self, b, rtol, x0, maxiter=300):
         """Solution, iterations, true and stage residual."""
         xp = self._device.xp
-        size = xp.sqrt(dots(b, b, 2))
-        size = xp.where(size > 0, size, 1.0)
-
-        def true_residual(z):
-            rest = b - self.product(z)
-            return xp.sqrt(dots(rest, rest, 2)) / size
-
         if self._two_solves:
             first = self._solver.solve(b, rtol=rtol)
             second = self._solver.solve(self._weight * first.value, rtol=rtol)
-            stage = xp.zeros_like(size) + max(first.residual, second.residual)
-            return second.value, 0, true_residual(second.value), stage
-        z, iterations = x0, 0
-        for _ in range(3):  # the residual that the iteration carries along drifts from the true one: go on from there
-            z, more, stage = self._iterate(b, rtol, z, maxiter - iterations)
-            iterations += more
-            residual = true_residual(z)
-            if bool(((residual <= rtol) | (stage <= PAST * rtol)).all()) or iterations >= maxiter:
-                break
+            size, rest = dots(b, b, 2), b - self.product(second.value)
+            residual = xp.sqrt(dots(rest, rest, 2)) / xp.where(size > 0, xp.sqrt(size), 1.0)
+            return second.value, 0, residual, xp.zeros_like(size) + max(first.residual, second.residual)
+        z, iterations, stage, residual = restarted_conjugate_gradients(
+            self.product, self._matching, b, x0, maxiter=maxiter, rtol=rtol, energy_rtol=PAST * rtol, axes=2
+        )
         if not bool(((residual <= rtol) | (stage <= rtol)).all()):
             raise RuntimeError(
                 f"gamma.solve stopped after {iterations} iterations at a relative residual of "
@@ -251,33 +242,6 @@ class NoiseCovariance:
         """A^-1 S_n^-1 A^-1 r; A^-1 the more accurate the more the noise levels differ, which it must not mix."""
         inverse = self._solver.approximate_inverse
         return inverse(self._weight * inverse(r, self._accuracy), self._accuracy)
-
-    def _iterate(self, b, rtol, x0, maxiter):
-        """Conjugate gradients, our own because they stop on the true residual or, where rounding keeps that up
-        (little force noise), on the preconditioner's norm.
-        """
-        xp = self._device.xp
-        z = xp.zeros_like(b) if x0 is None else xp.where(dots(b, b, 2) > 0, x0, 0.0)
-        r = b - self.product(z) if x0 is not None else b.copy()
-        s = self._matching(r)
-        rho = dots(r, s, 2)
-        reference = rho if x0 is None else dots(b, self._matching(b), 2)
-        goal, least = rtol**2 * dots(b, b, 2), (PAST * rtol) ** 2 * reference
-        p, iterations = s.copy(), 0
-        while iterations < maxiter:
-            going = (dots(r, r, 2) > goal) & (rho > least)
-            if not bool(going.any()):
-                break
-            q = self.product(p)
-            alpha = xp.where(going, rho / xp.where(going, dots(p, q, 2), 1.0), 0.0)
-            z += alpha * p
-            r -= alpha * q
-            s = self._matching(r)
-            rho, before = dots(r, s, 2), rho
-            p *= xp.where(going, rho / xp.where(going, before, 1.0), 0.0)
-            p += s
-            iterations += 1
-        return z, iterations, xp.sqrt(rho / xp.where(reference > 0, reference, 1.0))
 
 
 def finite_std(std, noisy):
