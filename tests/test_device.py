@@ -347,7 +347,7 @@ def test_linearized_priors_are_those_of_the_cpu(memory, prior, spacing):
     prior, rng = prior(ef.Grid((20, 31), spacing)), np.random.default_rng(0)
     z, dz, v = 0.3 * rng.standard_normal((3, 2, 620))
     device = arrays.device_of(z=put(z))
-    with device.working():
+    with device.activated():
         there = [device.asarray(put(a)) for a in (z, dz, v)]
         duals, models = zip(*(both(prior, *fields) for fields in ((z, dz), there[:2])), strict=True)
         np.testing.assert_allclose(models[1].value, models[0].value, rtol=1e-12)

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-__all__ = ["HOST", "Device", "device_of", "namespace", "to_host"]
+__all__ = ["HOST", "Device", "attribute_on", "device_of", "namespace", "to_host"]
 
 MIN_CUPY = 14  # the oldest that is tested
 
@@ -41,7 +41,7 @@ class Device:
         """The same place for the library's own arrays."""
         return self
 
-    def working(self):
+    def activated(self):
         """Context in which the library's calls belong to the caller's device and stream."""
         return nullcontext()
 
@@ -87,7 +87,7 @@ class Device:
         """Copy of a host array, here the array itself."""
         return host
 
-    def spread(self, view):
+    def upload_broadcast(self, view):
         """A host array that `numpy.broadcast_to` gave, here: only what it repeats is copied."""
         once = tuple(slice(None) if stride else slice(1) for stride in view.strides)
         return self.xp.broadcast_to(self.upload(view[once]), view.shape)
@@ -124,7 +124,7 @@ class CudaDevice(Device):
     def native(self):
         return _cuda_device(self.index, False)
 
-    def working(self):
+    def activated(self):
         if not self.tensors:
             return self.xp.cuda.Device(self.index)
         import torch
@@ -229,12 +229,12 @@ def to_host(value):
     device = _device(value)
     if not device.is_gpu:
         return value
-    with device.working():
+    with device.activated():
         return device.xp.asnumpy(device.asarray(value))
 
 
-def on(device, owner, name):
-    """Attribute of an object that never changes, on a device: copied there once."""
+def attribute_on(device, owner, name):
+    """An array attribute of an object that never changes, on a device. It is copied there once for each owner."""
     if not device.is_gpu:
         return getattr(owner, name)
     copies = _COPIES.setdefault(owner, {})

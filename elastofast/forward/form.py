@@ -99,7 +99,7 @@ class ElasticForm:
             If shapes, dtypes or values do not fit.
         """
         device = device_of(x=x, u=u, out=out)
-        with device.working():
+        with device.activated():
             x, xb, _ = self._field(device.asarray(x), "x", 0)
             u, ub, flat = self._field(device.asarray(u), "u", 1)
             _same_dtype(x=x, u=u)
@@ -107,7 +107,7 @@ class ElasticForm:
             xp = device.xp
             if xb != batch and prod(xb) != 1:
                 x = xp.ascontiguousarray(xp.broadcast_to(x.reshape(*xb, -1), (*batch, x.shape[-1])))
-            u = self._spread(u, ub, batch)
+            u = self._expand(u, ub, batch)
             x = x.reshape(-1, x.shape[-1])
             if len(x) not in (1, len(u)) or (len(x) == 1 and len(u) > 1 and isinstance(self.geometry, Mesh)):
                 x = xp.ascontiguousarray(xp.broadcast_to(x, (len(u), x.shape[-1])))
@@ -138,12 +138,12 @@ class ElasticForm:
             If shapes, dtypes or values do not fit.
         """
         device = device_of(u=u, v=v, out=out)
-        with device.working():
+        with device.activated():
             u, ub, flat = self._field(device.asarray(u), "u", 1)
             v, vb, _ = self._field(device.asarray(v), "v", 1)
             _same_dtype(u=u, v=v)
             batch = _broadcast(ub, vb, "u", "v")
-            u, v = self._spread(u, ub, batch), self._spread(v, vb, batch)
+            u, v = self._expand(u, ub, batch), self._expand(v, vb, batch)
             shape = (*batch, *self._tail(flat))
             g, finite = self._on(device).sensitivity(u, v, _output(device.asarray(out), shape, u, drop_axis=True))
             if not finite:
@@ -171,7 +171,7 @@ class ElasticForm:
             If shape, dtype or values do not fit.
         """
         device = device_of(x=x)
-        with device.working():
+        with device.activated():
             x, batch, _ = self._field(device.asarray(x), "x", 0)
             self._single(batch, "x", self.node_shape)
             if not device.is_gpu and not np.isfinite(x.sum()):
@@ -199,17 +199,17 @@ class ElasticForm:
             If shape, dtype or values do not fit.
         """
         device = device_of(u=u)
-        with device.working():
+        with device.activated():
             u, batch, _ = self._field(device.asarray(u), "u", 1)
             self._single(batch, "u", self.dof_shape)
             if not device.is_gpu and not np.isfinite(u.sum()):
                 _refuse_not_finite(u=u)
             return self._on(device).contraction(u.reshape(self.geometry.dim, -1), out)
 
-    def products(self, u):
-        """D(u) and D(u)^T as functions of node fields (..., N) and of dof fields (..., d, N).
+    def operators(self, u):
+        """The linear operators D(u) and D(u)^T as two functions, of node fields (..., N) and of dof fields (..., d, N).
 
-        For use inside a computation, over and over: nothing is checked.
+        For iterative methods that apply them many times: nothing is checked.
 
         Parameters
         ----------
@@ -275,8 +275,8 @@ class ElasticForm:
         wanted = " or ".join(dict.fromkeys(str(("...", *lead, *t)).replace("'", "") for t in (nodes, (n,))))
         raise ValueError(f"{name} must have shape {wanted}, got {array.shape}")
 
-    def _spread(self, field, batch, wanted):
-        """Field (*batch, d, N) as (B, d, N), one entry for each of the wanted batch."""
+    def _expand(self, field, batch, wanted):
+        """Field (*batch, d, N) broadcast to the wanted batch axes, as (B, d, N) with B the product of these."""
         tail = field.shape[len(batch) :]
         if batch != wanted:
             xp = namespace(field)

@@ -143,7 +143,7 @@ class GridSolver:
         self._core.solve(load, w, MODE_RTOL, MODE_MAX_ITERATIONS, energy=True)
         return w
 
-    def solve(self, b, x0=None, rtol=1e-8, maxiter=200, energy=False) -> Solution:
+    def solve(self, b, x0=None, rtol=1e-8, maxiter=200) -> Solution:
         """Solve to a true relative residual of ``rtol``.
 
         Parameters
@@ -153,8 +153,7 @@ class GridSolver:
         x0 : array of float64, same shape, optional
             Initial guess.
         rtol : float
-            Bound for ||b - A w|| / ||b||, or, with ``energy``, for the error in the energy norm relative to
-            the solution's, as the preconditioner sees it.
+            Bound for ||b - A w|| / ||b||.
         maxiter : int
             Limit on the iterations.
 
@@ -166,7 +165,7 @@ class GridSolver:
         shape, fields = np.shape(b), self.active.shape
         b = np.ascontiguousarray(b, np.float64).reshape(fields)
         w = np.zeros(fields) if x0 is None else np.array(x0, np.float64, order="C").reshape(fields)
-        iterations, residual, converged = self._core.solve(b, w, rtol, maxiter, energy)
+        iterations, residual, converged = self._core.solve(b, w, rtol, maxiter, energy=False)
         if not converged:
             self._refuse(residual, iterations, rtol)
         return Solution(w.reshape(shape), iterations, residual)

@@ -159,8 +159,8 @@ class DeviceSolver(GridSolver):
     def _solve_for_mode(self, load):
         return self._conjugate_gradients(load, None, MODE_RTOL, MODE_MAX_ITERATIONS)[0]
 
-    def solve(self, b, x0=None, rtol=1e-8, maxiter=200) -> Solution:  # type: ignore[override]
-        """As `GridSolver.solve`, for every member of the batch; there is no bound in the energy norm."""
+    def solve(self, b, x0=None, rtol=1e-8, maxiter=200) -> Solution:
+        """As `GridSolver.solve`, for every member of the batch."""
         xp = self.device.xp
         b = self._masked(b)
         norm = xp.sqrt(dots(b, b, 2))

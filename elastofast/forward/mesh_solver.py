@@ -81,7 +81,7 @@ class MeshSolver:
             self._order = np.arange(self.active.size).reshape(self.active.shape).T.ravel()
             self._matrix, self._inverse = _multigrid(pyamg, matrix, self.active, rigid_modes(mesh), self._order)
 
-    def solve(self, b, x0=None, rtol=1e-8, maxiter=500, energy=False) -> Solution:
+    def solve(self, b, x0=None, rtol=1e-8, maxiter=500) -> Solution:
         """Solve to a true relative residual of ``rtol`` by preconditioned conjugate gradients.
 
         Parameters

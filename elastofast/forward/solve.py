@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend.device import device_of, namespace, on
+from ..backend.device import attribute_on, device_of, namespace
 from ..boundary import check_support
 from .form import ElasticForm, as_float, check_modulus
 
@@ -54,7 +54,7 @@ def solve_forward(form, x, load, rtol=1e-8):
         raise TypeError(f"form must be an ElasticForm, got {type(form).__name__}")
     check_rtol(rtol)
     device = device_of(x=x)
-    with device.working():
+    with device.activated():
         own = device.asarray(x)
         moduli, batch = check_modulus(own, form)
         check_support(form.geometry, load)
@@ -65,19 +65,19 @@ def solve_forward(form, x, load, rtol=1e-8):
             )
         n, d = form.geometry.n_nodes, form.geometry.dim
         moduli = moduli.reshape(-1, n)
-        known = [on(device.native, load, name).reshape(d, n) for name in ("displacement", "force")]
+        known = [attribute_on(device.native, load, name).reshape(d, n) for name in ("displacement", "force")]
         if device.is_gpu:
-            u = state(form, moduli, *known, form.solver(moduli, load.loaded), rtol=rtol)
+            u = forward_state(form, moduli, *known, form.solver(moduli, load.loaded), rtol=rtol)
         else:
             u = np.empty((len(moduli), d, n))
             for one, out in zip(moduli, u, strict=True):
-                out[...] = state(form, one, *known, form.solver(one, load.loaded), rtol=rtol)
+                out[...] = forward_state(form, one, *known, form.solver(one, load.loaded), rtol=rtol)
         flat = np.shape(own)[-1:] == (n,) and len(form.node_shape) > 1 and np.shape(own)[-2:] != form.node_shape
         u = u.reshape(*batch, d, *((n,) if flat else form.node_shape))
         return device.export(u.astype(as_float(own, "x").dtype, copy=False))
 
 
-def state(form, x, prescribed, force, solver, guess=None, rtol=1e-8):
+def forward_state(form, x, prescribed, force, solver, guess=None, rtol=1e-8):
     """Displacement (..., d, N) of moduli (..., N) with a solver that exists already; guess is its part that is free."""
     rhs = force - form.force(x, prescribed) if prescribed.any() else force
     rhs = namespace(x).broadcast_to(rhs, (*x.shape[:-1], *force.shape[-2:]))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend.device import device_of, on
+from ..backend.device import attribute_on, device_of
 from ..forward.form import check_modulus
-from ..forward.solve import state
+from ..forward.solve import forward_state
 from ..result import Result
 
 __all__ = ["TISSUE", "given", "homogeneous"]
@@ -44,13 +44,13 @@ def homogeneous(measurement):
         return xp.full(n, np.log(_open_start(m)))
     ones = xp.ones(n)
     solver = m.form.solver(ones, m.load.loaded.reshape(d, n))
-    fixed, force = (on(device, m.load, name).reshape(d, n) for name in ("displacement", "force"))
+    fixed, force = (attribute_on(device, m.load, name).reshape(d, n) for name in ("displacement", "force"))
     b = solver.solve(force, rtol=RTOL).value
-    a = state(m.form, ones, fixed, xp.zeros_like(fixed), solver, rtol=RTOL)
-    std = on(device, m, "displacement_std").reshape(d, n)
-    seen = on(device, m.load, "loaded").reshape(d, n) & xp.isfinite(std)
+    a = forward_state(m.form, ones, fixed, xp.zeros_like(fixed), solver, rtol=RTOL)
+    std = attribute_on(device, m, "displacement_std").reshape(d, n)
+    seen = attribute_on(device, m.load, "loaded").reshape(d, n) & xp.isfinite(std)
     precision = xp.where(seen, 1 / xp.where(std > 0, std, 1) ** 2, 0.0)
-    along = float((precision * b * (on(device, m, "displacement").reshape(d, n) - a)).sum())
+    along = float((precision * b * (attribute_on(device, m, "displacement").reshape(d, n) - a)).sum())
     if not along > 0:
         raise ValueError(
             "the measured displacement goes against the load: no positive modulus explains it. Check the sign and "

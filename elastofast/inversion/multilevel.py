@@ -80,7 +80,7 @@ class Multilevel:
 
     def results(self) -> list[Result]:
         """Run, and pack one `Result` for each member. Ctrl-C ends the run with the best map so far."""
-        with self.history.running(), self.device.working():
+        with self.history.running(), self.device.activated():
             try:
                 status = self._optimise()
             except KeyboardInterrupt:

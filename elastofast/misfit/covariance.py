@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..backend.batch import dots, numbers
-from ..backend.device import device_of, namespace, on
+from ..backend.device import attribute_on, device_of, namespace
 from ..boundary import check_support
 from ..forward.form import ElasticForm, as_float, check_modulus
 from ..forward.krylov import restarted_conjugate_gradients
@@ -16,8 +16,16 @@ from ..measurement import check_displacement_std, check_force_std
 
 __all__ = ["CovarianceSolution", "NoiseCovariance"]
 
-PAST = 0.03  # the preconditioner's norm goes this far below rtol before it ends a solve
-UNMEASURED = 1e3  # an unmeasured displacement counts as this many times noisier than the noisiest measured one
+# Where rounding keeps the true residual above rtol, a solve ends once the residual in the preconditioner's norm is
+# below this fraction of rtol. That norm is only about the relative error of K z, hence the margin. Not studied.
+ENERGY_MARGIN = 0.03
+# An unmeasured displacement counts as this many times noisier than the noisiest measured one: large enough to have next
+# to no influence, small enough for the matching preconditioner, which suffers from jumps of the noise. Not studied.
+UNMEASURED_FACTOR = 1e3
+# Relative accuracy of A^-1 in the preconditioner: this much, or the given fraction of the ratio of the smallest to the
+# largest standard deviation, because an error of A^-1 mixes dofs of unlike noise. Not studied.
+INVERSE_ACCURACY = 0.01
+INVERSE_ACCURACY_PER_RATIO = 0.1
 
 
 class CovarianceSolution(NamedTuple):
@@ -81,7 +89,7 @@ class NoiseCovariance:
         if not isinstance(form, ElasticForm):
             raise TypeError(f"form must be an ElasticForm, got {type(form).__name__}")
         device = device_of(x=x)
-        with device.working():
+        with device.activated():
             x, batch = check_modulus(device.asarray(x), form)
             form._single(batch, "x", form.node_shape)
             check_support(form.geometry, load)
@@ -91,7 +99,7 @@ class NoiseCovariance:
             d, n = form.geometry.dim, form.geometry.n_nodes
             std = check_displacement_std(displacement_std, form.dof_shape, load.fixed).reshape(d, n)
             force_std = check_force_std(force_std, form.dof_shape).reshape(d, n)
-            self._assemble(x.reshape(n), device.spread(std), device.spread(force_std))
+            self._assemble(x.reshape(n), device.upload_broadcast(std), device.upload_broadcast(force_std))
 
     @classmethod
     def _of(cls, form, x, load, std, force_std):
@@ -105,9 +113,9 @@ class NoiseCovariance:
         d, n = self.form.geometry.dim, self.form.geometry.n_nodes
         self._x, self._device = x, device_of(x=x)
         xp = self._device.xp
-        self._equations = on(self._device, self.load, "loaded").reshape(d, n)
-        noisy = ~on(self._device, self.load, "fixed").reshape(d, n)
-        std = finite_std(std, noisy)
+        self._equations = attribute_on(self._device, self.load, "loaded").reshape(d, n)
+        noisy = ~attribute_on(self._device, self.load, "fixed").reshape(d, n)
+        std = fill_unmeasured_std(std, noisy)
         self._sn2 = xp.where(noisy, std**2, 0.0)
         self._sw2 = xp.where(self._equations, force_std**2, 0.0)
         forces = bool(self._sw2.any())
@@ -118,7 +126,7 @@ class NoiseCovariance:
             choose(xp.where(self._equations, std, other), axis=(-2, -1))
             for choose, other in ((np.min, np.inf), (np.max, 0.0))
         )
-        self._accuracy = min(0.01, 0.1 * float((least / most).min()))
+        self._accuracy = min(INVERSE_ACCURACY, INVERSE_ACCURACY_PER_RATIO * float((least / most).min()))
         self._solver = self.form.solver(x, self.load.loaded.reshape(d, n), shift)
 
     def apply(self, v):
@@ -135,7 +143,7 @@ class NoiseCovariance:
             Same shape, zero off the equations.
         """
         device = self._on_device_of(v=v)
-        with device.working():
+        with device.activated():
             v, batch, flat = self.form._field(device.asarray(v), "v", 1)
             out = self.product(self._on_equations("v", v))
             out = out.reshape(*batch, self.form.geometry.dim, *self.form._tail(flat)).astype(v.dtype, copy=False)
@@ -168,7 +176,7 @@ class NoiseCovariance:
         """
         check_rtol(rtol)
         device = self._on_device_of(r=r, x0=x0)
-        with device.working():
+        with device.activated():
             return self._solve(device, device.asarray(r), rtol, device.asarray(x0), maxiter)
 
     def _solve(self, device, r, rtol, x0, maxiter):
@@ -197,7 +205,7 @@ class NoiseCovariance:
             residual = xp.sqrt(dots(rest, rest, 2)) / xp.where(size > 0, xp.sqrt(size), 1.0)
             return second.value, 0, residual, xp.zeros_like(size) + max(first.residual, second.residual)
         z, iterations, stage, residual = restarted_conjugate_gradients(
-            self.product, self._matching, b, x0, maxiter=maxiter, rtol=rtol, energy_rtol=PAST * rtol, axes=2
+            self.product, self._matching, b, x0, maxiter=maxiter, rtol=rtol, energy_rtol=ENERGY_MARGIN * rtol, axes=2
         )
         if not bool(((residual <= rtol) | (stage <= rtol)).all()):
             raise RuntimeError(
@@ -239,14 +247,14 @@ class NoiseCovariance:
         return xp.where(self._equations, out, 0.0)
 
     def _matching(self, r):
-        """A^-1 S_n^-1 A^-1 r; A^-1 the more accurate the more the noise levels differ, which it must not mix."""
+        """The matching preconditioner A^-1 S_n^-1 A^-1 r, with A^-1 to the accuracy that the noise asks for."""
         inverse = self._solver.approximate_inverse
         return inverse(self._weight * inverse(r, self._accuracy), self._accuracy)
 
 
-def finite_std(std, noisy):
-    """Standard deviations with a large finite value for what was not measured, 1 where there is no noise."""
+def fill_unmeasured_std(std, noisy):
+    """Standard deviations (..., d, N) with a large finite value where nothing was measured, 1 on dofs without noise."""
     xp = namespace(std)
     finite = noisy & xp.isfinite(std)
     largest = xp.where(finite, std, 0.0).max(axis=(-2, -1), keepdims=True)
-    return xp.where(noisy, xp.where(finite, std, UNMEASURED * largest), 1.0)
+    return xp.where(noisy, xp.where(finite, std, UNMEASURED_FACTOR * largest), 1.0)

@@ -34,7 +34,7 @@ def data_curvature(fidelity: Fidelity, x: Any, now: Evaluation) -> Callable[[Any
     """
     form, xp, point = fidelity.measurement.form, fidelity.device.xp, now.linearization_point
     point = xp.ascontiguousarray(xp.broadcast_to(point, (*x.shape[:-1], *point.shape[-2:])))
-    product, transposed = form.products(point)
+    product, transposed = form.operators(point)
 
     def apply(v):
         t = product(x * v)

@@ -8,20 +8,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend.batch import dots
-from ..backend.device import device_of, on, to_host
+from ..backend.device import attribute_on, device_of, to_host
 from ..backend.stopwatch import Stopwatch
 from ..boundary import check_support
 from ..forward.form import check_modulus
-from ..forward.solve import check_rtol, state
+from ..forward.solve import check_rtol, forward_state
 from ..measurement import Measurement
-from .covariance import NoiseCovariance, finite_std
+from .covariance import NoiseCovariance, fill_unmeasured_std
 
 __all__ = ["Evaluation", "Fidelity"]
 
 GRADIENTS = ("exact", "frozen")
 # Relative residual of the solve that continues prescribed displacements into the body. Its solution is only the field
 # from which a difference is computed, so its error has no influence on results. Not studied.
-CONTINUED = 1e-6
+CONTINUATION_RTOL = 1e-6
 # Tolerance of the solves above which the value is corrected by their residuals. Below it the correction, which is of
 # the order of the tolerance times J, is not worth a product with K. Not studied.
 CORRECTED_RTOL = 1e-7
@@ -113,7 +113,7 @@ class Fidelity:
         check_support(measurement.geometry, measurement.load)
         if measurement.load.n_equations == 0:
             raise ValueError("the measurement's load has no loaded dof, so there is no equation to fit")
-        with measurement.device.working():
+        with measurement.device.activated():
             self._set_up([measurement], gradient, rtol)
 
     @classmethod
@@ -133,7 +133,7 @@ class Fidelity:
         d, n = m.geometry.dim, m.geometry.n_nodes
 
         def fields(owners, name):
-            found = [on(self.device, owner, name).reshape(d, n) for owner in owners]
+            found = [attribute_on(self.device, owner, name).reshape(d, n) for owner in owners]
             return xp.stack(found) if len(found) > 1 else found[0]
 
         self._std, self._force_std, self.measured = (
@@ -145,7 +145,7 @@ class Fidelity:
         self.equations, fixed = (fields([m.load], name) for name in ("loaded", "fixed"))
         self._active = m.load.loaded.reshape(d, n)  # on the host, where solvers are laid out
         noisy = ~fixed
-        self._variance = xp.where(noisy, finite_std(self._std, noisy) ** 2, 0.0)
+        self._variance = xp.where(noisy, fill_unmeasured_std(self._std, noisy) ** 2, 0.0)
         observed = noisy & xp.isfinite(self._std)
         self._precision = xp.where(observed, 1 / xp.where(observed, self._std, 1.0) ** 2, 0.0)
         self._square = not m.load.open.any() and not any(m.force_std[m.load.loaded].any() for m in measurements)
@@ -169,7 +169,9 @@ class Fidelity:
         form, xp = self.measurement.form, self.device.xp
         ones = xp.ones((*self._prescribed.shape[:-2], self._prescribed.shape[-1]))
         solver = form.solver(ones, self._active)
-        return state(form, ones, self._prescribed, xp.zeros_like(self._prescribed), solver, rtol=CONTINUED)
+        return forward_state(
+            form, ones, self._prescribed, xp.zeros_like(self._prescribed), solver, rtol=CONTINUATION_RTOL
+        )
 
     def __call__(self, x: Any) -> tuple[Any, Any]:
         """Value and gradient.
@@ -194,7 +196,7 @@ class Fidelity:
         """
         device_of(displacement=self.measured, x=x)
         device = device_of(x=x)
-        with device.working():
+        with device.activated():
             own, xp = device.asarray(x), device.xp
             moduli, batch = check_modulus(own, self.measurement.form)
             moduli = moduli.reshape(-1, moduli.shape[-1])
@@ -239,7 +241,7 @@ class Fidelity:
         """
         form, xp = self.measurement.form, self.device.xp
         solver = form.solver(x, self._active)
-        u = state(form, x, self._prescribed, self._force, solver, _guess(self._last_primal, x), rtol)
+        u = forward_state(form, x, self._prescribed, self._force, solver, _guess(self._last_primal, x), rtol)
         self._last_primal = u - self._prescribed
         misfit = xp.where(self.equations, u - self.measured, 0.0)
         weighted = self._precision * misfit

@@ -63,7 +63,7 @@ class _LogGradient(ABC):
         gradient : array, shape of x
         """
         device = device_of(x=x)
-        with device.working():
+        with device.activated():
             xp = device.xp
             x = xp.asarray(device.asarray(x), dtype=np.float64)
             n, tail = self.geometry.n_nodes, self.geometry.node_shape
