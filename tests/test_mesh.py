@@ -195,6 +195,22 @@ def test_a_law_of_another_dimension_is_refused():
 # ---------------------------------------------------------------- solver
 
 
+@pytest.mark.parametrize("method", ["direct", "multigrid"])
+def test_solver_applies_the_matrix_that_it_solves_with(method, monkeypatch):
+    if method == "multigrid":
+        pytest.importorskip("pyamg")
+        monkeypatch.setitem(mesh_solver.DIRECT_LIMIT, 2, 0)
+    mesh = irregular_mesh(2, 5)
+    backend, load = MeshBackend(mesh, PlaneStress(0.3)), compression(mesh, pressure=1.0)
+    x, w, _ = fields(mesh, 1)
+    shift = np.random.default_rng(0).uniform(0, 1e4, w[0].shape)
+    solver = MeshSolver(backend, x[0], load.loaded, shift)
+    assert solver.method == method
+    inside = np.where(load.loaded, w[0], 0.0)
+    expected = np.where(load.loaded, backend.force(x, inside[None])[0][0] + shift * inside, 0.0)
+    np.testing.assert_allclose(solver.apply(w[0]), expected, rtol=1e-10, atol=1e-12 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("law", LAWS, ids=repr)
 @pytest.mark.parametrize("method", ["direct", "multigrid"])
 def test_uniform_pressure_on_any_mesh_has_the_exact_linear_displacement(law, method, monkeypatch):

@@ -317,7 +317,7 @@ def test_looser_tolerances_take_fewer_iterations(solver):
 
 
 def test_energy_tolerance_bounds_the_error_in_the_energy_norm(solver):
-    """With the core's `energy` the error in the energy norm falls by the tolerance, with fewer iterations for a smooth load."""
+    """With the core's `energy` the error in the energy norm falls by the tolerance."""
     b = np.random.default_rng(1).standard_normal(solver.active.shape)
     exact = solver.solve(b, rtol=1e-12).value
     for rtol in (1e-2, 1e-4):

@@ -58,7 +58,9 @@ def _in_blocks(function, arguments, shape):
             results = np.empty((len(several), *shape), several[0].dtype)
         for whole, block in zip(results, several, strict=True):
             whole[..., part] = block
-    return tuple(results) if isinstance(result, tuple) else None if result is None else results[0]
+    if results is None:
+        return None
+    return tuple(results) if isinstance(result, tuple) else results[0]
 
 
 def _cut(value, part, length):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import numpy as np
 
-from ..backend.device import device_of, namespace
+from ..backend.device import Device, device_of, namespace
 from ..geometry import Grid, Mesh
 from ..laws import Law
+from .protocol import FormBackend, Solver
 
 __all__ = ["ElasticForm"]
 
@@ -49,10 +52,11 @@ class ElasticForm:
     True
     """
 
-    def __init__(self, geometry, law):
+    def __init__(self, geometry: Grid | Mesh, law: Law) -> None:
         check_body(geometry, law)
         self.geometry = geometry
         self.law = law
+        self.backend: FormBackend
         if isinstance(geometry, Grid):
             from .grid import GridBackend
 
@@ -61,7 +65,7 @@ class ElasticForm:
             from .mesh import MeshBackend
 
             self.backend = MeshBackend(geometry, law)
-        self._devices = {}
+        self._devices: dict[Device, FormBackend] = {}
 
     def __repr__(self):
         return f"ElasticForm({self.geometry!r}, {self.law!r})"
@@ -76,7 +80,7 @@ class ElasticForm:
         """Shape of a dof field, ``(d, *node_shape)``."""
         return (self.geometry.dim, *self.geometry.node_shape)
 
-    def force(self, x, u, out=None):
+    def force(self, x: Any, u: Any, out: Any = None) -> Any:
         """K(x) u, which is also D(u) x: the nodal forces of displacement u at modulus x.
 
         Parameters
@@ -117,7 +121,7 @@ class ElasticForm:
                 _refuse_not_finite(x=x, u=u)
             return device.export(f.reshape(shape)) if out is None else out
 
-    def sensitivity(self, u, v, out=None):
+    def sensitivity(self, u: Any, v: Any, out: Any = None) -> Any:
         """D(u)^T v: the derivative of v^T K(x) u by the modulus of each node.
 
         Parameters
@@ -150,7 +154,7 @@ class ElasticForm:
                 _refuse_not_finite(u=u, v=v)
             return device.export(g.reshape(shape)) if out is None else out
 
-    def stiffness(self, x, out=None):
+    def stiffness(self, x: Any, out: Any = None) -> Any:
         """K(x) as a sparse matrix.
 
         Parameters
@@ -178,7 +182,7 @@ class ElasticForm:
                 _refuse_not_finite(x=x)
             return self._on(device).stiffness(x.reshape(-1), out)
 
-    def contraction(self, u, out=None):
+    def contraction(self, u: Any, out: Any = None) -> Any:
         """D(u) as a sparse matrix: D(u) x = K(x) u.
 
         Parameters
@@ -206,7 +210,7 @@ class ElasticForm:
                 _refuse_not_finite(u=u)
             return self._on(device).contraction(u.reshape(self.geometry.dim, -1), out)
 
-    def operators(self, u):
+    def operators(self, u: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
         """The linear operators D(u) and D(u)^T as two functions, of node fields (..., N) and of dof fields (..., d, N).
 
         For iterative methods that apply them many times: nothing is checked.
@@ -227,7 +231,7 @@ class ElasticForm:
 
         return product, transposed
 
-    def solver(self, x, active, shift=None):
+    def solver(self, x: Any, active: np.ndarray, shift: Any = None) -> Solver:
         """Solver for K(x) + diag(shift) restricted to the active dofs.
 
         For use inside a computation: on a device it takes and gives CuPy's arrays and works on CuPy's current stream.
@@ -243,12 +247,12 @@ class ElasticForm:
 
         Returns
         -------
-        GridSolver, DeviceSolver or MeshSolver
-            With methods ``solve`` and ``precondition`` on fields of shape (d, N), or (B, d, N) for a batch.
+        Solver
+            For fields of shape (d, N), or (B, d, N) for a batch.
         """
         return self._on(device_of(x=x, shift=shift)).solver(x, active, shift)
 
-    def _on(self, device):
+    def _on(self, device: Device) -> FormBackend:
         """The backend for arrays of a device."""
         device = device.native
         if not device.is_gpu:

@@ -9,7 +9,7 @@ import numpy as np
 from .. import _core
 from ..boundary import rigid_modes
 from ..laws import MultigridSettings
-from .mesh_solver import Solution
+from .protocol import Solution
 from .sparsity import SparsityPattern, contraction_pattern, stiffness_pattern
 
 __all__ = ["GridBackend", "GridSolver"]
@@ -30,7 +30,8 @@ class GridBackend:
     def __init__(self, grid, law):
         self.grid = grid
         self.law = law
-        self.core = _core.GridForm(*grid.shape, *grid.spacing, law.lame_lambda, law.lame_mu, law.mean_dilatation)
+        (n0, n1), (h0, h1) = grid.shape, grid.spacing
+        self.core = _core.GridForm(n0, n1, h0, h1, law.lame_lambda, law.lame_mu, law.mean_dilatation)
         self._last_deflation = None
 
     def force(self, x, u, out=None):
@@ -69,12 +70,14 @@ class GridBackend:
     @cached_property
     def stiffness_pattern(self) -> SparsityPattern:
         """The pattern of K, shared by all its matrices."""
-        return stiffness_pattern(*self._node_graph, self.grid.dim)
+        indptr, nodes = self._node_graph
+        return stiffness_pattern(indptr, nodes, self.grid.dim)
 
     @cached_property
     def contraction_pattern(self) -> SparsityPattern:
         """The pattern of D, shared by all its matrices."""
-        return contraction_pattern(*self._node_graph, self.grid.dim)
+        indptr, nodes = self._node_graph
+        return contraction_pattern(indptr, nodes, self.grid.dim)
 
     def deflation(self, fixed):
         """What `_deflation` finds, remembered for the last mask: solvers for many moduli share one support."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from ..backend.batch import dots
 from ..backend.device import to_host
 from .grid import MODE_MAX_ITERATIONS, MODE_RTOL, GridSolver, smoother
 from .krylov import restarted_conjugate_gradients
-from .mesh_solver import Solution
+from .protocol import Solution
 from .sparsity import SparsityPattern
 
 __all__ = ["DeviceBackend", "DeviceSolver"]
@@ -209,7 +210,8 @@ class DeviceSolver(GridSolver):
 
     def _accelerated(self, r, steps):
         r = self.device.xp.asarray(r, self.device.xp.float64).reshape(self._fields)
-        d = w = None
+        d: Any = None
+        w: Any = None
         for number, (keep, gain) in enumerate(steps):
             z = self._cycle(r)
             if gain != 1:

@@ -88,14 +88,18 @@ def conjugate_gradients(
         Number of trailing axes that belong to one system.
     """
     xp = namespace(b)
-    size = dots(b, b, axes) if rtol is not None or x0 is not None else None
+    size: Any = dots(b, b, axes) if rtol is not None or x0 is not None else None
     if x0 is None:
         x, r = xp.zeros_like(b), b.copy()
     else:
         x = xp.where(size > 0, x0, 0.0)
         r = b - product(x)
     active = xp.ones((*b.shape[: b.ndim - axes], *[1] * axes), bool)
-    p = rho = before = reference = s = None
+    p: Any = None
+    rho: Any = None
+    before: Any = None
+    reference: Any = None
+    s: Any = None
     iterations = 0
     while True:
         if rtol is not None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from scipy.sparse import bsr_array, csr_array, diags_array
 from scipy.sparse.linalg import splu
 
 from ..boundary import rigid_modes
 from .krylov import restarted_conjugate_gradients
+from .protocol import Solution
 
-__all__ = ["MeshSolver", "Solution"]
+__all__ = ["MeshSolver"]
 
 # Active dofs up to which factorising is used, by dimension. Measured, seconds of one core, set-up + one
 # solve to 1e-8, Poisson ratio 0.495 in 2-D (plane stress) and 0.45 in 3-D, moduli 1:5:
@@ -25,14 +24,6 @@ __all__ = ["MeshSolver", "Solution"]
 # Plane strain at 0.495 costs multigrid 70 iterations and more, and a reconstruction solves several times with
 # each matrix, so in 2-D only memory (.9 GB at 200k) speaks against factorising.
 DIRECT_LIMIT = {2: 200_000, 3: 10_000}
-
-
-class Solution(NamedTuple):
-    """Outcome of a linear solve: the field, CG iterations, and the true relative residual (2-norm)."""
-
-    value: np.ndarray
-    iterations: int
-    residual: float
 
 
 class MeshSolver:
@@ -124,6 +115,10 @@ class MeshSolver:
     def approximate_inverse(self, r, accuracy):
         """A^-1 r, one fixed operator where factorised, else a solve to a hundredth of the given accuracy."""
         return self.precondition(r) if self.method == "direct" else self.solve(r, rtol=0.01 * accuracy).value
+
+    def apply(self, w):
+        """A w for w (d, N); zero on inactive dofs."""
+        return self._put(self._matrix @ self._take(w)).reshape(np.shape(w))
 
     def _take(self, field):
         """Dof field (d, N) to the solver's own vector."""

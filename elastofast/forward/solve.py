@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..backend.device import attribute_on, device_of, namespace
-from ..boundary import check_support
+from ..boundary import Boundary, check_support
 from .form import ElasticForm, as_float, check_modulus
+from .protocol import Solver
 
 __all__ = ["solve_forward"]
 
 
-def solve_forward(form, x, load, rtol=1e-8):
+def solve_forward(form: ElasticForm, x: Any, load: Boundary, rtol: float = 1e-8) -> Any:
     """Displacement u with K(x) u = f on the loaded dofs and u as given on the fixed ones.
 
     Conjugate gradients with one geometric multigrid cycle as preconditioner on a `Grid`; a sparse direct
@@ -65,26 +68,33 @@ def solve_forward(form, x, load, rtol=1e-8):
             )
         n, d = form.geometry.n_nodes, form.geometry.dim
         moduli = moduli.reshape(-1, n)
-        known = [attribute_on(device.native, load, name).reshape(d, n) for name in ("displacement", "force")]
+        prescribed = attribute_on(device.native, load, "displacement").reshape(d, n)
+        force = attribute_on(device.native, load, "force").reshape(d, n)
         if device.is_gpu:
-            u = forward_state(form, moduli, *known, form.solver(moduli, load.loaded), rtol=rtol)
+            u = forward_state(form, moduli, prescribed, force, form.solver(moduli, load.loaded), rtol=rtol)
         else:
             u = np.empty((len(moduli), d, n))
             for one, out in zip(moduli, u, strict=True):
-                out[...] = forward_state(form, one, *known, form.solver(one, load.loaded), rtol=rtol)
+                out[...] = forward_state(form, one, prescribed, force, form.solver(one, load.loaded), rtol=rtol)
         flat = np.shape(own)[-1:] == (n,) and len(form.node_shape) > 1 and np.shape(own)[-2:] != form.node_shape
         u = u.reshape(*batch, d, *((n,) if flat else form.node_shape))
         return device.export(u.astype(as_float(own, "x").dtype, copy=False))
 
 
-def forward_state(form, x, prescribed, force, solver, guess=None, rtol=1e-8):
-    """Displacement (..., d, N) of moduli (..., N) with a solver that exists already; guess is its part that is free."""
+def forward_state(
+    form: ElasticForm, x: Any, prescribed: Any, force: Any, solver: Solver, guess: Any = None, rtol: float = 1e-8
+) -> Any:
+    """Displacement (..., d, N) of moduli (..., N), by a solver for K(x) on the loaded dofs.
+
+    ``prescribed`` (..., d, N) has the given values on the fixed dofs; on the loaded ones it may be anything, since what
+    is solved for, and what ``guess`` is a guess of, is the difference from it.
+    """
     rhs = force - form.force(x, prescribed) if prescribed.any() else force
     rhs = namespace(x).broadcast_to(rhs, (*x.shape[:-1], *force.shape[-2:]))
     return prescribed + solver.solve(rhs, x0=guess, rtol=rtol).value
 
 
-def check_rtol(rtol):
-    """A relative tolerance."""
+def check_rtol(rtol: float) -> None:
+    """Raise ValueError unless the argument can be a relative tolerance."""
     if not (isinstance(rtol, int | float | np.floating) and 0 < rtol < 1):
         raise ValueError(f"rtol must be a number between 0 and 1, got {rtol!r}")

@@ -35,7 +35,8 @@ class SparsityPattern:
 
     def to(self, device: Device) -> SparsityPattern:
         """A copy on a device."""
-        return SparsityPattern(*map(device.upload, (self.starts, self.indptr, self.indices)), self.shape, device)
+        starts, indptr, indices = map(device.upload, (self.starts, self.indptr, self.indices))
+        return SparsityPattern(starts, indptr, indices, self.shape, device)
 
     def matrix(self, dtype: np.dtype, out: Any = None) -> Any:
         """A sparse matrix with this pattern whose values are yet to be written.
