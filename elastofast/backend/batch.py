@@ -1,8 +1,9 @@
-"""Inner products of fields and other single numbers, one for each member of a batch."""
+"""Inner products and other numbers that belong to a member of a batch."""
 
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +12,23 @@ from .device import device_of, namespace, to_host
 __all__ = ["column", "dots", "numbers"]
 
 
-def dots(a, b, axes=1):
-    """Sums of products over the last axes of fields of one shape, kept as axes of length one: a number for each member.
+def dots(a: Any, b: Any, axes: int = 1) -> Any:
+    """Inner products of two batches of fields: one number for each member.
 
-    On the processor without BLAS, whose threads would go on spinning beside those of the kernels; on a device by a
-    kernel of our own, because a library's sum over the last axes takes one block of threads for each member.
+    On the processor BLAS is avoided, because its idle threads would compete with those of the kernels. On a device a
+    kernel of our own does the work, because the library's sum over the last axes gives each member one block of threads
+    only.
+
+    Parameters
+    ----------
+    a, b : arrays of one shape
+    axes : int
+        Number of trailing axes to sum over.
+
+    Returns
+    -------
+    array
+        The summed axes are kept with length one, so that the result broadcasts against the fields.
     """
     if a.shape != b.shape:
         raise ValueError(f"a and b must have one shape, got {a.shape} and {b.shape}")
@@ -30,11 +43,11 @@ def dots(a, b, axes=1):
     return memory[:batch].reshape(lead + (1,) * axes)
 
 
-def numbers(values) -> np.ndarray:
-    """What `dots` gives, or anything of one number for each of a batch, as a host array (B,)."""
+def numbers(values: Any) -> np.ndarray:
+    """One number for each member, in any shape such as that of the results of `dots`, as a host array (B,)."""
     return np.asarray(to_host(values)).reshape(-1)
 
 
-def column(values, field):
-    """Numbers (B,) of the host so that they broadcast against fields (B, ...) like the given one, and live there."""
+def column(values: Any, field: Any) -> Any:
+    """Host numbers (B,) where the field (B, ...) lives, in a shape (B, 1, ...) that broadcasts against it."""
     return namespace(field).asarray(values).reshape(-1, *[1] * (field.ndim - 1))

@@ -1,7 +1,7 @@
-"""Arrays decide where work is done: NumPy on the processor; CuPy and CUDA torch tensors on their GPU.
+"""Where arrays live decides where work is done: NumPy's on the processor, CuPy's and CUDA torch tensors on their GPU.
 
-A `Device` says where the arrays of one call live. Public functions ask `device_of` once, take their arguments into the
-device's own array library without copies, and give the result back as the kind of array that came.
+A `Device` says where the arrays of one call live. Public functions ask `device_of` once, convert their arguments to
+arrays of the device's own library (NumPy or CuPy) without copies, and return an array of the caller's kind.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Device:
         return self
 
     def activated(self):
-        """Context in which the library's calls belong to the caller's device and stream."""
+        """Context in which the array library works on this device, and on the caller's current stream."""
         return nullcontext()
 
     def asarray(self, value):
@@ -88,7 +88,7 @@ class Device:
         return host
 
     def upload_broadcast(self, view):
-        """A host array that `numpy.broadcast_to` gave, here: only what it repeats is copied."""
+        """A copy of a result of `numpy.broadcast_to` on the host; repeated values are copied once and repeated here."""
         once = tuple(slice(None) if stride else slice(1) for stride in view.strides)
         return self.xp.broadcast_to(self.upload(view[once]), view.shape)
 
@@ -198,8 +198,10 @@ class _TorchStream:
 HOST = Device()
 
 
-def device_of(**arguments) -> Device:
-    """Where the named arguments live, None left out; one of torch's makes the result torch's.
+def device_of(**arguments: Any) -> Device:
+    """Where the named arguments live; those that are None do not count.
+
+    The first one also decides whether `Device.export` gives torch tensors or CuPy arrays.
 
     Raises
     ------
@@ -219,13 +221,13 @@ def device_of(**arguments) -> Device:
     return device
 
 
-def namespace(array) -> Any:
-    """The array library of one array of its own."""
+def namespace(array: Any) -> Any:
+    """The array library that an array belongs to: NumPy or CuPy."""
     return _device(array).xp
 
 
-def to_host(value):
-    """NumPy array of a setting that may live anywhere; other values come back as they are."""
+def to_host(value: Any) -> Any:
+    """A value that may live on a device as a NumPy array; anything on the host is returned unchanged."""
     device = _device(value)
     if not device.is_gpu:
         return value
@@ -233,7 +235,7 @@ def to_host(value):
         return device.xp.asnumpy(device.asarray(value))
 
 
-def attribute_on(device, owner, name):
+def attribute_on(device: Device, owner: Any, name: str) -> Any:
     """An array attribute of an object that never changes, on a device. It is copied there once for each owner."""
     if not device.is_gpu:
         return getattr(owner, name)

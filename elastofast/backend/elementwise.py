@@ -1,4 +1,4 @@
-"""Pointwise functions of many steps that run as one: a single kernel on CuPy arrays, cache-sized blocks on NumPy's."""
+"""Pointwise functions of several steps in one pass over memory: a fused kernel for CuPy arrays, blocks for NumPy's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from .device import library
 
 __all__ = ["fused"]
 
-BLOCK = 1 << 14  # values at a time on the processor: intermediate results stay in its cache and need no new memory
+# Values at a time on the processor (128 KiB of float64), so that intermediate results stay in its cache. Not studied.
+BLOCK = 1 << 14
 
 
 def fused(function):

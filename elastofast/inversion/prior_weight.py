@@ -51,6 +51,7 @@ def _balanced(problem: Problem, point: Iterate) -> np.ndarray:
     """Norm of the data gradient in log x that noise alone causes, over that of the prior's gradient."""
     fidelity = problem.fidelity
     x = np.exp(point.z)
+    assert point.data is not None
     noise = x * fidelity.noise_gradient(x, point.data, np.random.default_rng(0), problem.rtol)
     slope = x * np.ravel(problem.prior(x.reshape(fidelity.measurement.geometry.node_shape))[1])
     size = numbers(dots(slope, slope))

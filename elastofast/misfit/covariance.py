@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend.batch import dots, numbers
 from ..backend.device import attribute_on, device_of, namespace
-from ..boundary import check_support
+from ..boundary import Boundary, check_support
 from ..forward.form import ElasticForm, as_float, check_modulus
 from ..forward.krylov import restarted_conjugate_gradients
 from ..forward.solve import check_rtol
@@ -36,13 +36,14 @@ class CovarianceSolution(NamedTuple):
     value : array
         z = Gamma^-1 r, zero off the equations.
     iterations : int
-        Outer iterations; 0 where Gamma is a product of stiffness matrices and two forward solves do.
+        Iterations with Gamma; 0 where Gamma is a product of invertible matrices and two solves with K suffice.
     residual : float
         True relative residual ||r - Gamma z|| / ||r||. Without force noise it cannot fall below about
         eps cond(K)^2.
     stage_residual : float
-        What was brought below ``rtol``: the larger true residual of the two forward solves, or the residual in
-        the norm of the preconditioner (about the relative error of K z), or ``residual`` itself.
+        The residual that the solver brings below ``rtol`` where rounding keeps ``residual`` above: of two solves with
+        K, the larger true relative residual; otherwise the residual in the preconditioner's norm, which is about the
+        relative error of K z.
     """
 
     value: np.ndarray
@@ -81,11 +82,11 @@ class NoiseCovariance:
     Without force noise and open dofs Gamma^-1 = K^-T S_n^-1 K^-1. Otherwise conjugate gradients are
     preconditioned by A S_n A with A = K + diag(s_w / s_n) on the equations: for a constant ratio the spectrum
     lies in [1/2, 1] whatever mesh, contrast and noise (matching; Pearson and Wathen, Numer. Linear Algebra
-    Appl. 19, 2012). In place of A^-1 stand a few Chebyshev-accelerated multigrid cycles: one fixed symmetric
-    operator, so that the preconditioner is positive definite whatever the noise.
+    Appl. 19, 2012). A^-1 is approximated by a few multigrid cycles with Chebyshev acceleration. This is one fixed
+    symmetric operator, so that the preconditioner is positive definite whatever the noise.
     """
 
-    def __init__(self, form, x, load, displacement_std, force_std=0.0):
+    def __init__(self, form: ElasticForm, x: Any, load: Boundary, displacement_std: Any, force_std: Any = 0.0) -> None:
         if not isinstance(form, ElasticForm):
             raise TypeError(f"form must be an ElasticForm, got {type(form).__name__}")
         device = device_of(x=x)
@@ -103,7 +104,7 @@ class NoiseCovariance:
 
     @classmethod
     def _of(cls, form, x, load, std, force_std):
-        """The same from checked arrays (..., N) and (..., d, N)."""
+        """A covariance from arrays that have been checked: x (..., N), standard deviations (..., d, N)."""
         self = cls.__new__(cls)
         self.form, self.load = form, load
         self._assemble(x, std, force_std)
@@ -129,7 +130,7 @@ class NoiseCovariance:
         self._accuracy = min(INVERSE_ACCURACY, INVERSE_ACCURACY_PER_RATIO * float((least / most).min()))
         self._solver = self.form.solver(x, self.load.loaded.reshape(d, n), shift)
 
-    def apply(self, v):
+    def apply(self, v: Any) -> Any:
         """Gamma v.
 
         Parameters
@@ -149,7 +150,7 @@ class NoiseCovariance:
             out = out.reshape(*batch, self.form.geometry.dim, *self.form._tail(flat)).astype(v.dtype, copy=False)
             return device.export(out)
 
-    def solve(self, r, rtol=1e-8, x0=None, maxiter=300):
+    def solve(self, r: Any, rtol: float = 1e-8, x0: Any = None, maxiter: int = 300) -> CovarianceSolution:
         """Solve Gamma z = r.
 
         Parameters
@@ -191,7 +192,7 @@ class NoiseCovariance:
             device.export(z.reshape(*batch, d, *self.form._tail(flat))), iterations, residual, stage
         )
 
-    def find(self, r, rtol, x0=None):
+    def find(self, r: Any, rtol: float, x0: Any = None) -> Any:
         """Gamma^-1 r for checked fields (..., d, N), one for each modulus and zero off the equations."""
         return self._find(r, rtol, x0)[0]
 
@@ -216,7 +217,7 @@ class NoiseCovariance:
             )
         return z, iterations, residual, stage
 
-    def precondition(self, r):
+    def precondition(self, r: Any) -> Any:
         """About Gamma^-1 r for r (..., d, N), one fixed symmetric operator: A^-1 S_n^-1 A^-1 by a cycle or two each.
 
         For use inside a computation: r is an array of the modulus' own library, on its current stream.
@@ -236,7 +237,7 @@ class NoiseCovariance:
         device_of(modulus=self._x, **fields)
         return device_of(**fields) if self._device.is_gpu else self._device
 
-    def product(self, v):
+    def product(self, v: Any) -> Any:
         """Gamma v for checked fields (..., d, N)."""
         xp = self._device.xp
         v = xp.where(self._equations, v, 0.0).astype(np.float64, copy=False)
