@@ -34,7 +34,8 @@ void check_array(const py::array& a, const char* name, Shape shape, bool written
   const std::string wanted = std::string(written ? "a writeable " : "a ") + "C-contiguous array of " +
                              std::string(py::str(dtype)) + " and shape " + shape_text(shape.begin(), shape.size());
   const std::string found = std::string(py::str(a.dtype())) + " and shape " + shape_text(a.shape(), size_t(a.ndim())) +
-                            (contiguous ? "" : ", not C-contiguous and aligned") + (!written || a.writeable() ? "" : ", read-only");
+                            (contiguous ? "" : ", not C-contiguous and aligned") +
+                            (!written || a.writeable() ? "" : ", read-only");
   const std::string message = std::string(name) + " must be " + wanted + ", got one of " + found;
   if (!same_dtype) throw py::type_error(message);
   throw py::value_error(message);

@@ -11,11 +11,12 @@ namespace elastofast {
 // Calls put(integral_constant p, integral_constant q, value) for the packed entries of one cell's stiffness matrix.
 template <bool kReduced, class V, class T, class Put>
 EF_HD void cell_matrix(const CellLaw<T>& law, const StiffnessFactors<V>& f, Put put) {
-  unroll(std::make_integer_sequence<int, 64>{}, [&](auto e) EF_LAMBDA {
-    constexpr int P = decltype(e)::value / 8, Q = decltype(e)::value % 8;
+  unroll(std::make_integer_sequence<int, kCellDofs * kCellDofs>{}, [&](auto e) EF_LAMBDA {
+    constexpr int P = decltype(e)::value / kCellDofs, Q = decltype(e)::value % kCellDofs;
     if constexpr (P <= Q)
       put(std::integral_constant<int, P>{}, std::integral_constant<int, Q>{},
-          stiffness_entry<kReduced, P / 4, P % 4 / 2, P % 2, Q / 4, Q % 4 / 2, Q % 2>(law, f));
+          stiffness_entry<kReduced, component_of(P), corner_row(P), corner_column(P), component_of(Q), corner_row(Q),
+                          corner_column(Q)>(law, f));
   });
 }
 
@@ -37,13 +38,14 @@ EF_HD void patch_block(Exists exists, Fine fine, double* block) {
     if (!exists(dj, di)) continue;
     const auto entries = fine(dj, di);
     EF_UNROLL
-    for (int p = 0; p < 8; ++p)
+    for (int p = 0; p < kCellDofs; ++p)
       EF_UNROLL
-      for (int q = p; q < 8; ++q) {
+      for (int q = p; q < kCellDofs; ++q) {
         // the corners of the patch that are corners of this neighbour too
-        const int ps = p % 4 / 2 - dj, pt = p % 2 - di, qs = q % 4 / 2 - dj, qt = q % 2 - di;
+        const int ps = corner_row(p) - dj, pt = corner_column(p) - di, qs = corner_row(q) - dj, qt = corner_column(q) - di;
         if (ps < 0 || ps > 1 || pt < 0 || pt > 1 || qs < 0 || qs > 1 || qt < 0 || qt > 1) continue;
-        block[entry(p, q)] += entries(entry(p / 4 * 4 + 2 * ps + pt, q / 4 * 4 + 2 * qs + qt));
+        block[entry(p, q)] +=
+            entries(entry(kCorners * component_of(p) + 2 * ps + pt, kCorners * component_of(q) + 2 * qs + qt));
       }
   }
 }
@@ -76,20 +78,21 @@ EF_HD void sweep_inverse(At at) {
 
 // -------------------------------------------------------------------------------------------- patch smoother
 
-// Patch smoother of a level: the sum of inverted 4-node blocks. Inside the body such a block is taken for that of the
-// homogeneous body times its mean stiffness; that inverse is block-diagonal in the modes (u_m, v_h), (v_m, u_h),
-// (u_s, v_t), (u_t, v_s), with blocks [p q; q r].
+// Patch smoother of a level (additive Schwarz): the sum of the inverses of the 4-node blocks of the matrix, one for each
+// cell. Away from edges and fixed dofs a block is approximated by that of a homogeneous body with the same trace, whose
+// inverse is block-diagonal in the modes of cell.h: 2 x 2 blocks [p q; q r] for (u_m, v_h), (v_m, u_h), (u_s, v_t) and
+// (u_t, v_s).
 template <class T>
 struct Patch {
   int n0, n1;
   T p[4], q[4], r[4];
-  const T* scale;          // (n0-1, n1-1): 1 / mean stiffness of the block, 0 where the cell is special
-  const int* special_row;  // special cells (edges, fixed dofs) sorted by row: [n0] offsets
+  const T* scale;          // (n0-1, n1-1): traces of homogeneous over actual block, 0 for a special patch
+  const int* special_row;  // special patches (at edges, with fixed dofs) sorted by row: [n0] offsets
   const int* special_col;
-  const T* special;        // [cell][36] packed inverses
+  const T* special;        // [patch][kEntries] packed inverses
 };
 
-// Inverse of the homogeneous block over the mean stiffness, times the residual (u, v) at the corners.
+// Inverse of the homogeneous block times `scale`, times the residual (u, v) at the corners.
 template <class V, class T>
 EF_HD CornerForces<V> patch_solve(const T* p, const T* q, const T* r, V scale, const Corners<V>& u, const Corners<V>& v) {
   V e = u.a + u.b, f = u.c + u.d, g = u.b - u.a, h = u.d - u.c;
@@ -108,12 +111,12 @@ EF_HD CornerForces<V> patch_solve(const T* p, const T* q, const T* r, V scale, c
 // Packed inverse of a special cell times the residual at its corners.
 template <class T>
 EF_HD CornerForces<T> special_solve(const T* inverse, const Corners<T>& u, const Corners<T>& v) {
-  const T in[8] = {u.a, u.b, u.c, u.d, v.a, v.b, v.c, v.d};
-  T out[8] = {};
+  const T in[kCellDofs] = {u.a, u.b, u.c, u.d, v.a, v.b, v.c, v.d};
+  T out[kCellDofs] = {};
   EF_UNROLL
-  for (int p = 0; p < 8; ++p)
+  for (int p = 0; p < kCellDofs; ++p)
     EF_UNROLL
-    for (int q = 0; q < 8; ++q) out[p] += inverse[entry(p, q)] * in[q];
+    for (int q = 0; q < kCellDofs; ++q) out[p] += inverse[entry(p, q)] * in[q];
   return {{out[0], out[1], out[2], out[3]}, {out[4], out[5], out[6], out[7]}};
 }
 
@@ -169,18 +172,18 @@ EF_CALL void special_inverse(int j, int i, int m0, int m1, Load load, double* bl
   };
   patch_block(exists, fine, block);
   EF_UNROLL
-  for (int p = 0; p < 8; ++p)
+  for (int p = 0; p < kCellDofs; ++p)
     if (block[entry(p, p)] == 0) block[entry(p, p)] = 1;  // fixed dofs, whose residual is zero
-  sweep_inverse<double, 8>([&](int p, int q) EF_LAMBDA -> double& { return block[entry(p, q)]; });
+  sweep_inverse<double, kCellDofs>([&](int p, int q) EF_LAMBDA -> double& { return block[entry(p, q)]; });
 }
 
 // Removes the fixed dofs of the cell at node `corner` from its packed matrix; n nodes in rows of n1.
 EF_HD void clear_fixed(const uint8_t* fixed, long n, int n1, long corner, double* matrix) {
   EF_UNROLL
-  for (int p = 0; p < 8; ++p)
-    if (fixed[p / 4 * n + corner + p % 4 / 2 * n1 + p % 2])
+  for (int p = 0; p < kCellDofs; ++p)
+    if (fixed[component_of(p) * n + corner + corner_row(p) * n1 + corner_column(p)])
       EF_UNROLL
-      for (int q = 0; q < 8; ++q) matrix[entry(p, q)] = 0;
+      for (int q = 0; q < kCellDofs; ++q) matrix[entry(p, q)] = 0;
 }
 
 // -------------------------------------------------------------------------------------------------- transfer
@@ -217,7 +220,7 @@ template <class T, class Body>
 EF_HD void owned_nodes(const Transfer<T>& P, int J, int I, Body body) {
   const int w0 = P.a0.width[J], w1 = P.a1.width[I], f0 = P.a0.first[J], f1 = P.a1.first[I];
   const int e0 = J == P.a0.n_coarse - 2, e1 = I == P.a1.n_coarse - 2;
-  const T* interior = P.irregular + irregular_cell(P.a0, P.a1, J, I) * 64;
+  const T* interior = P.irregular + irregular_cell(P.a0, P.a1, J, I) * kCellWeights;
   EF_UNROLL
   for (int p = 0; p < 4; ++p)
     EF_UNROLL
@@ -227,7 +230,7 @@ EF_HD void owned_nodes(const Transfer<T>& P, int J, int I, Body body) {
       const T s = p == w0 ? T(1) : P.place0[y], t = q == w1 ? T(1) : P.place1[x];
       const T weights[4] = {(1 - s) * (1 - t), (1 - s) * t, s * (1 - t), s * t};
       const bool possible = p > 0 && p < 3 && q > 0 && q < 3;
-      body(y, x, owned, possible ? interior + ((p - 1) * (w1 - 1) + (q - 1)) * 16 : nullptr, inside, weights);
+      body(y, x, owned, possible ? interior + ((p - 1) * (w1 - 1) + (q - 1)) * kNodeWeights : nullptr, inside, weights);
     }
 }
 
@@ -245,14 +248,14 @@ template <class T>
 EF_HD CornerForces<T> restrict_irregular(const Transfer<T>& P, int J, int I, const T* fine) {
   const int nf = P.a1.n_fine;
   const size_t n = size_t(P.a0.n_fine) * nf;
-  T out[8] = {};
+  T out[kCellDofs] = {};
   owned_nodes(P, J, I, [&](int y, int x, bool owned, const T* interior, bool inside, const T* weights) EF_LAMBDA {
     const size_t at = size_t(y) * nf + x;
     const T u = owned ? fine[at] : T(0), v = owned ? fine[at + n] : T(0);
     EF_UNROLL
-    for (int k = 0; k < 8; ++k) {
-      const T plain = weights[k % 4] * (k / 4 ? v : u);
-      out[k] += interior && inside ? interior[k] * u + interior[8 + k] * v : plain;
+    for (int k = 0; k < kCellDofs; ++k) {
+      const T plain = weights[k % kCorners] * (k / kCorners ? v : u);
+      out[k] += interior && inside ? interior[k] * u + interior[kCellDofs + k] * v : plain;
     }
   });
   return {{out[0], out[1], out[2], out[3]}, {out[4], out[5], out[6], out[7]}};
@@ -272,17 +275,17 @@ EF_HD void prolong_irregular(const Transfer<T>& P, int J, int I, const T* coarse
   const int nf = P.a1.n_fine, nc = P.a1.n_coarse;
   const size_t n = size_t(P.a0.n_fine) * nf, m = size_t(P.a0.n_coarse) * nc;
   const T *c0 = coarse + size_t(J) * nc + I, *c1 = c0 + nc;
-  const T in[8] = {c0[0], c0[1], c1[0], c1[1], c0[m], c0[m + 1], c1[m], c1[m + 1]};
+  const T in[kCellDofs] = {c0[0], c0[1], c1[0], c1[1], c0[m], c0[m + 1], c1[m], c1[m + 1]};
   owned_nodes(P, J, I, [&](int y, int x, bool owned, const T* interior, bool inside, const T* weights) EF_LAMBDA {
     EF_UNROLL
     for (int k = 0; k < 2; ++k) {
       T sum = 0;
       EF_UNROLL
-      for (int e = 0; e < 4; ++e) sum += weights[e] * in[4 * k + e];
+      for (int e = 0; e < 4; ++e) sum += weights[e] * in[kCorners * k + e];
       if (interior) {
         T exact = 0;
         EF_UNROLL
-        for (int e = 0; e < 8; ++e) exact += interior[8 * k + e] * in[e];
+        for (int e = 0; e < kCellDofs; ++e) exact += interior[kCellDofs * k + e] * in[e];
         sum = inside ? exact : sum;
       }
       if (owned) put(k * n + size_t(y) * nf + x, sum);
@@ -298,7 +301,7 @@ EF_HD void prolong_irregular(const Transfer<T>& P, int J, int I, const T* coarse
 template <class V, int W0, int W1, class Fine>
 EF_HD void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin, V* weights) {
   constexpr int kIn = (W0 - 1) * (W1 - 1), kDofs = kIn > 0 ? 2 * kIn : 1;
-  V inner[kDofs][kDofs] = {}, mixed[kDofs][8] = {};
+  V inner[kDofs][kDofs] = {}, mixed[kDofs][kCellDofs] = {};
   EF_UNROLL
   for (int e = 0; e < kEntries; ++e) galerkin[e] = V{};
   struct Node {
@@ -317,22 +320,22 @@ EF_HD void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin
   };
   auto add = [&](int cell, int r, int c, const auto& entries) EF_LAMBDA {
     const int p = cell / W1, q = cell % W1;
-    const Node a = node(p + r % 4 / 2, q + r % 2), b = node(p + c % 4 / 2, q + c % 2);
+    const Node a = node(p + corner_row(r), q + corner_column(r)), b = node(p + corner_row(c), q + corner_column(c));
     if (a.interior < 0 && b.interior >= 0) return;  // by symmetry
     const V v = entries(entry(r, c));
     if (a.interior >= 0 && b.interior >= 0) {
-      inner[2 * a.interior + r / 4][2 * b.interior + c / 4] += v;
+      inner[2 * a.interior + component_of(r)][2 * b.interior + component_of(c)] += v;
     } else if (a.interior >= 0) {
       EF_UNROLL
       for (int k = 0; k < 2; ++k)
-        if (k < b.n) mixed[2 * a.interior + r / 4][c / 4 * 4 + b.corner[k]] += b.weight[k] * v;
+        if (k < b.n) mixed[2 * a.interior + component_of(r)][kCorners * component_of(c) + b.corner[k]] += b.weight[k] * v;
     } else {
       EF_UNROLL
       for (int k = 0; k < 2; ++k)
         EF_UNROLL
         for (int l = 0; l < 2; ++l) {
           if (k >= a.n || l >= b.n) continue;
-          const int row = r / 4 * 4 + a.corner[k], col = c / 4 * 4 + b.corner[l];
+          const int row = kCorners * component_of(r) + a.corner[k], col = kCorners * component_of(c) + b.corner[l];
           if (row <= col) galerkin[entry(row, col)] += a.weight[k] * b.weight[l] * v;
         }
     }
@@ -340,8 +343,8 @@ EF_HD void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin
   if constexpr (W0 == 2 && W1 == 2) {  // nearly all cells: everything but the additions is done by the compiler
     unroll(std::make_integer_sequence<int, 4>{}, [&](auto cell) EF_LAMBDA {
       const auto entries = fine(decltype(cell)::value);
-      unroll(std::make_integer_sequence<int, 64>{}, [&](auto e) EF_LAMBDA {
-        add(decltype(cell)::value, decltype(e)::value / 8, decltype(e)::value % 8, entries);
+      unroll(std::make_integer_sequence<int, kCellDofs * kCellDofs>{}, [&](auto e) EF_LAMBDA {
+        add(decltype(cell)::value, decltype(e)::value / kCellDofs, decltype(e)::value % kCellDofs, entries);
       });
     });
   } else {
@@ -349,7 +352,7 @@ EF_HD void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin
     for (int cell = 0; cell < W0 * W1; ++cell) {
       const auto entries = fine(cell);
       EF_UNROLL
-      for (int e = 0; e < 64; ++e) add(cell, e / 8, e % 8, entries);
+      for (int e = 0; e < kCellDofs * kCellDofs; ++e) add(cell, e / kCellDofs, e % kCellDofs, entries);
     }
   }
   if constexpr (kIn > 0) {
@@ -359,25 +362,25 @@ EF_HD void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin
     EF_UNROLL
     for (int k = 0; k < kDofs; ++k)
       EF_UNROLL
-      for (int c = 0; c < 8; ++c) {
+      for (int c = 0; c < kCellDofs; ++c) {
         V sum = {};
         EF_UNROLL
         for (int l = 0; l < kDofs; ++l) sum -= (k <= l ? inner[k][l] : inner[l][k]) * mixed[l][c];
-        weights[8 * k + c] = sum;
+        weights[kCellDofs * k + c] = sum;
       }
     EF_UNROLL
-    for (int r = 0; r < 8; ++r)
+    for (int r = 0; r < kCellDofs; ++r)
       EF_UNROLL
-      for (int c = r; c < 8; ++c)
+      for (int c = r; c < kCellDofs; ++c)
         EF_UNROLL
-        for (int k = 0; k < kDofs; ++k) galerkin[entry(r, c)] += mixed[k][r] * weights[8 * k + c];
+        for (int k = 0; k < kDofs; ++k) galerkin[entry(r, c)] += mixed[k][r] * weights[kCellDofs * k + c];
   }
 }
 
 // From the cell of a homogeneous body to that of the next level, whose cells are twice as long along the halved axes.
 EF_CALL void coarsen_homogeneous(bool halve0, bool halve1, double* cell) {
   const double middle[2] = {0, 0.5};
-  double coarse[kEntries], weights[16];
+  double coarse[kEntries], weights[kNodeWeights];
   auto fine = [&](int) EF_LAMBDA { return [=](int e) EF_LAMBDA { return cell[e]; }; };
   if (halve0 && halve1) coarsen_cell<double, 2, 2>(fine, middle, middle, coarse, weights);
   else if (halve0) coarsen_cell<double, 2, 1>(fine, middle, middle, coarse, weights);

@@ -1,4 +1,4 @@
-// Banded Cholesky of the coarsest level, numbered along its longer axis.
+// Banded Cholesky factorisation of the coarsest level. Nodes are numbered along the shorter axis first, for a small bandwidth.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -7,8 +7,12 @@
 
 namespace elastofast {
 
+// Pivots are at least this part of the mean diagonal: a smaller one is lost to rounding and belongs to the rigid mode of a
+// deflated dof, which each cycle removes from its result.
+constexpr double kLeastPivot = 1e-14;
+
 struct Banded {
-  int n0, n1, half;
+  int n0, n1, half;  // nodes, half bandwidth
   bool transposed;
 
   EF_HD Banded(int n0, int n1) : n0(n0), n1(n1), half(2 * ((n0 < n1 ? n0 : n1) + 1) + 1), transposed(n1 > n0) {}
@@ -32,9 +36,10 @@ struct Banded {
     for (size_t k = 0; k < entries(); ++k) band[k] = 0;
     for (int j = 0; j < n0 - 1; ++j)
       for (int i = 0; i < n1 - 1; ++i)
-        for (int p = 0; p < 8; ++p)
-          for (int q = 0; q < 8; ++q) {
-            const size_t row = number(p / 4, j + p % 4 / 2, i + p % 2), col = number(q / 4, j + q % 4 / 2, i + q % 2);
+        for (int p = 0; p < kCellDofs; ++p)
+          for (int q = 0; q < kCellDofs; ++q) {
+            const size_t row = number(component_of(p), j + corner_row(p), i + corner_column(p));
+            const size_t col = number(component_of(q), j + corner_row(q), i + corner_column(q));
             if (col <= row) band[at(row, col)] += cell(j, i, entry(p, q));
           }
     double mean = 0;
@@ -48,8 +53,7 @@ struct Banded {
         double sum = band[at(row, col)];
         for (size_t k = first(row) > first(col) ? first(row) : first(col); k < col; ++k)
           sum -= band[at(row, k)] * band[at(col, k)];
-        // a pivot lost to rounding belongs to a mode that the caller projects out
-        const double least = 1e-14 * mean;
+        const double least = kLeastPivot * mean;
         band[at(row, col)] = col < row ? sum / band[at(col, col)] : std::sqrt(sum > least ? sum : least);
       }
   }

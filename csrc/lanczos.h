@@ -1,4 +1,5 @@
-// Largest eigenvalue of (smoother x matrix) by a few Lanczos steps (the recurrences of conjugate gradients).
+// Largest eigenvalue of (smoother x matrix) by a few Lanczos steps, whose tridiagonal matrix comes from the coefficients of
+// conjugate gradients (Saad, Iterative Methods for Sparse Linear Systems, section 6.7).
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -8,8 +9,12 @@
 namespace elastofast {
 
 struct Lanczos {
-  static constexpr int kSteps = 10;
-  static constexpr double kMargin = 1.1;  // approaches from below; isolated eigenvalues of rough moduli last
+  static constexpr int kSteps = 10;  // not studied
+  // The steps approach the largest eigenvalue from below, the isolated one of a rough modulus last, and the Chebyshev
+  // smoother would amplify what lies above its interval. tests/test_multigrid.py has such moduli.
+  static constexpr double kMargin = 1.1;
+  static constexpr int kBisections = 40;        // of an interval, to 1e-12 of its length
+  static constexpr double kTinyPivot = 1e-300;  // in place of a pivot of zero
   double diagonal[kSteps], off[kSteps];
   double rz, alpha, beta;
   int steps;
@@ -46,12 +51,12 @@ struct Lanczos {
       const double radius = diagonal[k] + (k ? std::abs(off[k - 1]) : 0) + (k + 1 < steps ? std::abs(off[k]) : 0);
       hi = radius > hi ? radius : hi;
     }
-    for (int step = 0; step < 40; ++step) {  // bisection on the number of negative pivots of T - lambda I
+    for (int step = 0; step < kBisections; ++step) {  // lambda is too small if a pivot of T - lambda I is positive
       const double mid = 0.5 * (lo + hi);
       double pivot = diagonal[0] - mid;
       bool above = pivot > 0;
       for (int k = 1; k < steps && !above; ++k) {
-        pivot = diagonal[k] - mid - off[k - 1] * off[k - 1] / (pivot == 0 ? 1e-300 : pivot);
+        pivot = diagonal[k] - mid - off[k - 1] * off[k - 1] / (pivot == 0 ? kTinyPivot : pivot);
         above = pivot > 0;
       }
       (above ? lo : hi) = mid;
@@ -60,12 +65,14 @@ struct Lanczos {
   }
 };
 
-// The start vector: a linear congruential generator with values in [-1, 1). One entry after the other, or entry i by itself.
+// The start vector: a linear congruential generator (Press et al., Numerical Recipes, section 7.1) with values in [-1, 1),
+// one entry after the other, or entry i by itself.
 struct LanczosStart {
+  static constexpr float kUnit = 4.6566e-10f;  // about 2^-31
   uint32_t state = 1, factor = 1664525u, constant = 1013904223u;
   EF_HD float next() {
     state = factor * state + constant;
-    return float(int32_t(state)) * 4.6566e-10f;
+    return float(int32_t(state)) * kUnit;
   }
   static EF_HD float at(uint32_t i) {
     LanczosStart skipped, power;  // power: as many steps at once as the bit of i says

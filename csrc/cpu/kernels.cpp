@@ -223,8 +223,8 @@ double force(const GridForm<T>& g, const T* x, const T* u, T* f, int begin, int 
 }
 
 template <class T>
-void residual_minus_product(const GridForm<T>& g, const T* x, const T* shift, Rows<const T> d, Rows<const T> r, Rows<T> out, int begin,
-              int end) {
+void residual_minus_product(const GridForm<T>& g, const T* x, const T* shift, Rows<const T> d, Rows<const T> r,
+                            Rows<T> out, int begin, int end) {
   const size_t n = size_t(g.n0) * g.n1;
   auto run = [&](auto shift_too) {
     force_rows(g, x, d, begin, end, [&](int j) {
@@ -570,7 +570,7 @@ void restrict_rows(const Transfer<T>& P, const T* fine, T* coarse, int begin, in
       [&](int J) {
         const T *__restrict u0 = fine + size_t(2 * J) * nf, *__restrict u1 = u0 + nf, *__restrict v0 = u0 + n,
                 *__restrict v1 = v0 + nf;
-        const T *__restrict Q = P.regular + size_t(J) * 16 * ld, *__restrict place = P.place1;
+        const T *__restrict Q = P.regular + size_t(J) * kNodeWeights * ld, *__restrict place = P.place1;
         const T s = P.place0[2 * J + 1];
         return [=](int I, auto kind) EF_LAMBDA {
           using V = decltype(kind);
@@ -604,11 +604,11 @@ void prolong_rows(const Transfer<T>& P, const T* coarse, T* fine, int begin, int
     if (J < P.a0.regular) {
       start = P.a1.regular;
       const T s = P.place0[2 * J + 1];
-      const T *__restrict Q = P.regular + size_t(J) * 16 * ld, *__restrict place = P.place1;
+      const T *__restrict Q = P.regular + size_t(J) * kNodeWeights * ld, *__restrict place = P.place1;
       for (int k = 0; k < 2; ++k) {
         T *__restrict o0 = fine + k * n + size_t(2 * J) * nf, *__restrict o1 = o0 + nf;
         const T *__restrict a0 = c0 + k * m, *__restrict a1 = c1 + k * m;
-        const T* __restrict q = Q + 8 * k * ld;
+        const T* __restrict q = Q + kCellDofs * k * ld;
 #pragma GCC ivdep
         for (int I = 0; I < start; ++I) {
           const T *__restrict c = c0 + I, *__restrict e = c1 + I;
@@ -651,7 +651,7 @@ inline void cell_matrices_row(const GridForm<double>& g, const double* x, const 
     const StiffnessFactors<Lanes> f = stiffness_factors<Lanes, double>(moments<Lanes, double>(xc));
     cell_matrix<kReduced>(law, f, [&](auto p, auto q, Lanes v) EF_LAMBDA {
       constexpr int P = decltype(p)::value, Q = decltype(q)::value;
-      if (P == Q && share) v += load<Lanes>(rows[P % 4 / 2 + 2 * (P / 4) + 2] + P % 2);
+      if (P == Q && share) v += load<Lanes>(rows[corner_row(P) + 2 * component_of(P) + 2] + corner_column(P));
       store(planes + size_t(entry(P, Q)) * ld + c, v);
     });
   }
@@ -665,11 +665,11 @@ void cell_matrices(const GridForm<double>& g, const double* x, const double* sha
 template <class V, int W0, int W1, class Load>
 inline void coarsen_at(const AxisView& a0, int row, Load load_fine, const V* place1, double* coarse, int ld_coarse, int I,
                        double* weights_out, int ld_weights) {
-  V place0[3], galerkin[kEntries], weights[64];
+  V place0[3], galerkin[kEntries], weights[kCellWeights];
   for (int p = 1; p < W0; ++p) place0[p] = V{} + a0.place[a0.first[row] + p];
   coarsen_cell<V, W0, W1>(load_fine, place0, place1, galerkin, weights);
   for (int e = 0; e < kEntries; ++e) __builtin_memcpy(coarse + size_t(e) * ld_coarse + I, &galerkin[e], sizeof(V));
-  for (int k = 0; k < 16 * (W0 - 1) * (W1 - 1); ++k)
+  for (int k = 0; k < kNodeWeights * (W0 - 1) * (W1 - 1); ++k)
     __builtin_memcpy(weights_out + size_t(k) * ld_weights, &weights[k], sizeof(V));
 }
 
@@ -693,7 +693,7 @@ void coarsen_row(const AxisView& a0, const AxisView& a1, int row, const double* 
   for (int I = start; I < a1.n_coarse - 1; ++I) {
     const int first = a1.first[I];
     const double place1[3] = {0, a1.place[first + 1], a1.width[I] > 2 ? a1.place[first + 2] : 1};
-    double* weights = irregular + 64 * irregular_cell(a0, a1, row, I);
+    double* weights = irregular + kCellWeights * irregular_cell(a0, a1, row, I);
     unroll(std::make_integer_sequence<int, 9>{}, [&](auto k) {
       constexpr int W0 = decltype(k)::value / 3 + 1, W1 = decltype(k)::value % 3 + 1;
       if (a0.width[row] == W0 && a1.width[I] == W1)

@@ -168,7 +168,7 @@ PYBIND11_MODULE(_core, m) {
              return w;
            },
            py::arg("b"), py::arg("steps"),
-           "Sum of d over the steps (momentum, gain): d = momentum d + gain M r, r -= A d, with M one V-cycle and r = b at first")
+           "Sum of d over the steps (momentum, gain): d = momentum d + gain M r, r -= A d, with M one V-cycle and r = b first")
       .def("apply",
            [](Multigrid& self, py::array p) {
              const double* pp = dof_field(self, p, "p");

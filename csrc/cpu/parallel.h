@@ -1,4 +1,4 @@
-// Work over rows in chunks whose bounds do not depend on the number of threads, so that sums do not either.
+// Work over rows in chunks whose bounds do not depend on the number of threads, so that the rounding of sums does not either.
 #pragma once
 #include <omp.h>
 
@@ -7,8 +7,8 @@
 
 namespace elastofast {
 
-constexpr int kChunks = 16;
-constexpr long kSerial = 8192;  // nodes below which starting a thread costs more than it saves
+constexpr int kChunks = 16;     // at most, so that more than 16 threads find no work. Not studied
+constexpr long kSerial = 8192;  // values in a chunk below which starting a thread costs more than it saves. Not studied
 
 inline int chunk_count(int n, int width) {
   return int(std::clamp(long(n) * width / kSerial, 1L, long(std::min(n, kChunks))));
@@ -34,7 +34,8 @@ double sum_rows(int n, int width, Body body) {
   return total;
 }
 
-// Bands of rows, one a thread: for work that is the dearer the more bands there are, and that sums nothing up.
+// Into how many bands the rows are split if each thread takes one band. For work that repeats some rows at the edges of
+// bands, so that more bands cost more, and that forms no sums, so that results do not depend on the number of threads.
 inline int band_count(int n, int width) { return std::min(omp_get_max_threads(), chunk_count(n, width)); }
 
 }  // namespace elastofast

@@ -31,7 +31,7 @@ template <class T>
 struct StoreForce {
   T* f;
   long n;
-  EF_HD Nothing keep(int, long) const { return {}; }
+  EF_HD Nothing before(int, long) const { return {}; }
   EF_HD void operator()(int b, long node, T u, T v, Nothing) const {
     T* o = f + 2 * n * b + node;
     o[0] = u, o[n] = v;
@@ -45,17 +45,17 @@ struct StoreShifted {
   long n;
   const T *d, *shift;  // shift may be null
   const uint8_t* fixed;
-  struct Kept {
+  struct Before {
     T u, v;
     bool fixed0, fixed1;
   };
-  EF_HD Kept keep(int b, long node) const {
+  EF_HD Before before(int b, long node) const {
     const long at = 2 * n * b + node;
-    Kept k{0, 0, fixed[node] != 0, fixed[node + n] != 0};
+    Before k{0, 0, fixed[node] != 0, fixed[node + n] != 0};
     if (shift) k.u = shift[at] * d[at], k.v = shift[at + n] * d[at + n];
     return k;
   }
-  EF_HD void operator()(int b, long node, T u, T v, const Kept& k) const {
+  EF_HD void operator()(int b, long node, T u, T v, const Before& k) const {
     const long at = 2 * n * b + node;
     f[at] = k.fixed0 ? T(0) : u + k.u;
     f[at + n] = k.fixed1 ? T(0) : v + k.v;
@@ -94,7 +94,7 @@ template <class T>
 struct StoreNode {
   T* g;
   long n;
-  EF_HD Nothing keep(int, long) const { return {}; }
+  EF_HD Nothing before(int, long) const { return {}; }
   EF_HD void operator()(int b, long node, T sum, T, Nothing) const { g[n * b + node] = sum; }
 };
 

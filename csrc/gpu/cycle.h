@@ -1,5 +1,5 @@
-// What runs in a V-cycle on a device: smoother, transfers, direct solve of the coarsest level. Fields of a level are float, two planes of nodes a batch member; stored stencils are
-// kPlanes planes of nodes.
+// What runs in a V-cycle on a device: smoother, transfers, direct solve of the coarsest level. A level's fields are two planes
+// of nodes for each batch member, in single precision; stored stencils are kPlanes planes of nodes.
 #pragma once
 #include "../coarsest.h"
 #include "../lanczos.h"
@@ -9,23 +9,24 @@ namespace elastofast {
 
 // ------------------------------------------------------------------------------------------------- smoothing
 
-// d = a d + b / lmax v, y += d; or d = y = b / lmax v first. For sums (u, v) of patches at a node.
+// One step of the smoother, with (u, v) the sums of the patches at a node: d = a d + b / lmax (u, v), y += d; in the first
+// step d = y = b / lmax (u, v).
 struct Update {
   float *d, *y;
   long n;
   bool first;
   float a, b;
   const double* lmax;  // of each member, or null for one
-  struct Kept {
+  struct Before {
     float d0, d1, y0, y1, gain;
   };
-  EF_HD Kept keep(int member, long node) const {
+  EF_HD Before before(int member, long node) const {
     const long at = 2 * n * member + node;
     const float gain = lmax ? b / float(lmax[member]) : b;
     if (first) return {0, 0, 0, 0, gain};
     return {a * d[at], a * d[at + n], y[at], y[at + n], gain};
   }
-  EF_HD void operator()(int member, long node, float u, float v, const Kept& k) const {
+  EF_HD void operator()(int member, long node, float u, float v, const Before& k) const {
     const long at = 2 * n * member + node;
     const float e = k.d0 + k.gain * u, f = k.d1 + k.gain * v;
     d[at] = e, d[at + n] = f;
@@ -40,18 +41,18 @@ struct Residual {
   const float *d, *shift;
   const uint8_t* fixed;
   float* y;
-  struct Kept {
+  struct Before {
     float r0, r1, y0, y1;
     bool fixed0, fixed1;
   };
-  EF_HD Kept keep(int b, long node) const {
+  EF_HD Before before(int b, long node) const {
     const long at = 2 * n * b + node;
-    Kept k{r[at], r[at + n], 0, 0, fixed[node] != 0, fixed[node + n] != 0};
+    Before k{r[at], r[at + n], 0, 0, fixed[node] != 0, fixed[node + n] != 0};
     if (shift) k.r0 -= shift[at] * d[at], k.r1 -= shift[at + n] * d[at + n];
     if (y) k.y0 = y[at] + d[at], k.y1 = y[at + n] + d[at + n];
     return k;
   }
-  EF_HD void operator()(int b, long node, float u, float v, const Kept& k) const {
+  EF_HD void operator()(int b, long node, float u, float v, const Before& k) const {
     const long at = 2 * n * b + node;
     r[at] = k.fixed0 ? 0.f : k.r0 - u;
     r[at + n] = k.fixed1 ? 0.f : k.r1 - v;
@@ -59,7 +60,7 @@ struct Residual {
   }
 };
 
-// Scales of a patch are positive; a special cell has its number in their place, marked by the sign bit.
+// The scale of a patch is positive. A special patch has its number there instead, marked by the sign bit.
 EF_HD float special_mark(long number) {
   const uint32_t bits = uint32_t(number) | 0x80000000u;
   float scale;
@@ -96,7 +97,7 @@ struct StencilBody {
   EF_HD void operator()(int b, long k) const {
     const long n = long(n0) * n1;
     const int j = row_of(k, n1), i = column_of(k, n1);
-    const auto kept = out.keep(b, k);
+    const auto before = out.before(b, k);
     const float *A = planes + kPlanes * n * b, *u = x + 2 * n * b, *v = u + n;
     const float d01 = A[n + k];
     float f0 = A[k] * u[k] + d01 * v[k], f1 = d01 * u[k] + A[2 * n + k] * v[k];
@@ -122,7 +123,7 @@ struct StencilBody {
     backward(kSouthWest, above && right, -(n1 - 1));
     backward(kSouth, above, -n1);
     backward(kSouthEast, above && left, -(n1 + 1));
-    out(b, k, f0, f1, kept);
+    out(b, k, f0, f1, before);
   }
 };
 
@@ -149,7 +150,7 @@ struct RestrictCells {
     const long n = long(P.a0.n_fine) * nf;
     const float* f = fine + 2 * n * b;
     if (J >= P.a0.regular || I >= P.a1.regular) return restrict_irregular(P, J, I, f);
-    const float *u = f + long(2 * J) * nf + 2 * I, *q = P.regular + long(J) * 16 * ld + I;
+    const float *u = f + long(2 * J) * nf + 2 * I, *q = P.regular + long(J) * kNodeWeights * ld + I;
     return restrict_regular(P.place0[2 * J + 1], P.place1[2 * I + 1], corners_at(u, nf), corners_at(u + n, nf),
                             [&](int w) EF_LAMBDA { return q[long(w) * ld]; });
   }
@@ -173,7 +174,7 @@ struct ProlongBody {
     Corners<float> to[2];
     EF_UNROLL
     for (int e = 0; e < 2; ++e) {
-      const float* q = P.regular + (long(J) * 16 + 8 * e) * ld + I;
+      const float* q = P.regular + (long(J) * kNodeWeights + kCellDofs * e) * ld + I;
       to[e] = prolong_regular(P.place0[2 * J + 1], P.place1[2 * I + 1], e ? v : u, u, v,
                               [&](int w) EF_LAMBDA { return q[long(w) * ld]; });
     }
@@ -394,7 +395,8 @@ EF_HD void postsmooth(const Queue& queue, long batch, const LevelView& L, const 
   }
 }
 
-// The small levels at the end of a hierarchy. Few enough to be handed to a kernel by value.
+// The small levels at the end of a hierarchy, where a launch would take longer than the work: for each batch member one
+// block of threads runs them together. They are few enough to be handed to a kernel by value.
 struct SmallLevels {
   static constexpr int kMost = 6;
   static constexpr long kNodes = 1024;  // of the finest of them: one a thread

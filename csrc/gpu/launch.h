@@ -1,17 +1,22 @@
-// Where device bodies run. A body is a function of (batch member, index) and its own arguments, with no communication
-// between indices; the CUDA queue runs it in one thread each, the host queue in a loop, so that every index computation
-// can be tested without a GPU.
+// How device code is launched. A kernel is written as a body: a function object of (batch member, index) that holds its
+// arguments. Indices do not communicate. A queue runs a body for all indices: on a GPU (queue.h) each index in a thread of its
+// own, on the processor (HostQueue below) in a loop, so that every index computation can be tested without a GPU.
 //
 // A queue offers
-//   each(batch, n, body)               body(member, index) for all indices
-//   gather<T>(batch, n0, n1, cell, out)  cell(member, row, column) gives CornerForces<T> of a cell of n0 x n1 nodes,
-//                                      out(member, node, u, v, kept) takes what the cells around a node add up to; kept is
-//                                      what out.keep(member, node) has read before: memory is waited for once, not twice
-//   sum(batch, n, term, room, finish)  term(member, index, sums) adds up, finish(member, sums) gets the result; in a fixed
-//                                      order and without atomics; room: sum_room(n, batch) doubles
-//   together(blocks, body)             body(queue, block): a sequence of each, gather and sum on small data in one go, with
-//                                      a queue whose `member` the body sets
-//   Recording                          repeats a sequence of launches as one
+//   each(batch, n, body)
+//     Calls body(member, index) for all members of the batch and all n indices.
+//   gather<T>(batch, n0, n1, cell, out)
+//     Sums cell contributions at the n0 x n1 nodes of a grid: cell(member, row, column) returns the CornerForces<T> of one
+//     cell, and out(member, node, u, v, before) receives the two sums at a node. `before` is what out.before(member, node)
+//     returned: it reads all that `out` needs from memory before the cells are computed, so that both waits overlap.
+//   sum(batch, n, term, room, finish)
+//     Reductions over the indices, in a fixed order and without atomics: term(member, index, sums) adds an index's terms
+//     to up to kChannels sums, finish(member, sums) receives the totals. room: memory for sum_room(n, batch) doubles.
+//   together(blocks, body)
+//     Calls body(queue, block) in one block of threads each. The body sets the queue's `member` and runs a sequence of
+//     each, gather and sum on small data, which then costs one launch instead of many.
+//   Recording
+//     Repeats a sequence of launches as one (a CUDA graph).
 #pragma once
 #include <cstring>
 
@@ -19,22 +24,24 @@
 
 namespace elastofast {
 
-constexpr int kChannels = 2;  // sums that are made at once
-constexpr long kShares = 512;  // blocks that share a sum, for all members 4 times as many
+constexpr int kChannels = 2;   // sums that are formed at once
+constexpr long kShares = 512;  // blocks of threads that share a sum, at most; for all members together 4 times as many
+constexpr long kShare = 2048;  // terms of a block, about. Neither was studied
 
 inline long sum_shares(long n, long batch) {
-  const long wanted = (n + 2047) / 2048, most = kShares < 4 * kShares / batch ? kShares : 4 * kShares / batch;
+  const long wanted = (n + kShare - 1) / kShare, most = kShares < 4 * kShares / batch ? kShares : 4 * kShares / batch;
   return wanted < 1 || most < 1 ? 1 : wanted < most ? wanted : most;
 }
 inline long sum_room(long n, long batch) { return batch * sum_shares(n, batch) * kChannels; }
 
-// Tiles of a gather. A thread computes one cell; a row of them adds up what neighbours to the left and right give to the
-// nodes between them, and hands the lower half down to the next row. Each cell is so computed once but at the edges of tiles.
+// Tiles of a gather. A block of threads computes a tile of cells, one cell a thread, and forms the sums at the nodes inside
+// the tile: first each row of threads adds what horizontal neighbours contribute to the nodes between them, then each adds
+// the lower half of the row above. Only cells at the edges of tiles are computed more than once.
 struct Tile {
   static constexpr int kColumns = 32, kRows = 12;
   static EF_HD long across(int n1) { return (n1 + kColumns - 2) / (kColumns - 1); }
   static EF_HD long down(int n0) { return (n0 + kRows - 2) / (kRows - 1); }
-  // of the cell of a thread, which is that of the node at its upper left corner, in block (across, down)
+  // row and column of a thread's cell, which are those of the node at its upper left corner
   static EF_HD int row(long block, int thread) { return int(block) * (kRows - 1) - 1 + thread; }
   static EF_HD int column(long block, int thread) { return int(block) * (kColumns - 1) - 1 + thread; }
 };
@@ -65,7 +72,7 @@ struct HostBlock {
             const CornerForces<T> f = cell_if_there<T>(n0, n1, cell, member, j, i);
             const long node = long(j) * n1 + i;
             if (ty && tx && j < n0 && i < n1)
-              out(member, node, low[tx][0] + (left.u.b + f.u.a), low[tx][1] + (left.v.b + f.v.a), out.keep(member, node));
+              out(member, node, low[tx][0] + (left.u.b + f.u.a), low[tx][1] + (left.v.b + f.v.a), out.before(member, node));
             low[tx][0] = left.u.d + f.u.c, low[tx][1] = left.v.d + f.v.c;
             left = f;
           }

@@ -89,14 +89,14 @@ __global__ void __launch_bounds__(Tile::kColumns* Tile::kRows)
   const int j = Tile::row(blockIdx.y, ty), i = Tile::column(blockIdx.x, tx);
   const bool own = ty && tx && j < n0 && i < n1;
   const long node = long(j) * n1 + i;
-  decltype(out.keep(0, 0)) kept{};
-  if (own) kept = out.keep(b, node);
+  decltype(out.before(0, 0)) before{};
+  if (own) before = out.before(b, node);
   const CornerForces<T> f = cell_if_there<T>(n0, n1, cell, b, j, i);
   auto left = [](T value) { return __shfl_up_sync(0xffffffffu, value, 1); };
   low[ty][0][tx] = left(f.u.d) + f.u.c, low[ty][1][tx] = left(f.v.d) + f.v.c;
   const T u = left(f.u.b) + f.u.a, v = left(f.v.b) + f.v.a;
   __syncthreads();
-  if (own) out(b, node, low[ty - 1][0][tx] + u, low[ty - 1][1][tx] + v, kept);
+  if (own) out(b, node, low[ty - 1][0][tx] + u, low[ty - 1][1][tx] + v, before);
 }
 
 // What `together` gives: the threads of one block, which wait for each other after each step.
@@ -119,9 +119,9 @@ struct CudaBlock {
     const int k = threadIdx.x, j = k / n1, i = k % n1;
     const bool there = j < n0;
     CornerForces<T> f{};
-    decltype(out.keep(0, 0)) kept{};
+    decltype(out.before(0, 0)) before{};
     if (there) {
-      kept = out.keep(member, k);
+      before = out.before(member, k);
       f = cell_if_there<T>(n0, n1, cell, member, j, i);
     }
     auto put = [&](int which, T value) { sums[which * kThreads + k] = value; };
@@ -136,7 +136,7 @@ struct CudaBlock {
     __syncthreads();
     put(0, cu), put(1, cv);
     __syncthreads();
-    if (there) out(member, k, take(0, above, n1) + u, take(1, above, n1) + v, kept);
+    if (there) out(member, k, take(0, above, n1) + u, take(1, above, n1) + v, before);
     __syncthreads();
   }
   template <class Term, class Finish>

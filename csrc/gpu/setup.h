@@ -55,9 +55,9 @@ struct FinestCells {
     packed_cell<kReduced>(law, c, out);
     if (shift.data)
       EF_UNROLL
-      for (int p = 0; p < 8; ++p) {
-        const int y = j + p % 4 / 2, z = i + p % 2;
-        out[entry(p, p)] += shift.of(b)[p / 4 * n + long(y) * n1 + z] * scale / cells_around(n0, n1, y, z);
+      for (int p = 0; p < kCellDofs; ++p) {
+        const int y = j + corner_row(p), z = i + corner_column(p);
+        out[entry(p, p)] += shift.of(b)[component_of(p) * n + long(y) * n1 + z] * scale / cells_around(n0, n1, y, z);
       }
     clear_fixed(fixed, n, n1, at, out);
   }
@@ -78,7 +78,8 @@ struct StoredCells {
   }
 };
 
-// What the coarse cells leave of the fine cells in them: first the regular ones, then the others.
+// Galerkin matrix of a coarse cell and the weights of its interior nodes, one index a coarse cell: first the regular ones,
+// then the others.
 template <class Fine>
 struct CoarsenBody {
   Fine fine;
@@ -94,25 +95,25 @@ struct CoarsenBody {
   }
   EF_HD void two_by_two(int b, int J, int I) const {
     const double place0[2] = {0, a0.place[2 * J + 1]}, place1[2] = {0, a1.place[2 * I + 1]};
-    double galerkin[kEntries], weights[16];
+    double galerkin[kEntries], weights[kNodeWeights];
     auto load = [&](int cell) EF_LAMBDA {
       Packed out;
       fine.load(b, 2 * J + cell / 2, 2 * I + cell % 2, out.entries);
       return out;
     };
     coarsen_cell<double, 2, 2>(load, place0, place1, galerkin, weights);
-    keep(b, J, I, galerkin);
+    store(b, J, I, galerkin);
     const int ld = padded(a1.n_coarse - 1);
-    float* out = regular + regular_size * b + long(J) * 16 * ld + I;
+    float* out = regular + regular_size * b + long(J) * kNodeWeights * ld + I;
     EF_UNROLL
-    for (int w = 0; w < 16; ++w) out[long(w) * ld] = float(weights[w]);
+    for (int w = 0; w < kNodeWeights; ++w) out[long(w) * ld] = float(weights[w]);
   }
   EF_HD void other(int b, long k) const {
     const int m1 = a1.n_coarse - 1, rest = m1 - a1.regular;
     const long beside = long(a0.regular) * rest;
     const int J = int(k < beside ? k / rest : a0.regular + (k - beside) / m1);
     const int I = int(k < beside ? a1.regular + k % rest : (k - beside) % m1);
-    double weights[64] = {}, galerkin[kEntries];
+    double weights[kCellWeights] = {}, galerkin[kEntries];
     unroll(std::make_integer_sequence<int, 9>{}, [&](auto w) EF_LAMBDA {
       constexpr int W0 = decltype(w)::value / 3 + 1, W1 = decltype(w)::value % 3 + 1;
       if (a0.width[J] != W0 || a1.width[I] != W1) return;
@@ -123,11 +124,11 @@ struct CoarsenBody {
       for (int q = 1; q < W1; ++q) place1[q] = a1.place[a1.first[I] + q];
       coarsen_stored<W0, W1>(cells, place0, place1, galerkin, weights);
     });
-    keep(b, J, I, galerkin);
-    float* out = irregular + irregular_size * b + 64 * k;
-    for (int w = 0; w < 64; ++w) out[w] = float(weights[w]);
+    store(b, J, I, galerkin);
+    float* out = irregular + irregular_size * b + kCellWeights * k;
+    for (int w = 0; w < kCellWeights; ++w) out[w] = float(weights[w]);
   }
-  EF_HD void keep(int b, int J, int I, double* galerkin) const {
+  EF_HD void store(int b, int J, int I, double* galerkin) const {
     const int n1 = a1.n_coarse;
     clear_fixed(fixed, long(a0.n_coarse) * n1, n1, long(J) * n1 + I, galerkin);
     coarse.store(b, J, I, galerkin);
@@ -153,11 +154,12 @@ struct AssembleBody {
   }
 };
 
-// One over the mean stiffness of the 4-node blocks of the finest level; special cells come after.
+// Scales of the patches of the finest level: trace of the homogeneous over that of the actual 4-node block. Special patches
+// are marked afterwards.
 struct FinestScaleBody {
   int n0, n1;
   const float *x32, *shift32;
-  float whole;  // trace of the homogeneous block
+  float homogeneous;  // trace of the block of a homogeneous body
   float* scale;
   EF_HD void operator()(int b, long k) const {
     const int j = row_of(k, n1 - 1), i = column_of(k, n1 - 1);
@@ -166,10 +168,10 @@ struct FinestScaleBody {
       const Corners<float> c = corners_at(p, n1);
       return c.a + c.b + c.c + c.d;
     };
-    float trace = 0.25f * whole * sum(x32 + n * b + at);
+    float trace = 0.25f * homogeneous * sum(x32 + n * b + at);
     if (shift32)
       for (int c = 0; c < 2; ++c) trace += sum(shift32 + (2 * long(b) + c) * n + at);
-    scale[cells * b + k] = std::abs(whole / trace);  // a sign would mark a special cell, also that of NaN
+    scale[cells * b + k] = std::abs(homogeneous / trace);  // a sign would mark a special cell, also that of NaN
   }
 };
 
@@ -177,14 +179,14 @@ struct FinestScaleBody {
 struct StencilScaleBody {
   int n0, n1;
   const float* planes;
-  float whole;
+  float homogeneous;
   float* scale;
   EF_HD void operator()(int b, long k) const {
     const int j = row_of(k, n1 - 1), i = column_of(k, n1 - 1);
     const long n = long(n0) * n1, cells = long(n0 - 1) * (n1 - 1);
     const float* d = planes + kPlanes * n * b + long(j) * n1 + i;
     const Corners<float> u = corners_at(d, n1), v = corners_at(d + 2 * n, n1);
-    scale[cells * b + k] = std::abs(whole / (u.a + v.a + (u.b + v.b) + (u.c + v.c) + (u.d + v.d)));
+    scale[cells * b + k] = std::abs(homogeneous / (u.a + v.a + (u.b + v.b) + (u.c + v.c) + (u.d + v.d)));
   }
 };
 
@@ -247,7 +249,7 @@ struct DirectionBody {
   }
 };
 
-struct DescendBody {
+struct LanczosResidual {
   const Lanczos* state;
   const float* r;
   float* residual;
@@ -274,7 +276,7 @@ EF_HD void lanczos_steps(const Queue& queue, long batch, const LevelView& L, dou
     queue.each(batch, n, DirectionBody{L.lanczos, z, L.d, L.r, n});
     residual_minus_product(queue, batch, L, nullptr);  // r = -A d
     queue.sum(batch, n, DotTerm{L.d, L.r, n}, room, LanczosStep{L.lanczos});
-    queue.each(batch, n, DescendBody{L.lanczos, L.r, L.residual, n});
+    queue.each(batch, n, LanczosResidual{L.lanczos, L.r, L.residual, n});
   }
 }
 
@@ -321,12 +323,13 @@ struct DenseBody {
     double* row = matrix + (size * b + k) * size;
     for (long q = 0; q < size; ++q) row[q] = 0;
     for (int corner = 0; corner < 4; ++corner) {  // the node's place in a cell around it
-      const int y = j - corner / 2, z = i - corner % 2;
+      const int y = j - corner_row(corner), z = i - corner_column(corner);
       if (y < 0 || y >= n0 - 1 || z < 0 || z >= n1 - 1) continue;
       double cell[kEntries];
       cells.load(b, y, z, cell);
-      for (int q = 0; q < 8; ++q)
-        row[q / 4 * n + long(y + q % 4 / 2) * n1 + z + q % 2] += cell[entry(4 * c + corner, q)];
+      for (int q = 0; q < kCellDofs; ++q)
+        row[component_of(q) * n + long(y + corner_row(q)) * n1 + z + corner_column(q)] +=
+            cell[entry(kCorners * c + corner, q)];
     }
   }
 };
@@ -376,7 +379,7 @@ struct SweepBody {
   long size, pivot;
   EF_HD void operator()(int b, long k) const {
     const int q = column_of(k, int(size));
-    const double *r = row + (size + 1) * b, least = 1e-14 * r[size];
+    const double *r = row + (size + 1) * b, least = kLeastPivot * r[size];
     const double d = 1 / (r[pivot] > least ? r[pivot] : least), rq = r[q] * d;
     double* a = matrix + size * size * b + q;
     constexpr int kAtOnce = 4;  // read before any is written: all these may be on their way at the same time

@@ -97,7 +97,7 @@ class DeviceMultigrid {
   template <bool kReduced, class Queue>
   void build(const Queue& queue, const DeviceMemory& m, Fields<const double> x, Fields<const double> shift) const;
   template <class Cells, class Queue>
-  void special_cells(const Queue& queue, const DeviceMemory& m, size_t l, Cells cells) const;
+  void special_patches(const Queue& queue, const DeviceMemory& m, size_t l, Cells cells) const;
   template <class Fine, class Queue>
   void coarsen(const Queue& queue, const DeviceMemory& m, size_t l, Fine fine) const;
   template <class Cells, class Queue>
@@ -262,10 +262,10 @@ void DeviceMultigrid::build(const Queue& queue, const DeviceMemory& m, Fields<co
       float* matrix = at<float>(m.workspace, L.matrix);
       queue.each(batch_, L.nodes(), AssembleBody{stored(l, m), matrix});
       queue.each(batch_, cells, StencilScaleBody{n0, n1, matrix, L.plan.trace, scale});
-      special_cells(queue, m, l, stored(l, m));
+      special_patches(queue, m, l, stored(l, m));
     } else {
       queue.each(batch_, cells, FinestScaleBody{n0, n1, x32, shift32, L.plan.trace, scale});
-      special_cells(queue, m, l, finest);
+      special_patches(queue, m, l, finest);
     }
   }
   for (size_t l = 0; l < last && l < small_; ++l) lanczos_steps(queue, batch_, view(l, m), sums);
@@ -274,7 +274,7 @@ void DeviceMultigrid::build(const Queue& queue, const DeviceMemory& m, Fields<co
 }
 
 template <class Cells, class Queue>
-void DeviceMultigrid::special_cells(const Queue& queue, const DeviceMemory& m, size_t l, Cells cells) const {
+void DeviceMultigrid::special_patches(const Queue& queue, const DeviceMemory& m, size_t l, Cells cells) const {
   const Level& L = levels_[l];
   const long count = L.special_count();
   queue.each(batch_, count,
