@@ -27,7 +27,7 @@ class MultigridSettings:
         Degree of the Chebyshev polynomial that smooths, that is, its applications of the additive Schwarz method.
     smoother_ratio : float
         The polynomial damps the eigenvalues in [lmax / smoother_ratio, lmax]. The more of the spectrum has to be
-        damped, the larger the ratio and with it the degree (shared/design.md, section 4: iterations against work).
+        damped, the larger the ratio and with it the degree (docs/method.md, Solving with K).
     spectrum : (float, float)
         Interval that holds the eigenvalues of (V-cycle x matrix) unless the modulus is rough. Cycles that are
         accelerated by the Chebyshev semi-iteration assume it. Measured; no script repeats the measurement.

@@ -17,7 +17,7 @@ from ..geometry import Grid
 from .protocol import SplittingSettings
 from .standard import Standard
 
-__all__ = ["TRAINED_NODES", "Critic", "LearnedPrior", "PaperCritic", "PlugAndPlay", "PostProcessing"]
+__all__ = ["SHIPPED", "TRAINED_NODES", "Critic", "LearnedPrior", "PaperCritic", "PlugAndPlay", "PostProcessing"]
 
 # Nodes along each axis of the smallest maps that learned priors were validated on. They are not used on smaller grids
 # and levels.
@@ -27,6 +27,8 @@ TRAINED_NODES = 96
 class LearnedPrior:
     """A network that sees maps: loading, checks, and the way from x or log x to standardised tensors and back."""
 
+    name: ClassVar[str] = ""  # for `reconstruct(prior=...)`
+    title: ClassVar[str] = ""  # for tables and figures
     kind: ClassVar[str] = ""  # of the networks that it takes, a key of `networks.KINDS`
     file: ClassVar[str] = ""  # with the shipped weights, in elastofast/weights
 
@@ -182,6 +184,8 @@ class Critic(_CriticEnergy):
     >>> result = ef.reconstruct(m, prior=critic)  # doctest: +SKIP
     """
 
+    name = "critic"
+    title = "adversarial"
     kind = "critic"
     file = "critic.safetensors"
     splitting = SplittingSettings(weight=350.0, growth=0.5, unpenalised_weight=10.0, limiter_slack=0.03)
@@ -239,6 +243,8 @@ class PlugAndPlay(LearnedPrior):
         Of its weights file; ``standard`` is used.
     """
 
+    name = "pnp"
+    title = "plug-and-play DnCNN"
     kind = "dncnn"
     file = "dncnn.safetensors"
     splitting = SplittingSettings(weight=100.0, growth=1.0, unpenalised_weight=3.0)
@@ -268,6 +274,8 @@ class PostProcessing(LearnedPrior):
         Of its weights file; ``standard`` is used.
     """
 
+    name = "unet"
+    title = "UNet post-processing"
     kind = "unet"
     file = "unet.safetensors"
 
@@ -278,3 +286,8 @@ class PostProcessing(LearnedPrior):
         with torch.inference_mode(), _single_precision():
             out = self.standard.invert(self.network(self._tensor(x)))
         return _given_back(out, x, x.shape)
+
+
+# The learned priors, and the post-processing step, that have a name and shipped weights. Tables and figures list them
+# in this order and compare the others with the last one.
+SHIPPED: tuple[type[LearnedPrior], ...] = (PostProcessing, PlugAndPlay, Critic)

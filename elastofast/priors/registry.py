@@ -1,7 +1,6 @@
 """The priors that have a name: one table for `reconstruct`, the command line, and the comparison of methods.
 
-A new learned prior is a network in `networks.py`, a class in `learned.py` and an entry here; see
-docs/architecture.md.
+Learned priors register themselves in `learned.SHIPPED`; see docs/architecture.md for how to add one.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .learned import Critic, LearnedPrior, PaperCritic, PlugAndPlay, PostProcessing
+from .learned import SHIPPED, Critic, LearnedPrior, PaperCritic
 from .variation import Tikhonov, TotalVariation
 
 __all__ = ["DEFAULT_LEARNED", "LEARNED", "NAMED", "TRAINABLE", "NamedPrior", "load"]
@@ -45,24 +44,21 @@ class NamedPrior:
         return None if self.learned is None else self.learned.kind
 
 
-# In the order of tables and figures: the last learned prior is the one that the others are compared with.
+# In the order of tables and figures.
 NAMED = {
     entry.name: entry
     for entry in (
         NamedPrior("none", "unregularised"),
         NamedPrior("tikhonov", "first-order Tikhonov", make=Tikhonov, compared=False),
         NamedPrior("tv", "total variation", make=TotalVariation),
-        NamedPrior("unet", "UNet post-processing", learned=PostProcessing),
-        NamedPrior("pnp", "plug-and-play DnCNN", learned=PlugAndPlay),
-        NamedPrior("critic", "adversarial", learned=Critic),
+        *(NamedPrior(learned.name, learned.title, learned=learned) for learned in SHIPPED),
     )
 }
 LEARNED = {name: entry for name, entry in NAMED.items() if entry.learned is not None}
-# kinds of networks that `elastofast train` knows: keys of learning.recipes.RECIPES, which would import torch
-TRAINABLE = (*(entry.learned.kind for entry in NAMED.values() if entry.learned is not None), PaperCritic.kind)
-DEFAULT_LEARNED = (
-    "critic"  # what prior="auto" takes where it can be used: least error on held-out maps (docs/comparison.md)
-)
+# Kinds of networks that `elastofast train` knows: the keys of `learning.recipes.RECIPES`, which would import torch.
+TRAINABLE = (*(learned.kind for learned in SHIPPED), PaperCritic.kind)
+# What prior="auto" takes where it can be used: the least error on held-out maps (docs/comparison.md).
+DEFAULT_LEARNED = Critic.name
 
 
 def load(name, path=None, device="cpu") -> LearnedPrior:
