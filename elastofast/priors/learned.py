@@ -98,6 +98,14 @@ class LearnedPrior:
         x = x.reshape(-1, 1, *x.shape[-2:]).to(parameter)
         return self.standard.apply_to_log(x) if logarithm else self.standard.apply(x)
 
+    def _without_error(self, z, shape, estimate):
+        """Maps z = log x (..., N) less the error that a function of standardised maps (B, 1, H, W) finds in them."""
+        import torch
+
+        with torch.inference_mode(), _single_precision():
+            error = estimate(self._tensor(z.reshape(-1, *shape), logarithm=True))
+        return z - self.standard.scale * _given_back(error, z, z.shape)
+
 
 @contextmanager
 def _single_precision():
@@ -203,11 +211,7 @@ class Critic(_CriticEnergy):
 
     def target(self, z, shape):
         """What the critic takes for the nearest true map to z = log x: z - F(z), in standardised units."""
-        import torch
-
-        with torch.inference_mode(), _single_precision():
-            error = self.network.error(self._tensor(z.reshape(-1, *shape), logarithm=True))
-        return z - self.standard.scale * _given_back(error, z, z.shape)
+        return self._without_error(z, shape, self.network.error)
 
 
 class PaperCritic(_CriticEnergy):
@@ -256,12 +260,7 @@ class PlugAndPlay(LearnedPrior):
 
     def target(self, z, shape):
         """The denoised maps, as log x of shape (..., N)."""
-        import torch
-
-        with torch.inference_mode(), _single_precision():
-            s = self._tensor(z.reshape(-1, *shape), logarithm=True)
-            error = s - self.network(s)
-        return z - self.standard.scale * _given_back(error, z, z.shape)
+        return self._without_error(z, shape, lambda s: s - self.network(s))
 
 
 class PostProcessing(LearnedPrior):
