@@ -32,7 +32,7 @@ struct GridForm {
   CellLaw<T> law;
 };
 
-// A form as the bindings hand it on, in the numbers that Python gave.
+// The numbers by which Python describes a form.
 struct FormSpec {
   int n0, n1;
   double h0, h1, lambda, mu;
@@ -77,14 +77,14 @@ EF_HD Strain<V> strain(const CellLaw<T>& k, const Corners<V>& u, const Corners<V
   return {us * q0, uh * q0, vt * q1, vh * q1, ut * q1 + vs * q0, uh * q1, vh * q0};
 }
 
-// What a cell gives to its corners, for each component.
+// Contributions of a cell to its corners, for each component.
 template <class V>
 struct CornerForces {
   Corners<V> u, v;
 };
 
-// K(x) (u, v) of one cell. Modes and moments stand without their constant factors, strains are divided by g0 / 4: the
-// law's constants make up for all of it.
+// K(x) (u, v) of one cell. Modes and moments are computed without their constant factors, and strains are divided by
+// g0 / 4; the constants of the law contain all these factors instead.
 template <bool kReduced, class V, class T>
 EF_HD CornerForces<V> cell_force(const CellLaw<T>& k, const Corners<V>& x, const Corners<V>& u, const Corners<V>& v) {
   const T third = T(1.0 / 3), ratio = k.g1 / k.g0, unit = k.g0 * k.g0 * T(1.0 / 64);
@@ -117,7 +117,7 @@ EF_HD CornerForces<V> cell_force(const CellLaw<T>& k, const Corners<V>& x, const
   return {{um - fut, fut - up, -um - fut, fut + up}, {vm - fvt, fvt - vp, -vm - fvt, fvt + vp}};
 }
 
-// d/dx of v^T K(x) u for one cell, one value a corner.
+// Derivative of v^T K(x) u by the modulus at each corner of one cell.
 template <bool kReduced, class V, class T>
 EF_HD Corners<V> cell_sensitivity(const CellLaw<T>& k, const Strain<V>& e, const Strain<V>& f) {
   const T third = T(1.0 / 3);
@@ -144,7 +144,7 @@ EF_HD Corners<V> cell_sensitivity(const CellLaw<T>& k, const Strain<V>& e, const
   return {qm - qs - qt + qh, qm - qs + qt - qh, qm + qs - qt - qh, qm + qs + qt + qh};
 }
 
-// The few numbers of a cell from which every entry of its stiffness matrix is a short sum.
+// Nine numbers of a cell, of which every entry of its stiffness matrix is a short sum.
 template <class V>
 struct StiffnessFactors {
   V m;           // <x>

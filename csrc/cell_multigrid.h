@@ -41,7 +41,7 @@ EF_HD void patch_block(Exists exists, Fine fine, double* block) {
     for (int p = 0; p < kCellDofs; ++p)
       EF_UNROLL
       for (int q = p; q < kCellDofs; ++q) {
-        // the corners of the patch that are corners of this neighbour too
+        // only corners that the patch and this neighbour share contribute
         const int ps = corner_row(p) - dj, pt = corner_column(p) - di, qs = corner_row(q) - dj, qt = corner_column(q) - di;
         if (ps < 0 || ps > 1 || pt < 0 || pt > 1 || qs < 0 || qs > 1 || qt < 0 || qt > 1) continue;
         block[entry(p, q)] +=
@@ -177,7 +177,7 @@ EF_CALL void special_inverse(int j, int i, int m0, int m1, Load load, double* bl
   sweep_inverse<double, kCellDofs>([&](int p, int q) EF_LAMBDA -> double& { return block[entry(p, q)]; });
 }
 
-// Removes the fixed dofs of the cell at node `corner` from its packed matrix; n nodes in rows of n1.
+// Removes the fixed dofs from the packed matrix of the cell whose first corner is node `corner`; n nodes in rows of n1.
 EF_HD void clear_fixed(const uint8_t* fixed, long n, int n1, long corner, double* matrix) {
   EF_UNROLL
   for (int p = 0; p < kCellDofs; ++p)
@@ -188,25 +188,27 @@ EF_HD void clear_fixed(const uint8_t* fixed, long n, int n1, long corner, double
 
 // -------------------------------------------------------------------------------------------------- transfer
 
-// How one axis is coarsened: every coarse cell spans width[c] (1, 2 or 3) fine cells from fine node first[c].
-// Fine node k lies in coarse cell cell[k] at the fraction place[k] of its length.
+// How one axis is coarsened: coarse cell c spans width[c] (1, 2 or 3) fine cells from fine node first[c] on. Fine node k lies
+// at the fraction place[k] of the length of its coarse cell.
 struct AxisView {
   int n_fine, n_coarse, regular;  // the first `regular` coarse cells are two fine cells wide
   const int *first, *width;
   const double* place;
 };
 
-// Interpolation inside coarse cells: bilinear on their edges, an exact block solve at their interior nodes.
+// Transfer between two levels: interpolation is bilinear on the edges of coarse cells and an exact solve at the fine nodes
+// inside them. A fine node belongs to ("is owned by") the coarse cell in which it lies; of two that share it, to the one
+// below or to the right, and at the end of the grid to the last one.
 template <class T>
 struct Transfer {
   AxisView a0, a1;
-  const T* regular;    // [coarse cell row][16][padded(coarse cells)]: the interior node of 2 x 2 cells, component * 8
-                       // + corner dof
-  const T* irregular;  // [cell][node][16]: cells outside the regular block, with up to 4 interior nodes
+  const T* regular;    // [coarse cell row][kNodeWeights][padded(coarse cells)]: the interior node of coarse cells of 2 x 2
+                       // fine cells; weight component * kCellDofs + corner dof
+  const T* irregular;  // [cell][node][kNodeWeights]: all other cells, with up to 4 interior nodes
   const T *place0, *place1;
 };
 
-// Where the 64 interior weights of an irregular coarse cell lie: node * 16 + component * 8 + corner dof.
+// Number of an irregular coarse cell (J, I) among all irregular ones.
 EF_HD size_t irregular_cell(const AxisView& a0, const AxisView& a1, int J, int I) {
   const int m1 = a1.n_coarse - 1, rest = m1 - a1.regular;
   if (J < a0.regular) return size_t(J) * rest + (I - a1.regular);
@@ -214,8 +216,8 @@ EF_HD size_t irregular_cell(const AxisView& a0, const AxisView& a1, int J, int I
 }
 
 // Calls body(fine row, fine column, is owned, interior weights or null, is interior, bilinear weights[4]) for 4 x 4 fine
-// nodes from the first corner of a coarse cell on, of which it owns those up to its last ones and in the last row and
-// column of the grid. Places in memory exist for all of them and nothing branches, so that a GPU reads all at once.
+// nodes from the first corner of a coarse cell on, whether the cell owns them or not. All addresses are valid and nothing
+// branches, so that a GPU can read all values at once.
 template <class T, class Body>
 EF_HD void owned_nodes(const Transfer<T>& P, int J, int I, Body body) {
   const int w0 = P.a0.width[J], w1 = P.a1.width[I], f0 = P.a0.first[J], f1 = P.a1.first[I];
@@ -234,8 +236,9 @@ EF_HD void owned_nodes(const Transfer<T>& P, int J, int I, Body body) {
     }
 }
 
-// What a coarse cell gathers from the fine nodes that it owns, for its corners. Of a regular cell (two by two): u and v
-// at the corner, to the right, below and in the middle, the middle at the fractions s and t, q(k) its 16 weights.
+// Restriction: contributions of the fine nodes that a coarse cell owns to its corners. For a regular cell (two by two): u and
+// v hold the values at its first corner, to the right of it, below it, and in the middle, which lies at the fractions s and
+// t; q(k) are the kNodeWeights weights of the middle.
 template <class V, class Q>
 EF_HD CornerForces<V> restrict_regular(V s, V t, const Corners<V>& u, const Corners<V>& v, Q q) {
   return {{u.a + (1 - t) * u.b + (1 - s) * u.c + q(0) * u.d + q(8) * v.d, t * u.b + q(1) * u.d + q(9) * v.d,
@@ -261,15 +264,15 @@ EF_HD CornerForces<T> restrict_irregular(const Transfer<T>& P, int J, int I, con
   return {{out[0], out[1], out[2], out[3]}, {out[4], out[5], out[6], out[7]}};
 }
 
-// The reverse: what the fine nodes that a coarse cell owns take from its corners u and v. Of a regular cell one
-// component (own): at the corner, to the right, below, in the middle; q(k) are the middle's 8 weights.
+// Prolongation: values at the fine nodes that a coarse cell owns from those at its corners, u and v. For a regular cell and
+// one component (own): at the first corner, to the right, below, in the middle; q(k) are the kCellDofs weights of the middle.
 template <class V, class Q>
 EF_HD Corners<V> prolong_regular(V s, V t, const Corners<V>& own, const Corners<V>& u, const Corners<V>& v, Q q) {
   return {own.a, (1 - t) * own.a + t * own.b, (1 - s) * own.a + s * own.c,
           q(0) * u.a + q(1) * u.b + q(2) * u.c + q(3) * u.d + q(4) * v.a + q(5) * v.b + q(6) * v.c + q(7) * v.d};
 }
 
-// put(place in the fine field, value) takes them.
+// The same for an irregular cell: put(index in the fine field, value) receives the values.
 template <class T, class Put>
 EF_HD void prolong_irregular(const Transfer<T>& P, int J, int I, const T* coarse, Put put) {
   const int nf = P.a1.n_fine, nc = P.a1.n_coarse;
@@ -295,9 +298,10 @@ EF_HD void prolong_irregular(const Transfer<T>& P, int J, int I, const T* coarse
 
 // -------------------------------------------------------------------------------------------------- coarsening
 
-// One coarse cell of w0 x w1 fine cells (1, 2 or 3 each): static condensation of its interior nodes, the other
-// nodes interpolated bilinearly. fine(k)(e) is packed entry e of fine cell k (row major); place0[p], place1[q] are
-// the fractions of the interior lines. Gives the packed Galerkin matrix and the interior weights [node][2][8].
+// Galerkin matrix of one coarse cell of W0 x W1 fine cells (1, 2 or 3 each). Its interior fine nodes are eliminated exactly
+// (static condensation), those on its edges are interpolated bilinearly. fine(k)(e) is packed entry e of the matrix of fine
+// cell k (row by row); place0[p] and place1[q] are the fractions at which the interior lines of nodes lie. Sets the packed
+// Galerkin matrix and the weights [node][component][corner dof] that interpolate the interior nodes.
 template <class V, int W0, int W1, class Fine>
 EF_HD void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin, V* weights) {
   constexpr int kIn = (W0 - 1) * (W1 - 1), kDofs = kIn > 0 ? 2 * kIn : 1;
@@ -340,7 +344,7 @@ EF_HD void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin
         }
     }
   };
-  if constexpr (W0 == 2 && W1 == 2) {  // nearly all cells: everything but the additions is done by the compiler
+  if constexpr (W0 == 2 && W1 == 2) {  // nearly all cells: unrolled at compile time, so that only additions remain
     unroll(std::make_integer_sequence<int, 4>{}, [&](auto cell) EF_LAMBDA {
       const auto entries = fine(decltype(cell)::value);
       unroll(std::make_integer_sequence<int, kCellDofs * kCellDofs>{}, [&](auto e) EF_LAMBDA {
@@ -377,7 +381,8 @@ EF_HD void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin
   }
 }
 
-// From the cell of a homogeneous body to that of the next level, whose cells are twice as long along the halved axes.
+// Replaces the cell matrix of a homogeneous body by that of the next level, whose cells are twice as long along the halved
+// axes.
 EF_CALL void coarsen_homogeneous(bool halve0, bool halve1, double* cell) {
   const double middle[2] = {0, 0.5};
   double coarse[kEntries], weights[kNodeWeights];

@@ -64,7 +64,7 @@ EF_HD void for_vectors(int lo, int hi, Body body) {
 
 constexpr int kStrip = 512;  // columns worked on at a time: the rows then stay in the first-level cache
 
-// What a cell gives to its four corners, for each of NC components.
+// Contributions of a cell to its four corners, for each of NC components.
 template <class V, int NC>
 struct CellValues {
   Corners<V> f[NC];
@@ -86,15 +86,16 @@ EF_HD V left_lanes(const V& before, const V& now, std::index_sequence<Is...>) {
 // two ways, and results would depend on where a range of rows begins.
 EF_HD void one_code(int& flag) { asm("" : "+r"(flag)); }
 
-// Sums cell contributions at the nodes of rows [begin, end): row(j) gives a function of the first cell's column and
-// of the vector (or number) type, which returns CellValues, for cells below limit(j); fix(j, lo, hi, add) calls
-// add(cell, values) with what cells of columns [lo, hi) give in addition; out(j) gives a function that takes
-// component, column and a vector (or number) of sums.
+// Sums cell contributions at the nodes of rows [begin, end).
+//   row(j)               returns a function for cell row j: called with the column of a first cell and an object of the vector
+//                        (or number) type, it returns the CellValues of as many cells; used for cells before limit(j)
+//   fix(j, lo, hi, add)  calls add(cell, values) for additional contributions of cells in the columns [lo, hi)
+//   out(j)               returns a function that receives component, column and a vector (or number) of sums of node row j
 template <class T, int NC, class Limit, class Row, class Fix, class Out>
 inline void gather_rows(int n0, int n1, int begin, int end, Limit limit, Row row, Fix fix, Out out) {
   using V = Vector<T>;
   constexpr int kWidth = sizeof(V) / sizeof(T);
-  alignas(64) T carry[NC][kStrip];  // what the cell row above gives to the node row
+  alignas(64) T carry[NC][kStrip];  // contributions of the cell row above to the node row
   for (int i0 = 0; i0 < n1; i0 += kStrip) {
     const int i1 = i0 + kStrip < n1 ? i0 + kStrip : n1;
     for (int k = 0; k < NC; ++k)
@@ -106,7 +107,7 @@ inline void gather_rows(int n0, int n1, int begin, int end, Limit limit, Row row
           for (int i = i0; i < i1; ++i) take(k, i, carry[k][i - i0]);
         break;
       }
-      // cell c gives to the nodes c and c + 1 of the rows j (now) and j + 1 (after the carry has been used)
+      // cell c contributes to the nodes c and c + 1 of row j now, and of row j + 1 after the carry has been used
       auto add_at = [&](int c, int k, T left, T right) {
         if (c >= i0) carry[k][c - i0] += left;
         if (c + 1 < i1) carry[k][c + 1 - i0] += right;
@@ -494,7 +495,8 @@ inline void stencil_rows(const Stencil<T>& A, Rows<const T> u, int begin, int en
   using V = Vector<T>;
   constexpr int kWidth = sizeof(V) / sizeof(T);
   const int n1 = A.n1;
-  // what row j gives to the nodes right of its own, and below to the left, straight, to the right: [..][component]
+  // contributions of the nodes of row j to themselves, to their right neighbours, and to the row below: to the left, straight
+  // and to the right; the index before the column is the component
   alignas(64) T own[2][kRoom], east[2][kRoom], below[2][3][2][kRoom];
   for (int i0 = 0; i0 < n1; i0 += kSpan) {
     const int i1 = i0 + kSpan < n1 ? i0 + kSpan : n1;

@@ -11,8 +11,9 @@
 
 namespace elastofast {
 
-// Allocates on cache lines, so that vector loads do not straddle two, and large blocks in huge pages where the system
-// has them: a set-up touches tens of megabytes for the first time, and a cycle walks through all of them.
+// Aligns arrays to cache lines, so that no vector load straddles two, and asks for huge pages for large arrays: a set-up
+// touches tens of megabytes for the first time and a cycle reads all of them, so that page faults and address translation
+// would cost much time.
 template <class T>
 struct Aligned {
   using value_type = T;
@@ -32,7 +33,7 @@ struct Aligned {
     return static_cast<T*>(p);
   }
   void deallocate(T* p, size_t) { std::free(p); }
-  // resize() leaves numbers as they are: whoever wants zeros says so
+  // resize() does not set new elements to zero
   template <class U>
   void construct(U* p) {
     ::new (static_cast<void*>(p)) U;

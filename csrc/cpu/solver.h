@@ -1,9 +1,10 @@
 // Geometric multigrid for K(x) + diag(shift) on a grid, and conjugate gradients around it.
 //
-// Coarse operators are Galerkin products, kept as stored stencils; the finest level is matrix-free. Interpolation is
-// bilinear followed by one exact block solve at the nodes inside each coarse cell, which keeps the divergence right;
-// the smoother is a Chebyshev polynomial around the sum of inverted 4-node patches (see Patch). The V-cycle runs in single
-// precision inside conjugate gradients in double precision.
+// Coarse operators are Galerkin products and stored as stencils; the finest level is matrix-free. Interpolation is bilinear
+// on the edges of coarse cells, followed by an exact solve for the nodes inside each coarse cell (static condensation), so
+// that interpolated displacements do not change the volume of nearly incompressible cells. The smoother is a Chebyshev
+// polynomial with the sum of inverted 4-node patches (see Patch) as its preconditioner. The V-cycle runs in single precision
+// and preconditions conjugate gradients in double precision.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -64,8 +65,8 @@ struct SolveResult {
 
 class Multigrid {
  public:
-  // x: modulus per node; fixed: 2N flags; shift: 2N values or null. deflated_dof: a fixed dof that is kept out of the
-  // hierarchy, or -1; it counts as free until `deflate`. smoother: its steps, for a largest eigenvalue of one.
+  // x: modulus per node; fixed: 2N flags; shift: 2N values or null. deflated_dof: a fixed dof that the hierarchy leaves
+  // free, or -1; it counts as free until `deflate`. smoother: its steps, for a largest eigenvalue of one.
   Multigrid(const GridForm<double>& form, const double* x, const uint8_t* fixed, const double* shift, long deflated_dof,
             Steps smoother);
   ~Multigrid();

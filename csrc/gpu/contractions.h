@@ -1,4 +1,4 @@
-// Bodies of the form on a grid: each index gathers what the cells around its nodes give, in a fixed order.
+// Kernels of the trilinear form on a grid. The contributions of the cells around a node are summed in a fixed order.
 #pragma once
 #include <cstdint>
 
@@ -16,7 +16,7 @@ EF_HD Corners<T> corners_at(const T* p, int n1) {
   return {p[0], p[1], p[n1], p[n1 + 1]};
 }
 
-// A field of each batch member; stride 0 where all share one.
+// One field for each batch member; stride 0 if all members share one.
 template <class T>
 struct Fields {
   T* data;
@@ -24,7 +24,7 @@ struct Fields {
   EF_HD T* of(int b) const { return data + b * stride; }
 };
 
-// What becomes of the forces: see `gather`.
+// Outputs of `gather` for forces.
 struct Nothing {};
 
 template <class T>

@@ -101,7 +101,8 @@ struct StencilBody {
     const float *A = planes + kPlanes * n * b, *u = x + 2 * n * b, *v = u + n;
     const float d01 = A[n + k];
     float f0 = A[k] * u[k] + d01 * v[k], f1 = d01 * u[k] + A[2 * n + k] * v[k];
-    // the neighbour at `to` by the coefficients of this node, the one at `from` by its own, transposed
+    // Half of the stencil is stored: the neighbours ahead are multiplied by the coefficients of this node, those behind by
+    // their own coefficients, transposed.
     auto forward = [&](int plane, bool exists, long to) EF_LAMBDA {
       if (!exists) return;
       const float *c = A + plane * n + k, p = u[k + to], q = v[k + to];
@@ -129,7 +130,7 @@ struct StencilBody {
 
 // -------------------------------------------------------------------------------------------------- transfer
 
-// The transfer of one batch member.
+// Transfers of a batch; `of` gives that of one member.
 struct BatchTransfer {
   Transfer<float> first;
   long regular, irregular;  // values a member
@@ -156,7 +157,7 @@ struct RestrictCells {
   }
 };
 
-// One index a coarse cell, for the fine nodes that it owns.
+// One index for each coarse cell, which sets the fine nodes that the cell owns.
 struct ProlongBody {
   BatchTransfer transfer;
   const float* coarse;
@@ -191,7 +192,7 @@ struct ProlongBody {
 
 // ----------------------------------------------------------------------------------------------- the coarsest
 
-// Products with the inverse in two parts: `kParts` indices share a row.
+// Products with the inverse in two kernels: `kParts` indices share a row, then their partial sums are added.
 struct DenseProduct {
   static constexpr int kParts = 8;
   long n;

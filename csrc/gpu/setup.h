@@ -19,7 +19,7 @@ struct ModulusTerm {
   EF_HD void operator()(int b, long i, double* sum) const { sum[0] += x.of(b)[i]; }
 };
 
-// Modulus and shift of the hierarchy: over the mean modulus, in single precision.
+// Modulus and shift as the hierarchy uses them: divided by the mean modulus, in single precision.
 struct ScaleBody {
   Fields<const double> x, shift;
   const double* modulus;
@@ -32,7 +32,7 @@ struct ScaleBody {
   }
 };
 
-// Static condensation with the cell matrices in memory, for the few cells that are not two by two.
+// Static condensation with the cell matrices in memory, for the few coarse cells that are not of two by two fine cells.
 template <int W0, int W1>
 EF_CALL void coarsen_stored(const Packed* cells, const double* place0, const double* place1, double* galerkin,
                             double* weights) {
@@ -171,7 +171,7 @@ struct FinestScaleBody {
     float trace = 0.25f * homogeneous * sum(x32 + n * b + at);
     if (shift32)
       for (int c = 0; c < 2; ++c) trace += sum(shift32 + (2 * long(b) + c) * n + at);
-    scale[cells * b + k] = std::abs(homogeneous / trace);  // a sign would mark a special cell, also that of NaN
+    scale[cells * b + k] = std::abs(homogeneous / trace);  // the sign bit would mark a special patch, even that of a NaN
   }
 };
 
@@ -193,7 +193,7 @@ struct StencilScaleBody {
 template <class Cells>
 struct SpecialBody {
   Cells cells;
-  const int* special;  // numbers of the special cells
+  const int* special;  // numbers of the cells with a special patch
   int m0, m1;
   long count;
   float *scale, *inverse;
@@ -263,7 +263,7 @@ struct LargestBody {
   EF_HD void operator()(int, long k) const { lmax[k] = state[k].largest(); }
 };
 
-// Ten Lanczos steps for the largest eigenvalue of (smoother x matrix) on one level.
+// The Lanczos steps for the largest eigenvalue of (smoother x matrix) on one level.
 EF_ANY_QUEUE
 template <class Queue>
 EF_HD void lanczos_steps(const Queue& queue, long batch, const LevelView& L, double* room) {
@@ -292,7 +292,7 @@ struct SmallLanczos {
 
 // ----------------------------------------------------------------------------------------------- the coarsest
 
-// By one index a member, with Banded: for long coarsest levels, whose inverse would take too much memory.
+// Banded factorisation, one index for each member: for long coarsest levels, whose inverse would take too much memory.
 template <class Cells>
 struct FactorBody {
   Cells cells;
@@ -340,7 +340,7 @@ struct DiagonalTerm {
   EF_HD void operator()(int b, long k, double* sum) const { sum[0] += matrix[size * size * b + k * (size + 1)]; }
 };
 
-// Room for one row a member, and the mean diagonal.
+// Stores the mean diagonal behind the room for one matrix row that each member has.
 struct MeanDiagonal {
   double* row;
   long size;

@@ -1,11 +1,11 @@
-// Multigrid of multigrid.h for a batch on a device: the same hierarchy, numbers and cycle, as launches of bodies.
+// The multigrid of cpu/solver.h for a batch of moduli on a device: the same plan, numbers and cycle, as launches of bodies.
 //
 // Large levels are launched step by step; the small ones at the end of a hierarchy, where launches would take longer than
-// the work, run together in one block of threads for each member.
+// the work, run together in one block of threads for each batch member.
 //
-// A plan holds no device memory. Its caller provides three blocks: constants (written once by the plan), a workspace that
-// carries the hierarchy of one batch of moduli, and scratch that is free again after the set-up. So a cycle allocates
-// nothing and waits for nothing, and its launches can be recorded.
+// A DeviceMultigrid holds no device memory. Its caller provides three blocks: constants (written once), a workspace for the
+// hierarchy of one batch of moduli, and scratch memory that is needed during the set-up only. A cycle therefore allocates
+// nothing and never waits for the device, so that its launches can be recorded.
 #pragma once
 #include <vector>
 
@@ -14,7 +14,7 @@
 
 namespace elastofast {
 
-// A block of memory that is laid out before it exists: each piece is a byte offset.
+// Layout of a block of memory before it is allocated: `take` returns the byte offset of the next array.
 class Layout {
  public:
   template <class T>
@@ -105,7 +105,7 @@ class DeviceMultigrid {
   template <class Queue>
   void cycle(const Queue& queue, const DeviceMemory& m) const;
 
-  static constexpr size_t kDense = 640;  // unknowns up to which the coarsest level is inverted
+  static constexpr size_t kDense = 640;  // unknowns up to which the coarsest matrix is inverted. Not studied
   GridForm<double> form_;
   GridForm<float> form32_;
   HierarchyPlan plan_;
@@ -147,7 +147,7 @@ inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint
   sums_ = workspace_.take<double>(size_t(sum_room(2 * long(n), batch)));
   x32_ = workspace_.take<float>(B * n);
   shift32_ = workspace_.take<float>(shifted ? 2 * B * n : 0);
-  const size_t shared = scratch_.take<float>(2 * B * n);  // levels that are launched follow each other
+  const size_t shared = scratch_.take<float>(2 * B * n);  // launched levels can share it, because they run one after the other
   for (size_t l = 0; l < levels_.size(); ++l) {
     Level& L = levels_[l];
     const size_t nodes = L.plan.nodes(), m = size_t(L.plan.n0 - 1) * (L.plan.n1 - 1);

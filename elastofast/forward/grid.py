@@ -196,7 +196,7 @@ class GridSolver:
         return self._accelerated(r, semi_iteration(low, high, count))
 
     def _accelerated(self, r, steps):
-        """Sum of d over the steps (keep, gain): d = keep d + gain M r, r -= A d, with M one V-cycle."""
+        """Sum of d over the steps (momentum, gain): d = momentum d + gain M r, r -= A d, with M one V-cycle."""
         own = np.ascontiguousarray(r, np.float64).reshape(self.active.shape)
         return self._core.accelerated(own, steps).reshape(np.shape(r))
 
@@ -211,7 +211,7 @@ def smoother(settings: MultigridSettings) -> list[tuple[float, float]]:
 
 
 def semi_iteration(low: float, high: float, count: int) -> list[tuple[float, float]]:
-    """Coefficients (keep, gain) of ``count`` steps of the Chebyshev semi-iteration for a spectrum from low to high.
+    """Coefficients (momentum, gain) of ``count`` steps of the Chebyshev semi-iteration for a spectrum from low to high.
 
     Saad, Iterative Methods for Sparse Linear Systems, section 12.3.
     """

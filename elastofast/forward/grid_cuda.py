@@ -212,14 +212,14 @@ class DeviceSolver(GridSolver):
         r = self.device.xp.asarray(r, self.device.xp.float64).reshape(self._fields)
         d: Any = None
         w: Any = None
-        for number, (keep, gain) in enumerate(steps):
+        for number, (momentum, gain) in enumerate(steps):
             z = self._cycle(r)
             if gain != 1:
                 z *= gain
             if d is None:
                 d, w = z, z.copy() if len(steps) > 1 else z
             else:
-                d *= keep
+                d *= momentum
                 d += z
                 w += d
             if number + 1 < len(steps):
