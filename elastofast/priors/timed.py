@@ -21,15 +21,18 @@ class _TimedPrior:
     def __init__(self, prior, watch):
         self._prior, self._watch = prior, watch
         if isinstance(prior, LinearizablePrior):
-            self.value, self.start_dual, self.step_dual, self.linearize = map(
-                watch.wrap, (prior.value, prior.start_dual, prior.step_dual, self._linearize)
+            self.value, self.start_dual, self.step_dual = map(
+                watch.wrap, (prior.value, prior.start_dual, prior.step_dual)
             )
         if isinstance(prior, TargetPrior):
             self.target, self.splitting = watch.wrap(prior.target), splitting_settings(prior)
 
     def __call__(self, x):
-        return self._watch.wrap(self._prior)(x)
+        with self._watch:
+            return self._prior(x)
 
-    def _linearize(self, z, dual):
-        model = self._prior.linearize(z, dual)
+    def linearize(self, z, dual):
+        """The prior's linearisation; its curvature is timed too."""
+        with self._watch:
+            model = self._prior.linearize(z, dual)
         return model._replace(curvature=self._watch.wrap(model.curvature))
