@@ -86,9 +86,10 @@ template <class T>
 struct Patch {
   int n0, n1;
   T p[4], q[4], r[4];
-  const T* scale;          // (n0-1, n1-1): traces of homogeneous over actual block, 0 for a special patch
-  const int* special_row;  // special patches (at edges, with fixed dofs) sorted by row: [n0] offsets
-  const int* special_col;
+  const T* scale;          // (n0-1, n1-1): traces of homogeneous over actual block; for a special patch 0 on the CPU,
+                           // special_mark(number) on the GPU
+  const int* special_row;  // CPU only: special patches (at edges, with fixed dofs) sorted by row: [n0] offsets
+  const int* special_col;  // CPU only
   const T* special;        // [patch][kEntries] packed inverses
 };
 

@@ -15,8 +15,9 @@ constexpr int kCoarsestNodes = 9;
 // Cells that are longer than this ratio times their width are coarsened along the shorter side only, because the smoother
 // damps errors along that side alone. A little below 2, so that cells of 2 x 1 become square in one step.
 constexpr double kLongCell = 1.9;
-// Added to the diagonal of the coarsest matrix, relative to the mean diagonal, where a dof is deflated: without it the
-// matrix is singular, for it leaves a rigid mode free. A cycle removes that mode from its result. Not studied.
+// Added to the diagonal of the coarsest matrix, relative to the mean diagonal, where there is a deflated dof: a fixed dof
+// that alone stops a rigid motion and that the hierarchy leaves free (see _deflation in forward/grid.py). The coarsest
+// matrix is then singular, and a cycle removes the motion from its result. Not studied.
 constexpr double kCoarsestRegularization = 1e-6;
 
 // (momentum, gain) of the steps d = momentum d + gain M r, x += d, r -= A d of a polynomial iteration; `semi_iteration` in
@@ -110,7 +111,7 @@ struct HierarchyPlan {
     std::vector<double> position0, position1;
     for (int k = 0; k < form.n0; ++k) position0.push_back(k);
     for (int k = 0; k < form.n1; ++k) position1.push_back(k);
-    double h0 = 2 / form.law.g0, h1 = 2 / form.law.g1, cell[kEntries];
+    double h0 = 2 / form.law.g0, h1 = 2 / form.law.g1, cell[kEntries];  // cell sizes, for g = 2 / spacing
     homogeneous_cell(form.law, form.reduced, cell);
     while (std::min(levels.back().n0, levels.back().n1) > kCoarsestNodes) {
       LevelPlan next, &level = levels.back();

@@ -299,7 +299,7 @@ def test_gradient_and_hessian_are_taken_at_the_linearization_point(gradient):
     assert np.array_equal(now.linearization_point, expected)
     d = m.form.contraction(now.linearization_point)
     np.testing.assert_allclose(
-        now.gradient, -(d.T @ now.dual.ravel()), rtol=1e-9, atol=1e-12 * np.abs(now.gradient).max()
+        now.gradient, -(d.T @ now.multiplier.ravel()), rtol=1e-9, atol=1e-12 * np.abs(now.gradient).max()
     )
     v = np.random.default_rng(0).standard_normal(x.size)
     forces = np.where(m.load.loaded.ravel(), d @ (x * v), 0.0).reshape(2, -1)

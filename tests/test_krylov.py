@@ -25,13 +25,15 @@ def solved(a, b):
 
 
 @pytest.mark.parametrize("guess", [False, True])
-@pytest.mark.parametrize("stop", [{"rtol": 1e-10}, {"energy_rtol": 1e-10}, {"rtol": 1e-10, "energy_rtol": 1e-10}])
+@pytest.mark.parametrize(
+    "stop", [{"rtol": 1e-10}, {"preconditioned_rtol": 1e-10}, {"rtol": 1e-10, "preconditioned_rtol": 1e-10}]
+)
 def test_every_member_is_solved(guess, stop):
     a, b = systems()
     x0 = np.random.default_rng(1).standard_normal(b.shape) if guess else None
     found = conjugate_gradients(product(a), np.copy, b, x0, maxiter=200, **stop)
     np.testing.assert_allclose(found.value, solved(a, b), rtol=1e-6, atol=1e-8)
-    assert (found.energy is None) == ("energy_rtol" not in stop)
+    assert (found.preconditioned_residual is None) == ("preconditioned_rtol" not in stop)
 
 
 def test_fields_of_two_axes_are_one_system_with_two_axes_of_it():

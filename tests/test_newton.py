@@ -3,7 +3,7 @@
 import device
 import numpy as np
 
-from elastofast.inversion.gauss_newton import conjugate_gradients
+from elastofast.inversion.gauss_newton import truncated_newton_step
 
 N = 12
 
@@ -21,19 +21,19 @@ def product(matrices):
     return lambda v: (matrices * v[:, None, :]).sum(axis=-1)
 
 
-def test_conjugate_gradients_solve_every_system_of_a_batch():
+def test_truncated_newton_steps_solve_every_system_of_a_batch():
     a, b, diagonal = systems()
-    found = conjugate_gradients(product(a), b, diagonal, steps=60, tolerance=1e-10)
+    found = truncated_newton_step(product(a), b, diagonal, steps=60, tolerance=1e-10)
     np.testing.assert_allclose(found, np.linalg.solve(a, b[..., None])[..., 0], rtol=1e-7, atol=1e-8)
 
 
 def test_members_do_not_wait_for_each_other():
     a, b, diagonal = systems()
     for steps, tolerance in ((2, 1e-8), (40, 0.05)):
-        together = conjugate_gradients(product(a), b, diagonal, steps=steps, tolerance=tolerance)
+        together = truncated_newton_step(product(a), b, diagonal, steps=steps, tolerance=tolerance)
         for k in range(3):
             one = slice(k, k + 1)
-            alone = conjugate_gradients(product(a[one]), b[one], diagonal[one], steps=steps, tolerance=tolerance)
+            alone = truncated_newton_step(product(a[one]), b[one], diagonal[one], steps=steps, tolerance=tolerance)
             np.testing.assert_allclose(together[one], alone, rtol=1e-12)
 
 
@@ -41,20 +41,20 @@ def test_first_step_is_the_line_minimum_along_the_preconditioned_gradient():
     a, b, diagonal = systems()
     p = b / diagonal
     length = (b * p).sum(-1) / np.einsum("bi,bij,bj->b", p, a, p)
-    np.testing.assert_allclose(conjugate_gradients(product(a), b, diagonal, steps=1), length[:, None] * p, rtol=1e-12)
+    np.testing.assert_allclose(truncated_newton_step(product(a), b, diagonal, steps=1), length[:, None] * p, rtol=1e-12)
 
 
 def test_negative_curvature_ends_a_member():
     a, b, diagonal = systems()
     a[1] *= -1
-    found = conjugate_gradients(product(a), b, diagonal, steps=60, tolerance=1e-10)
+    found = truncated_newton_step(product(a), b, diagonal, steps=60, tolerance=1e-10)
     assert np.all(found[1] == 0)
     np.testing.assert_allclose(found[::2], np.linalg.solve(a, b[..., None])[::2, :, 0], rtol=1e-7, atol=1e-8)
 
 
-def test_conjugate_gradients_on_a_device_are_those_of_the_cpu(monkeypatch):
+def test_truncated_newton_steps_on_a_device_are_those_of_the_cpu(monkeypatch):
     put, get = device.install(monkeypatch)
     a, b, diagonal = systems()
-    found = conjugate_gradients(product(put(a)), put(b), put(diagonal), steps=9, tolerance=1e-3)
-    expected = conjugate_gradients(product(a), b, diagonal, steps=9, tolerance=1e-3)
+    found = truncated_newton_step(product(put(a)), put(b), put(diagonal), steps=9, tolerance=1e-3)
+    expected = truncated_newton_step(product(a), b, diagonal, steps=9, tolerance=1e-3)
     np.testing.assert_allclose(get(found), expected, rtol=1e-9)

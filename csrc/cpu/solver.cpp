@@ -27,8 +27,9 @@ struct Field {
 // block. Sized for second-level caches of 1 MB and more; not studied.
 constexpr size_t kCache = 1 << 19, kFewestRows = 4, kMostRows = 64;
 
-// How often conjugate gradients begin again from the true residual at most. Not studied.
-constexpr int kRestarts = 4;
+// Runs of conjugate gradients at most, each of which starts from the true residual of the last one; as RUNS in
+// grid_cuda.py. Not studied.
+constexpr int kRuns = 4;
 
 // Schedule of a temporally blocked sweep over the rows [begin, end) of n0. Stage k needs the rows of stage k - 1 from the
 // one above its own to the one below, so that it can follow one row behind: stage(k, from, to) runs all stages on a block of
@@ -572,7 +573,7 @@ SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_it
   }
   if (!from_zero) rr = residual();
   // the recursive residual drifts from the true one at tight tolerances: begin again from the true one
-  for (int restart = 0; restart < kRestarts; ++restart) {
+  for (int run = 0; run < kRuns; ++run) {
     double rz = 0;
     bool small = !energy && std::sqrt(rr) <= rtol * norm;
     while (!small && result.iterations < max_iterations) {

@@ -25,14 +25,14 @@ class Iteration(NamedTuple):
     value : array, shape of the right-hand side
     iterations : int
         Of the member that took most.
-    energy : array, shape (..., 1) or (..., 1, 1), or None
+    preconditioned_residual : array, shape (..., 1) or (..., 1, 1), or None
         Residual of each member in the preconditioner's norm, relative to the right-hand side; None unless it was asked
         for.
     """
 
     value: Any
     iterations: int
-    energy: Any
+    preconditioned_residual: Any
 
 
 class RestartedIteration(NamedTuple):
@@ -40,7 +40,7 @@ class RestartedIteration(NamedTuple):
 
     value: Any
     iterations: int
-    energy: Any
+    preconditioned_residual: Any
     residual: Any
 
 
@@ -52,7 +52,7 @@ def conjugate_gradients(
     *,
     maxiter: int,
     rtol: float | None = None,
-    energy_rtol: float | None = None,
+    preconditioned_rtol: float | None = None,
     axes: int = 1,
 ) -> Iteration:
     """Preconditioned conjugate gradients for A x = b, for every member of a batch.
@@ -82,8 +82,8 @@ def conjugate_gradients(
         Largest number of iterations.
     rtol : float, optional
         A member ends when ||r|| <= rtol ||b||, with r the residual of the recursion.
-    energy_rtol : float, optional
-        A member ends when sqrt(r^T M r) <= energy_rtol sqrt(b^T M b).
+    preconditioned_rtol : float, optional
+        A member ends when sqrt(r^T M r) <= preconditioned_rtol sqrt(b^T M b).
     axes : int
         Number of trailing axes that belong to one system.
     """
@@ -104,15 +104,15 @@ def conjugate_gradients(
     while True:
         if rtol is not None:
             active = _above(active, dots(r, r, axes), rtol**2 * size)
-        if energy_rtol is not None:
+        if preconditioned_rtol is not None:
             s = precondition(r)
             before, rho = rho, dots(r, s, axes)
             if reference is None:
                 reference = rho if x0 is None else dots(b, precondition(b), axes)
-            active = _above(active, rho, energy_rtol**2 * reference)
+            active = _above(active, rho, preconditioned_rtol**2 * reference)
         if iterations >= maxiter or not bool(active.any()):
             break
-        if energy_rtol is None:  # only now, so that a converged residual costs no preconditioning
+        if preconditioned_rtol is None:  # only now, so that a converged residual costs no preconditioning
             s = precondition(r)
             before, rho = rho, dots(r, s, axes)
         if p is None:
@@ -124,8 +124,8 @@ def conjugate_gradients(
         active = _above(active, curvature, 0.0)
         _advance(x, r, p, q, rho, curvature, active)
         iterations += 1
-    energy = None if energy_rtol is None else xp.sqrt(rho / xp.where(reference > 0, reference, 1.0))
-    return Iteration(x, iterations, energy)
+    preconditioned = None if preconditioned_rtol is None else xp.sqrt(rho / xp.where(reference > 0, reference, 1.0))
+    return Iteration(x, iterations, preconditioned)
 
 
 def restarted_conjugate_gradients(
@@ -136,7 +136,7 @@ def restarted_conjugate_gradients(
     *,
     maxiter: int,
     rtol: float,
-    energy_rtol: float | None = None,
+    preconditioned_rtol: float | None = None,
     axes: int = 1,
     runs: int = RUNS,
 ) -> RestartedIteration:
@@ -155,26 +155,33 @@ def restarted_conjugate_gradients(
     Returns
     -------
     RestartedIteration
-        A member has converged if its residual is at most ``rtol`` or its energy at most ``energy_rtol``; the caller has
-        to look.
+        A member has converged if its residual is at most ``rtol`` or its preconditioned residual at most
+        ``preconditioned_rtol``; the caller has to look.
     """
     xp = namespace(b)
     size = xp.sqrt(dots(b, b, axes))
     size = xp.where(size > 0, size, 1.0)
     x, iterations = x0, 0
     for _ in range(runs):
-        x, more, energy = conjugate_gradients(
-            product, precondition, b, x, maxiter=maxiter - iterations, rtol=rtol, energy_rtol=energy_rtol, axes=axes
+        x, more, preconditioned = conjugate_gradients(
+            product,
+            precondition,
+            b,
+            x,
+            maxiter=maxiter - iterations,
+            rtol=rtol,
+            preconditioned_rtol=preconditioned_rtol,
+            axes=axes,
         )
         iterations += more
         rest = b - product(x)
         residual = xp.sqrt(dots(rest, rest, axes)) / size
         converged = residual <= rtol
-        if energy_rtol is not None:
-            converged = converged | (energy <= energy_rtol)
+        if preconditioned_rtol is not None:
+            converged = converged | (preconditioned <= preconditioned_rtol)
         if bool(converged.all()) or iterations >= maxiter:
             break
-    return RestartedIteration(x, iterations, energy, residual)
+    return RestartedIteration(x, iterations, preconditioned, residual)
 
 
 @fused

@@ -51,11 +51,11 @@ class FormBackend(Protocol):
     """
 
     def force(self, x: Any, u: Any, out: Any = None) -> tuple[Any, bool]:
-        """K(x) u for x (1 or B, N) and u (B, d, N), and whether all of it is known to be finite or not looked at."""
+        """K(x) u for x (1 or B, N) and u (B, d, N), and False only if it was looked at and is not all finite."""
         ...
 
     def sensitivity(self, u: Any, v: Any, out: Any = None) -> tuple[Any, bool]:
-        """D(u)^T v for u and v (B, d, N), and whether all of it is known to be finite or not looked at."""
+        """D(u)^T v for u and v (B, d, N), and False only if it was looked at and is not all finite."""
         ...
 
     def stiffness(self, x: Any, out: Any = None) -> Any:

@@ -138,7 +138,8 @@ def _fit(field, axis, cell, share, k):
     bands[0, 1:], bands[1], bands[2, :-1] = beside, diagonal, beside
     rhs = np.moveaxis(_spread(field, axis, cell, share, k), axis, 0)
     solution = solve_banded((1, 1), bands, rhs.reshape(k, -1)).reshape(rhs.shape)
-    # For noise that varies slowly from node to node, the part of it that maps could be fitted to.
+    # The noise of the fit has the covariance (P^T P)^-1 times the fine variance, with P the interpolation. Its factor
+    # for constant fields is one over a row sum of P^T P: it is the slowly varying noise that maps could be fitted to.
     gain = 1 / (diagonal[k // 2] + 2 * beside[k // 2])
     return np.moveaxis(solution, 0, axis), float(gain)
 

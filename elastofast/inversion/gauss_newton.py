@@ -17,12 +17,14 @@ from .coarsen import COARSEST_NODES
 from .problem import Iterate, Optimizer, Problem
 from .stopping import SmallSteps
 
-__all__ = ["GaussNewton", "conjugate_gradients", "first_step", "gauss_newton"]
+__all__ = ["GaussNewton", "first_step", "gauss_newton", "truncated_newton_step"]
 
-# Inner conjugate gradients: design measurement "about 12 steps each"; a looser tolerance costs outer steps.
+# Inner conjugate gradients. Earlier measurements gave about 12 steps; no script repeats them.
 CG_STEPS = 12
 CG_TOLERANCE = 0.1
-# After this many outer steps a run follows a long valley, which takes this many inner steps more in each outer one.
+# From the outer step LONG_RUN on, a run follows a long valley: each outer step gets EXTRA_CG_STEPS more inner steps
+# than the one before it. Not studied.
+LONG_RUN = 12
 EXTRA_CG_STEPS = 4
 # Line search: a step has to achieve this share of the decrease that the slope promises (Armijo), or it is halved.
 ARMIJO = 1e-4
@@ -123,11 +125,11 @@ def gauss_newton(problem: Problem, *, tolerance: float, max_iterations: int, act
         model = _linearize(problem, weight, z, dual, now)
         if data_diagonal is None:
             data_diagonal = curvature_scale(model.data_curvature, z)
-        d = conjugate_gradients(
+        d = truncated_newton_step(
             model.curvature,
             -model.gradient * model.free,
             model.prior_diagonal + data_diagonal,
-            steps=CG_STEPS + EXTRA_CG_STEPS * max(0, number - CG_STEPS),
+            steps=CG_STEPS + EXTRA_CG_STEPS * max(0, number - LONG_RUN),
         )
         slope = numbers(dots(model.gradient, d))
         status[active & ~(slope < 0)] = "stalled"
@@ -193,7 +195,7 @@ def _linearize(problem, weight, z, dual, now) -> _Model:
 
 
 def _line_search(problem, weight, z, now, d, value, slope, active, rtol) -> _Trial:
-    """Shorten the steps of all members along d until those that are active have a sufficient decrease."""
+    """Steps along d, shortened for each member until it has a sufficient decrease; for all where a solve fails."""
     fidelity, prior = problem.fidelity, problem.prior
     exact, xp = fidelity.kind == "exact", fidelity.device.xp
     step = first_step(d)
@@ -226,9 +228,14 @@ def _free(z, gradient, limits):
     return (~held).astype(float)
 
 
-def conjugate_gradients(apply, b, diagonal, steps=CG_STEPS, tolerance=CG_TOLERANCE):
-    """A few diagonally preconditioned steps from zero, each of which is a descent direction for -b (..., N)."""
-    return krylov.conjugate_gradients(apply, lambda r: r / diagonal, b, maxiter=steps, energy_rtol=tolerance).value
+def truncated_newton_step(apply, b, diagonal, steps=CG_STEPS, tolerance=CG_TOLERANCE):
+    """Approximate solution d of A d = b by a few conjugate gradient iterations from zero, preconditioned by a diagonal.
+
+    b (..., N) is minus a gradient: every iterate but zero is a descent direction.
+    """
+    return krylov.conjugate_gradients(
+        apply, lambda r: r / diagonal, b, maxiter=steps, preconditioned_rtol=tolerance
+    ).value
 
 
 @fused

@@ -29,7 +29,8 @@ def homogeneous(measurement):
     Returns
     -------
     array, shape (N,)
-        Where nothing fixes the scale, the logarithm of the modulus of soft tissue.
+        Where nothing fixes the scale, the logarithm of the modulus of soft tissue. With open dofs, that of the ratio of
+        the work of the forces to the energy of a body of modulus one.
 
     Raises
     ------

@@ -13,7 +13,7 @@ from .problem import Iterate, Optimizer, Problem
 
 __all__ = ["LBFGS", "quasi_newton"]
 
-# Memory, limit and tolerance of SciPy's L-BFGS-B. Not studied: the design measured 100 to 120 evaluations to converge.
+# Memory, limit and tolerance of SciPy's L-BFGS-B. Not studied; runs took 100 to 120 evaluations in early measurements.
 PAIRS = 30
 MAX_ITERATIONS = 200
 DECREASE_TOL = 1e-6

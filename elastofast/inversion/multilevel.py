@@ -76,15 +76,15 @@ class Multilevel:
         self.data_watches: list[Stopwatch] = []
         self.prior_watch = Stopwatch()
         self.fidelity: Fidelity | None = None  # of the level that is being worked on
-        self.best: tuple[int, Iterate] | None = None  # level and point of the finest level reached
+        self.reached: tuple[int, Iterate] | None = None  # level and point of the finest level reached
 
     def results(self) -> list[Result]:
-        """Run, and pack one `Result` for each member. Ctrl-C ends the run with the best map so far."""
+        """Run, and pack one `Result` for each member. Ctrl-C ends the run with the map of the last step."""
         with self.history.running(), self.device.activated():
             try:
                 status = self._optimise()
             except KeyboardInterrupt:
-                if self.best is None:
+                if self.reached is None:
                     raise
                 status = ["interrupted"] * self.count
             return self._packed(status)
@@ -96,17 +96,17 @@ class Multilevel:
         for number in reversed(range(len(self.levels))):
             fidelity = self.fidelity = self._fidelity(self.levels[number])
             problem = self._problem(number, fidelity, z)
-            if self.best is None:
-                self.best = number, problem.start._replace(data=fidelity.evaluate(np.exp(z), self.rtol))
+            if self.reached is None:
+                self.reached = number, problem.start._replace(data=fidelity.evaluate(np.exp(z), self.rtol))
             if self.weight is None and not self.options.optimizer.chooses_weight:
                 self.weight, start = choose_weight(
-                    problem, self.best[1], self.levels[0], self.levels[number], self._fidelity
+                    problem, self.reached[1], self.levels[0], self.levels[number], self._fidelity
                 )
                 problem = self._problem(number, fidelity, start.z, start.dual)
             point, status = self.options.optimizer.minimise(problem)
             if self.discrepancy is not None:
                 point = self._least_discrepant(self.discrepancy, point, fidelity)
-            self.best = number, point
+            self.reached = number, point
             if number:
                 z = self._refined(point.z, number)
         return ["converged" if one == "stopped" else one for one in status]
@@ -145,17 +145,17 @@ class Multilevel:
             coarsest=number == len(self.levels) - 1,
             resumed=self.resumed,
             homogeneous=self._homogeneous(self.levels[number]) if chooses else None,
-            weight_ratio=geometry.n_nodes / options.geometry.n_nodes,
+            node_ratio=geometry.n_nodes / options.geometry.n_nodes,
             announce_weight=self._take_weight,
         )
 
     def _reporter(self, number, fidelity):
-        """The `Report` of a level: keeps the best point and the history, and asks the stopping rule."""
+        """The `Report` of a level: keeps the latest point and the history, and asks the stopping rule."""
         shape = fidelity.measurement.geometry.node_shape
 
         def report(point, weight, step, gradient_norm, accepted):
             chi2 = 2 * point.data.value / fidelity.n_data
-            self.best = (number, point)
+            self.reached = (number, point)
             self.history.record(shape, point, weight, chi2, step, gradient_norm, accepted)
             if self.discrepancy is None:
                 return np.zeros(self.count, bool)
@@ -174,8 +174,8 @@ class Multilevel:
         return Iterate(z, fidelity.evaluate(np.exp(z), self.rtol))
 
     def _packed(self, status) -> list[Result]:
-        assert self.best is not None and self.limits is not None
-        number, point = self.best
+        assert self.reached is not None and self.limits is not None
+        number, point = self.reached
         x, data = np.exp(point.z), point.data
         if number:  # interrupted on a coarse level
             self.fidelity = None  # whose memory the finest level may need

@@ -11,7 +11,7 @@ import numpy as np
 from ..geometry import Grid, Mesh
 from ..misfit.fidelity import GRADIENTS
 from ..priors import registry
-from ..priors.learned import TRAINED_NODES, PostProcessing
+from ..priors.learned import SMALLEST_NODES, PostProcessing
 from ..priors.protocol import TargetPrior, check_prior
 from .optimizers import OPTIMIZERS
 from .problem import Optimizer
@@ -160,7 +160,7 @@ def _chosen_optimizer(optimizer, prior, prior_name) -> Optimizer:
 
 def _learned_is_usable(geometry, load) -> bool:
     """Whether the default learned prior is installed and sees maps on a geometry."""
-    if not isinstance(geometry, Grid) or min(geometry.shape) < TRAINED_NODES:
+    if not isinstance(geometry, Grid) or min(geometry.shape) < SMALLEST_NODES:
         return False
     try:
         load(registry.DEFAULT_LEARNED).check(geometry)

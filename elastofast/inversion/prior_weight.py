@@ -1,4 +1,7 @@
-"""The prior's weight where the caller leaves it to us: from the data and their stated noise alone."""
+"""The prior's weight where the caller leaves it to us: from the data and their stated noise alone.
+
+Half-quadratic splitting chooses its own, from the settings of its prior, see `splitting.HalfQuadraticSplitting`.
+"""
 
 from __future__ import annotations
 

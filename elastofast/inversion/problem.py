@@ -69,9 +69,11 @@ class Problem:
     resumed : bool
         Whether the start is the result of an earlier run.
     homogeneous : array, shape (B, N), or None
-        The best homogeneous maps, on which nothing of the start has an influence.
-    weight_ratio : float
-        The weight on this level over that on the finest one.
+        The best homogeneous maps, which do not depend on the start; None for optimisers that do not choose their
+        weight.
+    node_ratio : float
+        Nodes of this level over those of the finest one. Splitting multiplies a weight that the caller gave by it;
+        Gauss-Newton takes the finest level's weight on all levels.
     announce_weight : callable
         Told the weights (B,) that an optimiser which chooses its own will end with on the finest level.
     """
@@ -89,7 +91,7 @@ class Problem:
     coarsest: bool = True
     resumed: bool = False
     homogeneous: Any = None
-    weight_ratio: float = 1.0
+    node_ratio: float = 1.0
     announce_weight: Callable[[np.ndarray], None] = lambda weight: None
 
 

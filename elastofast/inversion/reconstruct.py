@@ -57,7 +57,8 @@ def reconstruct(
     optimizer : {"gauss-newton", "splitting", "l-bfgs", "descent"}, optional
         Default Gauss-Newton on log x, coarse to fine; half-quadratic splitting for priors with a target (critic,
         plug-and-play); L-BFGS for those that only give a gradient.
-        "descent" is the paper's projected gradient descent on x: Gamma frozen for 100 steps, then updated.
+        "descent" is projected gradient descent on x; with ``gradient="frozen"`` it is the paper's, with Gamma frozen
+        for 100 steps and then updated.
     start : array_like, shape node_shape, or Result, or a list of one for each measurement, optional
         Initial modulus in pascals; default the best homogeneous one. No coarse levels are visited then, so an
         interrupted run is resumed by ``start=result, weight=result.weight``. Splitting takes only a Result for more
@@ -66,12 +67,13 @@ def reconstruct(
         Smallest and largest modulus in pascals; default a hundredth and a hundred times the start's mean.
     max_iterations : int, optional
         Limit on outer steps of a level; default 60 (Gauss-Newton; 20 with the frozen gradient), 31 to 45 (splitting,
-        after up to 30 to settle on its first map), 200 (L-BFGS), 100 (descent, between updates of Gamma).
+        after up to 30 to settle on its first map), 200 (L-BFGS), 100 (descent, between updates of its
+        step length and, with the frozen gradient, of Gamma).
     step : float
         Step length of "descent" in units of one over the largest curvature; above 2 it diverges.
     progress : bool or callable, optional
         True shows a bar; a callable gets each history entry, with the place in a list as ``member``. Ctrl-C ends the
-        run with the best map so far.
+        run with the map of the last step.
 
     Returns
     -------

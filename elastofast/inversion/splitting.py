@@ -9,9 +9,9 @@ import numpy as np
 
 from ..backend.batch import column, dots, numbers
 from ..misfit.curvature import curvature_scale, data_curvature
-from ..priors.learned import TRAINED_NODES
+from ..priors.learned import SMALLEST_NODES
 from ..priors.protocol import TargetPrior, splitting_settings
-from .gauss_newton import conjugate_gradients, first_step
+from .gauss_newton import first_step, truncated_newton_step
 from .problem import Iterate, Optimizer, Problem
 from .unpenalised import UnpenalisedDirections, plateau_range
 
@@ -22,7 +22,7 @@ __all__ = ["HalfQuadraticSplitting", "Schedule", "half_quadratic_splitting", "sc
 SCHEDULE_STEPS = 10  # where the data say little (h <= 1)
 SCHEDULE_POWER = 0.3  # the number of steps grows with this power of h, up to h = SCHEDULE_MAX
 SCHEDULE_MAX = 10.0
-FIRST_WEIGHT = 1.0  # rho of the first step, over h
+FIRST_WEIGHT_SHARE = 1.0  # rho of the first step, over h
 REFINED_SHARE = 0.1  # a level that starts from a coarser one begins with this share of its last weight ...
 REFINED_STEPS = 6  # ... and takes this many steps
 # After the schedule, steps go on with its last weight.
@@ -55,7 +55,7 @@ class HalfQuadraticSplitting(Optimizer):
     name = "splitting"
     batched = True
     chooses_weight = True
-    coarsest_nodes = TRAINED_NODES
+    coarsest_nodes = SMALLEST_NODES
 
     def supports(self, prior: Any) -> bool:
         """Whether the prior names a target."""
@@ -70,9 +70,9 @@ class HalfQuadraticSplitting(Optimizer):
         if problem.weight is None:
             weight = settings.weight * curvature**settings.growth
         else:
-            weight = problem.weight * problem.weight_ratio
+            weight = problem.weight * problem.node_ratio
         begins = problem.coarsest and not problem.resumed
-        first = np.minimum(FIRST_WEIGHT * curvature, weight) if begins else REFINED_SHARE * weight
+        first = np.minimum(FIRST_WEIGHT_SHARE * curvature, weight) if begins else REFINED_SHARE * weight
         start, inflation = problem.start._replace(data=None), np.ones(members)
         status, active = np.full(members, None, dtype=object), np.ones(members, bool)
         while True:
@@ -80,6 +80,8 @@ class HalfQuadraticSplitting(Optimizer):
             limit = problem.max_iterations or steps + MAX_FINAL_STEPS
             if problem.finest:
                 problem.announce_weight(inflation * weight)
+            # J / inflation + weight R has the minimiser of J + inflation weight R: the weights, and the decreases of J
+            # that are compared with them, are scaled in place of J.
             schedule = Schedule(
                 anchor=problem.homogeneous if begins else None,
                 first_weight=inflation * first,
@@ -121,7 +123,8 @@ class Schedule(NamedTuple):
     ----------
     anchor : array, shape (B, N), or None
         Map to which the run is pulled firmly until it rests, and then by the schedule's first step, so that the result
-        does not depend on the start. None: the start is trusted.
+        does not depend on the start. None: the start is trusted, and the first step is drawn to the start itself, that
+        is, only damped.
     first_weight, weight : array, shape (B,)
         The prior's weight rho in the first step and in the last ones; it grows geometrically between them.
     unpenalised_weight : array, shape (B,)
@@ -155,12 +158,13 @@ class Schedule(NamedTuple):
 
 
 def half_quadratic_splitting(problem: Problem, schedule: Schedule, active=True):
-    """Minimise J(x) + rho / 2 |z - P(z)|^2 over z = log x, P(z) being the prior's target.
+    """Alternate v = P(z), the prior's target, and one Gauss-Newton step on J(x) + rho / 2 |z - v|^2 over z = log x.
 
-    Each member of a batch is minimised by itself. Each step is a damped Gauss-Newton step towards the target:
-    (H + rho) d = -(gradient of J) - rho (z - P(z)) (Geman and Yang, IEEE Trans. Image Process. 4, 1995; with a denoiser
-    as P this is plug-and-play: Venkatakrishnan, Bouman and Wohlberg 2013; Zhang et al., IEEE TPAMI 44, 2022). rho grows
-    geometrically: the first steps find what the data see, the later ones what makes it a plausible map.
+    The iteration rests where (gradient of J) + rho (z - P(z)) = 0; the left side is in general not the gradient of
+    anything. Each member of a batch is worked on by itself. A step solves (H + rho) d = -(gradient of J) - rho (z - v)
+    (Geman and Yang, IEEE Trans. Image Process. 4, 1995; with a denoiser as P this is plug-and-play: Venkatakrishnan,
+    Bouman and Wohlberg 2013; Zhang et al., IEEE TPAMI 44, 2022). rho grows geometrically: the first steps find what the
+    data see, the later ones what makes it a plausible map.
 
     A denoiser or critic also holds the boundaries and contrasts of a map where they are. After the first
     `PENALISED_STEPS` steps, the weight along such directions (`UnpenalisedDirections`) is therefore a small one, so
@@ -207,7 +211,7 @@ def half_quadratic_splitting(problem: Problem, schedule: Schedule, active=True):
             return strength * v - relief * directions.project(v) if directions else strength * v
 
         gradient = x * now.gradient + pull(z - target)
-        d = conjugate_gradients(
+        d = truncated_newton_step(
             lambda v, pull=pull, curvature=curvature: curvature(v) + pull(v),
             -gradient,
             column(rho + schedule.curvature, z),
@@ -220,6 +224,8 @@ def half_quadratic_splitting(problem: Problem, schedule: Schedule, active=True):
             break
         trial, after, step = found
         change = np.sqrt(numbers(dots(trial - z, trial - z)) / z.shape[-1])
+        # Of the map before the step, since the target of the new one is not known yet: the objective in the history is
+        # therefore no merit function.
         prior_value = np.where(active, 0.5 * numbers(dots(z - target, z - target)), prior_value)
         before, (z, now) = now.value, (trial, after)
         point = Iterate(z, now, prior_value)

@@ -1,4 +1,8 @@
-"""Rules that end an iteration: objects that are told of every step and say which members of a batch may stop."""
+"""Rules that end an iteration: objects that are told of every step and say which members of a batch may stop.
+
+Thresholds are those of the optimisers: DECREASE_TOL and FROZEN_STEP_TOL in `gauss_newton`, REST_TOL and
+MIN_MISFIT_DECREASE in `splitting`, DECREASE_TOL in `lbfgs`, REST_TOL in `projected_gradient`.
+"""
 
 from __future__ import annotations
 

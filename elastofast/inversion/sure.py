@@ -1,11 +1,12 @@
 """Prior weight from the data alone: minimise an unbiased estimate of the prediction error.
 
-For Gaussian noise, E[2 J + 2 dof - n] is the squared error of the predicted displacements in noise units (Stein's
-unbiased risk estimate; Stein, Ann. Statist. 9, 1981). The effective number of parameters dof = tr H (H + weight B)^-1
+For Gaussian noise, E[2 J + 2 p - n] is the squared error of the predicted displacements in noise units (Stein's
+unbiased risk estimate; Stein, Ann. Statist. 9, 1981). The effective number of parameters p = tr H (H + weight B)^-1
 is estimated with one random noise field (Monte-Carlo SURE; Ramani, Blu and Unser, IEEE Trans. Image Process. 17, 2008).
 Compared with asking for chi2 = 1 it does not drown in the chance value of the noise energy: the misfits of two weights
 are compared for the same noise. But where noise is faint, the error of the coarse grid itself is larger, and a small
-weight would fit that; weights with which the data determine implausibly many parameters are not considered.
+weight would fit that; of the weights after the first two, those with which the data determine implausibly many
+parameters are not considered.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from ..backend.batch import column, dots, numbers
 from ..misfit.curvature import data_curvature
 from ..misfit.fidelity import Fidelity
-from .gauss_newton import conjugate_gradients, gauss_newton
+from .gauss_newton import gauss_newton, truncated_newton_step
 from .problem import Iterate, Problem
 
 __all__ = ["predictive_weight"]
@@ -27,15 +28,19 @@ FIRST_WEIGHT = 1000.0
 RATIO = 2.0
 MAX_TRIED = 14
 SHARPEN = 0.8  # the best maps want a little less weight than the best displacements: measured on phantoms
-# Largest effective number of parameters, over the number of data. Where noise is faint, the error of the coarse grid
-# itself is larger, and a small weight would fit that.
+# Largest effective number of parameters over the number of data, see above.
 MAX_PARAMETERS = 0.08
 # Accuracy of the maps that are tried, and of the solve in the estimate of the effective number of parameters.
 DECREASE_TOL = 1e-4
 MAX_ITERATIONS = 30
 CG_STEPS = 30
 CG_TOLERANCE = 0.03
-PER_MEMBER = ("value", "gradient", "displacement", "dual")  # fields of an `Evaluation` with one entry for each map
+PER_MEMBER = (
+    "value",
+    "gradient",
+    "displacement",
+    "multiplier",
+)  # fields of an `Evaluation` with one entry for each map
 
 
 def predictive_weight(problem: Problem, trial: Fidelity, at_once: int = 1) -> tuple[np.ndarray, Iterate]:
@@ -93,12 +98,12 @@ def predictive_weight(problem: Problem, trial: Fidelity, at_once: int = 1) -> tu
             problem, fidelity=trial, weight=weights, start=assembled(origins * at_once), limits=limits, report=report
         )
         point, _ = gauss_newton(wave, tolerance=DECREASE_TOL, max_iterations=MAX_ITERATIONS, active=active)
-        dof = degrees_of_freedom(trial, prior, weights, point, problem.rtol)
-        risk = 2 * point.data.value + 2 * dof
+        parameters = effective_parameters(trial, prior, weights, point, problem.rtol)
+        risk = 2 * point.data.value + 2 * parameters
         for n in map(int, np.flatnonzero(active)):
             k, exponent = n % count, int(exponents[n])
             maps[k][exponent] = point.z[n], None if point.dual is None else point.dual[n]
-            found[k][exponent] = risk[n], dof[n]
+            found[k][exponent] = risk[n], parameters[n]
         for k in range(count):
             while asked[k] and asked[k][0] in found[k]:
                 try:
@@ -119,8 +124,10 @@ def _following(ask, steps):
     return exponent - steps if origin is None or exponent < origin else exponent + steps
 
 
-def _search(parameters):
-    """The search of one member: yields an exponent to try and the one whose map to start from, gets risk and dof."""
+def _search(max_parameters):
+    """The search of one member: yields an exponent to try and the one whose map to start from, gets the risk and the
+    number of parameters there.
+    """
     tried = {0: (yield 0, None)}
     tried[-1] = yield -1, 0
     direction = -1 if tried[-1][0] < tried[0][0] else 1
@@ -129,7 +136,7 @@ def _search(parameters):
         edge += direction
         # beyond a flat bottom the estimate, which is noisy itself, may dip once more: ask for two steps of ascent
         tried[edge] = yield edge, edge - direction
-        if tried[edge][1] > parameters:
+        if tried[edge][1] > max_parameters:
             del tried[edge]
             break
         best = min(tried, key=lambda e: tried[e][0])
@@ -141,21 +148,22 @@ def _search(parameters):
     exponents = np.array(sorted(tried))
     excess = np.array([tried[e][0] for e in exponents]) - tried[best][0]
     share = np.exp(-0.5 * excess / np.sqrt(tried[best][1]))
-    vertex = float((share * exponents).sum() / share.sum())
-    return SHARPEN * FIRST_WEIGHT * RATIO**vertex, best
+    mean_exponent = float((share * exponents).sum() / share.sum())
+    return SHARPEN * FIRST_WEIGHT * RATIO**mean_exponent, best
 
 
-def degrees_of_freedom(fidelity, prior, weight, point, rtol):
-    """Monte-Carlo estimates of tr H (H + weight B)^-1 at maps, (B,)."""
+def effective_parameters(fidelity, prior, weight, point, rtol):
+    """Monte-Carlo estimates b^T (H + weight B)^-1 b of tr H (H + weight B)^-1, (B,), with one random b of covariance H."""
     x = np.exp(point.z)
     b = x * fidelity.noise_gradient(x, point.data, np.random.default_rng(0), rtol)
     model = prior.linearize(point.z, point.dual)
     data = data_curvature(fidelity, x, point.data)
-    spread, weight = dots(b, b) / b.shape[-1], column(weight, b)
-    d = conjugate_gradients(
+    mean_diagonal = dots(b, b) / b.shape[-1]  # of H, since the covariance of b is H
+    weight = column(weight, b)
+    d = truncated_newton_step(
         lambda v: data(v) + weight * model.curvature(v),
         b,
-        weight * model.diagonal + spread,
+        weight * model.diagonal + mean_diagonal,
         steps=CG_STEPS,
         tolerance=CG_TOLERANCE,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..inversion.gauss_newton import conjugate_gradients
+from ..inversion.gauss_newton import truncated_newton_step
 from ..measurement import Measurement
 from ..misfit.curvature import curvature_scale, data_curvature
 from ..misfit.fidelity import Fidelity
@@ -56,7 +56,7 @@ def posterior_errors(measurement, count, rng) -> np.ndarray:
     for error in errors:
         rho = scale * float(np.exp(rng.uniform(*np.log(PENALTY))))
         b = x * fidelity.noise_gradient(x, now, rng, FORWARD_TOLERANCE) + np.sqrt(rho) * rng.standard_normal(x.size)
-        d = conjugate_gradients(
+        d = truncated_newton_step(
             lambda v, rho=rho: curvature(v) + rho * v,
             b,
             np.full(x.size, rho + scale),

@@ -117,12 +117,12 @@ class NoiseCovariance:
         self._equations = attribute_on(self._device, self.load, "loaded").reshape(d, n)
         noisy = ~attribute_on(self._device, self.load, "fixed").reshape(d, n)
         std = fill_unmeasured_std(std, noisy)
-        self._sn2 = xp.where(noisy, std**2, 0.0)
-        self._sw2 = xp.where(self._equations, force_std**2, 0.0)
-        forces = bool(self._sw2.any())
+        self._variance = xp.where(noisy, std**2, 0.0)
+        self._force_variance = xp.where(self._equations, force_std**2, 0.0)
+        forces = bool(self._force_variance.any())
         self._two_solves = not forces and not self.load.open.any()
-        shift = xp.sqrt(self._sw2) / std if forces else None
-        self._weight = xp.where(self._equations, 1 / std**2, 0.0)
+        shift = xp.sqrt(self._force_variance) / std if forces else None
+        self._precision = xp.where(self._equations, 1 / std**2, 0.0)
         least, most = (
             choose(xp.where(self._equations, std, other), axis=(-2, -1))
             for choose, other in ((np.min, np.inf), (np.max, 0.0))
@@ -201,12 +201,19 @@ class NoiseCovariance:
         xp = self._device.xp
         if self._two_solves:
             first = self._solver.solve(b, rtol=rtol)
-            second = self._solver.solve(self._weight * first.value, rtol=rtol)
+            second = self._solver.solve(self._precision * first.value, rtol=rtol)
             size, rest = dots(b, b, 2), b - self.product(second.value)
             residual = xp.sqrt(dots(rest, rest, 2)) / xp.where(size > 0, xp.sqrt(size), 1.0)
             return second.value, 0, residual, xp.zeros_like(size) + max(first.residual, second.residual)
         z, iterations, stage, residual = restarted_conjugate_gradients(
-            self.product, self._matching, b, x0, maxiter=maxiter, rtol=rtol, energy_rtol=ENERGY_MARGIN * rtol, axes=2
+            self.product,
+            self._matching,
+            b,
+            x0,
+            maxiter=maxiter,
+            rtol=rtol,
+            preconditioned_rtol=ENERGY_MARGIN * rtol,
+            axes=2,
         )
         if not bool(((residual <= rtol) | (stage <= rtol)).all()):
             raise RuntimeError(
@@ -222,7 +229,7 @@ class NoiseCovariance:
 
         For use inside a computation: r is an array of the modulus' own library, on its current stream.
         """
-        return self._solver.precondition(self._weight * self._solver.precondition(r))
+        return self._solver.precondition(self._precision * self._solver.precondition(r))
 
     def _on_equations(self, name, field):
         """A new float64 field (..., d, N), zero off the equations and finite on them."""
@@ -242,15 +249,15 @@ class NoiseCovariance:
         xp = self._device.xp
         v = xp.where(self._equations, v, 0.0).astype(np.float64, copy=False)
         t = self.form.force(self._x, v)
-        t *= self._sn2
+        t *= self._variance
         out = self.form.force(self._x, t)
-        out += self._sw2 * v
+        out += self._force_variance * v
         return xp.where(self._equations, out, 0.0)
 
     def _matching(self, r):
         """The matching preconditioner A^-1 S_n^-1 A^-1 r, with A^-1 to the accuracy that the noise asks for."""
         inverse = self._solver.approximate_inverse
-        return inverse(self._weight * inverse(r, self._accuracy), self._accuracy)
+        return inverse(self._precision * inverse(r, self._accuracy), self._accuracy)
 
 
 def fill_unmeasured_std(std, noisy):

@@ -38,8 +38,8 @@ class Evaluation(NamedTuple):
         -D(u)^T z with u the linearisation point: dJ/dx, or the paper's approximation of it; per pascal.
     displacement : array, shape (..., d, N)
         The denoised displacement u_hat = u_m + S_n K^T z, in metres.
-    dual : array, shape (..., d, N)
-        z = Gamma^-1 r, per newton.
+    multiplier : array, shape (..., d, N)
+        z = Gamma^-1 r, the Lagrange multiplier of K(x) u = f; per newton.
     linearization_point : array, shape (..., d, N) or (d, N)
         The displacement u at which the operator D(u), D(u) x = K(x) u, of the gradient and of the Gauss-Newton Hessian
         is taken: u_hat for the exact gradient, u_m for the frozen one.
@@ -52,7 +52,7 @@ class Evaluation(NamedTuple):
     value: np.ndarray
     gradient: Any
     displacement: Any
-    dual: Any
+    multiplier: Any
     linearization_point: Any
     weighting: Callable[[Any], Any]
     frozen: Callable[[Any], np.ndarray]
@@ -64,10 +64,10 @@ class _Solution(NamedTuple):
 
     value: Any  # J as `dots` gives it
     displacement: Any
-    dual: Any
+    multiplier: Any
     weighting: Callable[[Any], Any]
     frozen_value: Callable[[Any], Any]  # J of another force residual with the same Gamma, as `dots` gives it
-    frozen_dual: Callable[[Any], Any]  # Gamma^-1 times another force residual
+    frozen_multiplier: Callable[[Any], Any]  # Gamma^-1 times another force residual
 
 
 class Fidelity:
@@ -148,14 +148,16 @@ class Fidelity:
         self._variance = xp.where(noisy, fill_unmeasured_std(self._std, noisy) ** 2, 0.0)
         observed = noisy & xp.isfinite(self._std)
         self._precision = xp.where(observed, 1 / xp.where(observed, self._std, 1.0) ** 2, 0.0)
-        self._square = not m.load.open.any() and not any(m.force_std[m.load.loaded].any() for m in measurements)
+        self._two_solves = not m.load.open.any() and not any(m.force_std[m.load.loaded].any() for m in measurements)
         # one equation for each loaded dof, less those spent on displacements that nobody measured
         self.n_data = m.load.n_equations - np.asarray(to_host((noisy & ~observed).sum(axis=(-2, -1))))[()]
         if (self.n_data <= 0).any():
             raise ValueError("fewer displacements were measured than there are unknown ones")
-        if self._square and bool(self._prescribed.any()):
+        if self._two_solves and bool(self._prescribed.any()):
             self._prescribed = self._continued()
-        self._last_primal = self._last_dual = None  # the solutions of the last evaluation, from which the next starts
+        self._last_primal = self._last_multiplier = (
+            None  # the solutions of the last evaluation, from which the next starts
+        )
         self.watch = Stopwatch()  # of evaluations and of products with the Gauss-Newton Hessian
 
     def _continued(self):
@@ -212,8 +214,8 @@ class Fidelity:
         whose error is then of second order in the errors of the solves.
         """
         with self.watch:
-            found = (self._solve_square if self._square else self._solve_general)(x, rtol or self.rtol)
-            self._last_dual = found.dual
+            found = (self._solve_square if self._two_solves else self._solve_general)(x, rtol or self.rtol)
+            self._last_multiplier = found.multiplier
             form = self.measurement.form
             point = found.displacement if self.kind == "exact" else self.measured
 
@@ -221,14 +223,14 @@ class Fidelity:
                 return self._values(found.frozen_value(self._residual(other)))
 
             def frozen_gradient(other):
-                return -form.sensitivity(self.measured, found.frozen_dual(self._residual(other)))
+                return -form.sensitivity(self.measured, found.frozen_multiplier(self._residual(other)))
 
-            gradient = -form.sensitivity(point, found.dual)
+            gradient = -form.sensitivity(point, found.multiplier)
             return Evaluation(
                 self._values(found.value),
                 gradient,
                 found.displacement,
-                found.dual,
+                found.multiplier,
                 point,
                 found.weighting,
                 frozen,
@@ -238,15 +240,18 @@ class Fidelity:
     def _solve_square(self, x, rtol) -> _Solution:
         """Without force noise and open dofs K is square: Gamma^-1 = K^-T S_n^-1 K^-1 takes a forward and an adjoint
         solve.
+
+        This is the inverse by two solves of `NoiseCovariance`, except that an unmeasured displacement has precision
+        zero; it is written out here because u is needed as well as z.
         """
         form, xp = self.measurement.form, self.device.xp
         solver = form.solver(x, self._active)
         u = forward_state(form, x, self._prescribed, self._force, solver, _guess(self._last_primal, x), rtol)
         self._last_primal = u - self._prescribed
-        misfit = xp.where(self.equations, u - self.measured, 0.0)
-        weighted = self._precision * misfit
-        z = solver.solve(weighted, _guess(self._last_dual, x), rtol).value
-        value = 0.5 * dots(misfit, weighted, 2)
+        deviation = xp.where(self.equations, u - self.measured, 0.0)
+        weighted = self._precision * deviation
+        z = solver.solve(weighted, _guess(self._last_multiplier, x), rtol).value
+        value = 0.5 * dots(deviation, weighted, 2)
         if rtol > CORRECTED_RTOL:  # add the first-order effect of the forward solve's residual (dual weighted residual)
             value = value + dots(z, self._force - form.force(x, u), 2)
 
@@ -257,11 +262,11 @@ class Fidelity:
             e = solver.solve(residual, rtol=rtol).value
             return 0.5 * dots(e, self._precision * e, 2)
 
-        def frozen_dual(residual):
+        def frozen_multiplier(residual):
             e = solver.solve(residual, rtol=rtol).value
             return solver.solve(self._precision * e, rtol=rtol).value
 
-        return _Solution(value, u, z, weighting, frozen_value, frozen_dual)
+        return _Solution(value, u, z, weighting, frozen_value, frozen_multiplier)
 
     def _solve_general(self, x, rtol) -> _Solution:
         """A solve with Gamma for z. The value is the dual function z^T r - z^T Gamma z / 2, whose error is of second
@@ -269,7 +274,7 @@ class Fidelity:
         """
         gamma = self._covariance(x)
         r = self._residual(x)
-        z = gamma.find(r, rtol, _guess(self._last_dual, x))
+        z = gamma.find(r, rtol, _guess(self._last_multiplier, x))
         value = dots(z, r, 2) - 0.5 * dots(z, gamma.product(z), 2)
         u = self.measured + self._variance * self.measurement.form.force(x, z)
         return _Solution(
@@ -305,7 +310,7 @@ class Fidelity:
         def normal():
             return xp.asarray(rng.standard_normal(shape[-2:]))
 
-        if self._square:
+        if self._two_solves:
             xi = xp.broadcast_to(xp.where(self.equations, xp.sqrt(self._precision) * normal(), 0.0), shape)
             z = form.solver(x, self._active).solve(xi, rtol=rtol).value
         else:

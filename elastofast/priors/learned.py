@@ -17,11 +17,11 @@ from ..geometry import Grid
 from .protocol import SplittingSettings
 from .standard import Standard
 
-__all__ = ["SHIPPED", "TRAINED_NODES", "Critic", "LearnedPrior", "PaperCritic", "PlugAndPlay", "PostProcessing"]
+__all__ = ["SHIPPED", "SMALLEST_NODES", "Critic", "LearnedPrior", "PaperCritic", "PlugAndPlay", "PostProcessing"]
 
 # Nodes along each axis of the smallest maps that learned priors were validated on. They are not used on smaller grids
 # and levels.
-TRAINED_NODES = 96
+SMALLEST_NODES = 96
 
 
 class LearnedPrior:
@@ -210,7 +210,7 @@ class Critic(_CriticEnergy):
         return (PaperCritic if network.kind == PaperCritic.kind else cls)(network, configuration)
 
     def target(self, z, shape):
-        """What the critic takes for the nearest true map to z = log x: z - F(z), in standardised units."""
+        """The map that the critic takes for the true one next to z = log x: z less the error that it estimates."""
         return self._without_error(z, shape, self.network.error)
 
 

@@ -1,7 +1,8 @@
 """What an object has to offer to serve as a prior.
 
 Moduli x are in pascals. The optimisers work with z = log x in arrays (B, N), one row for each measurement of a batch;
-there is a row also for a single measurement. A prior offers at least one of these:
+there is a row also for a single measurement. A prior offers an energy, a target or both, and with an energy perhaps its
+linearisation:
 
 * an *energy* R(x) with its gradient (`EnergyPrior`), which L-BFGS and the paper's projected gradient descent minimise;
 * a *linearisation* of that energy in z (`LinearizablePrior`), which Gauss-Newton minimises;

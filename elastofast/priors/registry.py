@@ -1,6 +1,6 @@
 """The priors that have a name: one table for `reconstruct`, the command line, and the comparison of methods.
 
-Learned priors register themselves in `learned.SHIPPED`; see docs/architecture.md for how to add one.
+Learned priors are listed in `learned.SHIPPED`; see docs/architecture.md for how to add one.
 """
 
 from __future__ import annotations

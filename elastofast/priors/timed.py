@@ -16,7 +16,7 @@ def timed(prior: Any, watch: Stopwatch) -> Any:
 
 
 class _TimedPrior:
-    """Offers what the prior offers; the call as an energy fails as the prior's own does where there is none."""
+    """Offers what the prior offers. Always callable; without an energy the call raises what the prior itself raises."""
 
     def __init__(self, prior, watch):
         self._prior, self._watch = prior, watch
