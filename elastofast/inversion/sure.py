@@ -153,7 +153,7 @@ def _search(max_parameters):
 
 
 def effective_parameters(fidelity, prior, weight, point, rtol):
-    """Monte-Carlo estimates of tr H (H + weight B)^-1, (B,): b^T (H + weight B)^-1 b with a random b of covariance H."""
+    """Monte-Carlo estimate of tr H (H + weight B)^-1, (B,): b^T (H + weight B)^-1 b, with b random of covariance H."""
     x = np.exp(point.z)
     b = x * fidelity.noise_gradient(x, point.data, np.random.default_rng(0), rtol)
     model = prior.linearize(point.z, point.dual)
