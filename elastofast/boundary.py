@@ -9,6 +9,7 @@ from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -81,7 +82,14 @@ class Boundary:
     n_equations: int
     total_force: TotalForce | None
 
-    def __init__(self, fixed=None, displacement=None, force=None, open=None, total_force=None):
+    def __init__(
+        self,
+        fixed: ArrayLike | None = None,
+        displacement: ArrayLike | None = None,
+        force: ArrayLike | None = None,
+        open: ArrayLike | None = None,
+        total_force: tuple[int, float, ArrayLike] | None = None,
+    ) -> None:
         given = {"fixed": fixed, "displacement": displacement, "force": force, "open": open}
         shapes = {name: np.shape(a) for name, a in given.items() if a is not None}
         if not shapes:
@@ -93,28 +101,20 @@ class Boundary:
             if other != shape:
                 raise ValueError(f"{name} must have the shape of {first}, {shape}, got {other}")
 
-        fixed = _mask("fixed", fixed, shape)
-        open = _mask("open", open, shape)
-        displacement = _values("displacement", displacement, shape)
-        force = _values("force", force, shape)
-        _refuse(fixed & open, "fixed and open overlap at {n}: a dof is one or the other")
+        held, unknown = _mask("fixed", fixed, shape), _mask("open", open, shape)
+        moved, applied = _values("displacement", displacement, shape), _values("force", force, shape)
+        _refuse(held & unknown, "fixed and open overlap at {n}: a dof is one or the other")
         _refuse(
-            (displacement != 0) & ~fixed,
+            (moved != 0) & ~held,
             "displacement must be zero where nothing is fixed, but is not at {n}; "
             "measured displacements belong into the Measurement",
         )
-        _refuse((force != 0) & fixed, "force must be zero on fixed dofs (the support gives it), but is not at {n}")
-        _refuse((force != 0) & open, "force must be zero on open dofs (it is unknown there), but is not at {n}")
-        loaded = ~(fixed | open)
+        _refuse((applied != 0) & held, "force must be zero on fixed dofs (the support gives it), but is not at {n}")
+        _refuse((applied != 0) & unknown, "force must be zero on open dofs (it is unknown there), but is not at {n}")
+        loaded = ~(held | unknown)
         if total_force is not None:
             total_force = _total_force(total_force, ~loaded)
-        state = {
-            "fixed": fixed,
-            "displacement": displacement,
-            "force": force,
-            "open": open,
-            "loaded": loaded,
-        }
+        state = {"fixed": held, "displacement": moved, "force": applied, "open": unknown, "loaded": loaded}
         for name, a in state.items():
             a.setflags(write=False)
             object.__setattr__(self, name, a)
@@ -125,7 +125,7 @@ class Boundary:
         counts = f"{self.n_equations} loaded, {self.fixed.sum()} fixed, {self.open.sum()} open"
         return f"Boundary({counts} of shape {self.fixed.shape})"
 
-    def check(self, geometry) -> None:
+    def check(self, geometry: Grid | Mesh) -> None:
         """Raise ValueError unless the masks fit the geometry, that is, have shape (d, *node_shape)."""
         expected = (geometry.dim, *geometry.node_shape)
         if self.fixed.shape != expected:

@@ -7,6 +7,7 @@ from functools import cached_property
 from math import prod
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Mesh:
         belongs to no cell.
     """
 
-    def __init__(self, points, cells):
+    def __init__(self, points: ArrayLike, cells: ArrayLike) -> None:
         points = np.array(points, dtype=np.float64, order="C")
         cells = np.array(cells)
         if points.ndim != 2 or points.shape[1] not in (2, 3):

@@ -7,10 +7,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from .backend.device import device_of, to_host
+from .backend.device import Device, device_of, to_host
+from .boundary import Boundary
 from .forward.form import check_body
+from .geometry import Grid, Mesh
 from .io import measurement_arguments, save_measurement
+from .laws import Law
 
 if TYPE_CHECKING:
     from .forward.form import ElasticForm
@@ -66,10 +70,17 @@ class Measurement:
     """
 
     def __init__(
-        self, geometry, law, load, displacement, displacement_std, force_std=0.0, reference=None, *, device=None
-    ):
-        from .boundary import Boundary
-
+        self,
+        geometry: Grid | Mesh,
+        law: Law,
+        load: Boundary,
+        displacement: Any,
+        displacement_std: ArrayLike,
+        force_std: ArrayLike = 0.0,
+        reference: ArrayLike | None = None,
+        *,
+        device: Device | None = None,
+    ) -> None:
         check_body(geometry, law)
         if not isinstance(load, Boundary):
             raise TypeError(f"load must be a Boundary, for example from compression(), got {type(load).__name__}")

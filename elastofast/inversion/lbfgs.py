@@ -23,6 +23,7 @@ class LBFGS(Optimizer):
     """L-BFGS-B on the finest level; see `quasi_newton`."""
 
     name = "l-bfgs"
+    needs_derivative = True
 
     def supports(self, prior: Any) -> bool:
         """Whether there is no prior, or one with an energy."""

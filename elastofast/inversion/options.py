@@ -86,8 +86,10 @@ class Options:
         if not isinstance(gradient, str) or gradient not in GRADIENTS:
             raise ValueError(f"gradient must be one of {', '.join(map(repr, GRADIENTS))}, got {gradient!r}")
         chosen = _chosen_optimizer(optimizer, prior, name)
-        if chosen.name == "l-bfgs" and gradient == "frozen":
-            raise ValueError("gradient 'frozen' is not the derivative of anything, which 'l-bfgs' needs; use 'exact'")
+        if chosen.needs_derivative and gradient == "frozen":
+            raise ValueError(
+                f"gradient 'frozen' is not the derivative of anything, which {chosen.name!r} needs; use 'exact'"
+            )
         if max_iterations is not None and not (isinstance(max_iterations, int | np.integer) and max_iterations > 0):
             raise ValueError(f"max_iterations must be a positive whole number, got {max_iterations!r}")
         if not (isinstance(step, int | float | np.number) and 0 < step < np.inf):
@@ -185,6 +187,6 @@ def check_weight(weight, optimizer: Optimizer) -> float:
     """A weight that the caller gave."""
     if not (isinstance(weight, int | float | np.number) and 0 <= weight < np.inf):
         raise ValueError(f"weight must be 'auto' or a finite number, zero or more, got {weight!r}")
-    if optimizer.name == "splitting" and weight == 0:
-        raise ValueError("weight must be positive for optimizer 'splitting', got 0")
+    if optimizer.needs_weight and weight == 0:
+        raise ValueError(f"weight must be positive for optimizer {optimizer.name!r}, got 0")
     return float(weight)

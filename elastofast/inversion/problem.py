@@ -107,12 +107,18 @@ class Optimizer(ABC):
         Whether an automatic weight is its own business.
     coarsest_nodes : int or None
         Nodes along the shorter axis of the coarsest level; None for no coarse levels.
+    needs_weight : bool
+        Whether a weight of zero has no meaning for it.
+    needs_derivative : bool
+        Whether it needs the derivative of an objective, which the frozen gradient is not.
     """
 
     name: ClassVar[str]
     batched: ClassVar[bool] = False
     chooses_weight: ClassVar[bool] = False
     coarsest_nodes: ClassVar[int | None] = None
+    needs_weight: ClassVar[bool] = False
+    needs_derivative: ClassVar[bool] = False
 
     @abstractmethod
     def supports(self, prior: Any) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any, overload
 
 import numpy as np
 
 from ..measurement import Measurement
 from ..priors import registry
+from ..priors.learned import PostProcessing
+from ..priors.protocol import Prior
 from ..result import Result
 from .coarsen import uniform
 from .multilevel import Multilevel
@@ -16,19 +20,23 @@ from .options import Options
 __all__ = ["Result", "reconstruct"]
 
 
+@overload
+def reconstruct(measurement: Measurement, *arguments: Any, **options: Any) -> Result: ...
+@overload
+def reconstruct(measurement: Sequence[Measurement], *arguments: Any, **options: Any) -> list[Result | None]: ...
 def reconstruct(
-    measurement,
-    prior="auto",
-    weight="auto",
+    measurement: Measurement | Sequence[Measurement],
+    prior: str | Prior | PostProcessing = "auto",
+    weight: float | str | Sequence[float] = "auto",
     *,
-    gradient="exact",
-    optimizer=None,
-    start=None,
-    bounds=None,
-    max_iterations=None,
-    step=0.7,
-    progress=None,
-):
+    gradient: str = "exact",
+    optimizer: str | None = None,
+    start: Any = None,
+    bounds: tuple[float, float] | None = None,
+    max_iterations: int | None = None,
+    step: float = 0.7,
+    progress: bool | Callable[[dict[str, Any]], object] | None = None,
+) -> Result | list[Result | None]:
     """Modulus map that explains a measurement and is plausible under a prior.
 
     Minimises J(x) + weight R(x), with the Gamma-weighted data term J of `Fidelity` and a prior R.
@@ -91,7 +99,7 @@ def reconstruct(
     >>> print(result.status, result.chi2)  # doctest: +SKIP
     """
     single = isinstance(measurement, Measurement)
-    members = [measurement] if single else _members(measurement)
+    members = [measurement] if isinstance(measurement, Measurement) else _members(measurement)
     starts = [start] if single else _for_each(start, None, "start", len(members))
     weights = [weight] if single else _for_each(weight, "auto", "weight", len(members))
     load = cache(registry.load)

@@ -55,6 +55,7 @@ class HalfQuadraticSplitting(Optimizer):
     name = "splitting"
     batched = True
     chooses_weight = True
+    needs_weight = True
     coarsest_nodes = SMALLEST_NODES
 
     def supports(self, prior: Any) -> bool:
