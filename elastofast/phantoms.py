@@ -228,11 +228,9 @@ def inclusion(
 
 def _axes(geometry) -> tuple[int, int]:
     """Numbers of the lateral and the axial coordinate."""
-    if isinstance(geometry, Grid):
-        return 1, 0
-    if isinstance(geometry, Mesh):
-        return 0, geometry.dim - 1
-    raise TypeError(f"geometry must be a Grid or a Mesh, got {type(geometry).__name__}")
+    if not isinstance(geometry, Grid | Mesh):
+        raise TypeError(f"geometry must be a Grid or a Mesh, got {type(geometry).__name__}")
+    return (1 if geometry.axial == 0 else 0), geometry.axial
 
 
 def _check_values(background, lesion, edge, texture, variation):

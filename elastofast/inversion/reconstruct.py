@@ -75,7 +75,7 @@ def reconstruct(
         Smallest and largest modulus in pascals; default a hundredth and a hundred times the start's mean.
     max_iterations : int, optional
         Limit on outer steps of a level; default 60 (Gauss-Newton; 20 with the frozen gradient), 31 to 45 (splitting,
-        after up to 30 to settle on its first map), 200 (L-BFGS), 100 (descent, between updates of its
+        after up to 30 towards the homogeneous map), 200 (L-BFGS), 100 (descent, between updates of its
         step length and, with the frozen gradient, of Gamma).
     step : float
         Step length of "descent" in units of one over the largest curvature; above 2 it diverges.
