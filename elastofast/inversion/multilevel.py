@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ class Multilevel:
                 self.weight, start = choose_weight(
                     problem, self.reached[1], self.levels[0], self.levels[number], self._fidelity
                 )
-                problem = self._problem(number, fidelity, start.z, start.dual)
+                problem = replace(problem, weight=self.weight, start=start)
             point, status = self.options.optimizer.minimise(problem)
             if self.discrepancy is not None:
                 point = self._least_discrepant(self.discrepancy, point, fidelity)
@@ -124,11 +125,10 @@ class Multilevel:
             self.limits = middle - np.log(BOUNDS_FACTOR), middle + np.log(BOUNDS_FACTOR)
         return np.clip(z, *self.limits)
 
-    def _problem(self, number, fidelity, z, dual=None) -> Problem:
+    def _problem(self, number, fidelity, z) -> Problem:
         options, geometry = self.options, fidelity.measurement.geometry
         prior = timed(options.prior_on(geometry), self.prior_watch)
-        if dual is None and isinstance(prior, LinearizablePrior):
-            dual = prior.start_dual()
+        dual = prior.start_dual() if isinstance(prior, LinearizablePrior) else None
         chooses = options.optimizer.chooses_weight
         assert self.limits is not None
         return Problem(

@@ -103,13 +103,17 @@ def reconstruct(
     starts = [start] if single else _for_each(start, None, "start", len(members))
     weights = [weight] if single else _for_each(weight, "auto", "weight", len(members))
     load = cache(registry.load)
+
+    @cache  # one prior for all measurements on a geometry
+    def checked_on(geometry, automatic_weight):
+        return Options.checked(
+            geometry, automatic_weight, prior=prior, gradient=gradient, optimizer=optimizer, bounds=bounds,
+            max_iterations=max_iterations, step=step, progress=progress, load=load,
+        )  # fmt: skip
+
     checked = [
-        Options.checked(
-            m.geometry, isinstance(w, str) and w == "auto", prior=prior, gradient=gradient, optimizer=optimizer,
-            bounds=bounds, max_iterations=max_iterations, step=step, progress=progress, load=load,
-        )
-        for m, w in zip(members, weights, strict=True)
-    ]  # fmt: skip
+        checked_on(m.geometry, isinstance(w, str) and w == "auto") for m, w in zip(members, weights, strict=True)
+    ]
     groups = _groups(members, checked)
     runs = [
         Multilevel(
