@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from elastofast import cli
+from elastofast.cli.shared import ReconstructionBar
 from elastofast.inversion.reconstruct import reconstruct
 from elastofast.io import load_modulus
 from elastofast.measurement import load_measurement
@@ -116,7 +117,7 @@ def test_reconstruct_records_the_stated_weight_and_noise_in_the_vtu_file(tmp_pat
 
 
 def test_ctrl_c_saves_the_best_map_so_far(tmp_path, monkeypatch, scan):
-    monkeypatch.setattr(cli._Bar, "__call__", lambda self, entry: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(ReconstructionBar, "__call__", lambda self, entry: signal.raise_signal(signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
     assert run("reconstruct", scan, "-o", tmp_path / "x.npz", "--prior", "tikhonov") == 130
     signal.signal(signal.SIGINT, before)

@@ -1,0 +1,95 @@
+"""What several commands share: options, checks, the progress bar, and errors in one line."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+
+from ..laws import LAWS, PlaneStress
+from ..progress import progress_bar
+from ..simulation import NOISES
+
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
+# optional packages; name: what needs it
+OPTIONAL = {
+    "h5py": "HDF5 and MATLAB v7.3 files",
+    "meshio": "Mesh.read",
+    "numba": "the form on Mesh",
+    "pyamg": "forward solves on large meshes",
+    "matplotlib": "figures (demo, reconstruct --plot)",
+    "scikit-image": "PSNR and SSIM",
+    "torch": "learned priors",
+    "safetensors": "learned priors",
+    "tensorboard": "train --log",
+    "pillow": "data sets from lesion masks",
+}
+
+
+class ReconstructionBar:
+    """Progress bar of a reconstruction, which counts outer iterations."""
+
+    def __init__(self, label, hidden=False):
+        self.bar = progress_bar(label, "it", not hidden)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+
+    def __call__(self, entry):
+        """Show one entry of the history; the argument ``progress`` of `reconstruct`."""
+        text = f"chi2 {entry['chi2']:.3f}, objective {entry['objective']:.5g}"
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update()
+
+
+def version(package) -> str | None:
+    """Version of an installed package, None where it is missing."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def one_line(error) -> str:
+    """The message of an error in one line, which says what to install where a package is missing."""
+    text = " ".join(str(error).split())
+    module = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    package = {"skimage": "scikit-image", "PIL": "pillow"}.get(module, module)
+    if package in OPTIONAL:
+        text = f"{package} is missing, needed for {OPTIONAL[package]}: pip install {package}"
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    return text or type(error).__name__
+
+
+def check_output(path, suffixes) -> None:
+    """Raise an error before the work if the output cannot be written or needs a package that is not installed."""
+    folder, name = os.path.split(path)
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix not in suffixes:
+        raise ValueError(f"the output must end in one of {', '.join(suffixes)}, got {path!r}")
+    for package, extra, kinds in (("matplotlib", "plot", (".png", ".pdf", ".svg")), ("h5py", "io", (".h5", ".hdf5"))):
+        if suffix in kinds and importlib.util.find_spec(package) is None:
+            raise ImportError(f'{suffix} files need {package}: pip install "elastofast[{extra}]"')
+    if not os.path.isdir(folder or "."):
+        raise ValueError(f"the folder of the output does not exist: {path!r}")
+
+
+def measurement_options(option) -> None:
+    """Options of what is simulated, the same wherever measurements are."""
+    plane = [name for name, law in LAWS.items() if law.dim == 2]
+    option("--law", choices=plane, default=PlaneStress.name, help="material law")
+    option("--poisson", type=float, default=0.495, help="Poisson ratio")
+    option("--snr", type=float, default=35.0, help="signal-to-noise ratio of the displacement in decibels")
+    option("--noise", choices=NOISES, default="white", help="noise model")
+
+
+def pair(name, values) -> tuple:
+    """Axial and lateral value of an option that takes two numbers, or one for both."""
+    if len(values) > 2:
+        raise ValueError(f"--{name} takes one or two numbers, got {len(values)}")
+    return tuple(values if len(values) == 2 else values * 2)
