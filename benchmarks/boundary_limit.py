@@ -15,7 +15,7 @@ from side_by_side import print_table, save
 
 import elastofast as ef
 from elastofast.learning.dataset import Dataset
-from elastofast.misfit.curvature import data_curvature
+from elastofast.misfit.curvature import DataCurvature
 from elastofast.misfit.fidelity import Fidelity
 
 RTOL = 1e-6
@@ -65,7 +65,7 @@ def band_curvature(measurement, modulus, band, inside, outside):
     x = modulus.ravel().copy()
     x[band] = (inside + outside) / 2
     fidelity = Fidelity(measurement, rtol=RTOL)
-    apply = data_curvature(fidelity, x, fidelity.evaluate(x, RTOL))
+    apply = DataCurvature(fidelity, x, fidelity.evaluate(x, RTOL))
     step = (inside - outside) / x[band]  # of log x
     columns = np.empty((len(band), len(band)))
     for column, node, size in zip(columns, band, step, strict=True):

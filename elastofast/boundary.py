@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from .geometry import Grid, Mesh
 
-__all__ = ["Boundary", "TotalForce", "check_support", "compression", "rigid_modes"]
+__all__ = ["Boundary", "TotalForce", "check_support", "compression", "rigid_modes", "rigid_motion"]
 
 # tolerances far above rounding errors and far below anything that a geometry resolves
 COINCIDENT = 1e-6  # difference of coordinates over the height of the body, below which they are taken as equal
@@ -349,6 +349,43 @@ def rigid_modes(geometry: Grid | Mesh, nodes: slice | np.ndarray = slice(None)) 
     return modes
 
 
+def rigid_motion(
+    geometry: Grid | Mesh, fixed: np.ndarray, displacement: np.ndarray, precision: np.ndarray
+) -> np.ndarray:
+    """The rigid motion, among those that the fixed dofs allow, that fits a displacement field best.
+
+    Where no dof is fixed, such as in a region with open edges, a field may contain the motion of the probe. It causes
+    no force and must not matter, but a shift by many times the displacement that the strain causes would cost digits.
+
+    Parameters
+    ----------
+    geometry : Grid or Mesh
+    fixed : numpy.ndarray of bool, shape (d, *node_shape) or (d, N)
+        Dofs that do not move.
+    displacement : numpy.ndarray, the same shape
+        In metres.
+    precision : numpy.ndarray, the same shape
+        Weights of the least-squares fit, zero or more.
+
+    Returns
+    -------
+    numpy.ndarray, the same shape
+    """
+    d, held = geometry.dim, fixed.reshape(geometry.dim, -1)
+    modes = rigid_modes(geometry)
+    if held.any():
+        _, s, vt = _held(modes[:, held])
+        modes = np.tensordot(vt[s <= FREE * max(s[0], 1)], modes, 1)
+        modes[:, held] = 0.0
+    if not len(modes):
+        return np.zeros(displacement.shape)
+    root = np.sqrt(precision.reshape(d, -1))
+    weighted = (root * modes).reshape(len(modes), -1)
+    rhs = weighted @ (root * displacement.reshape(d, -1)).ravel()
+    amounts = np.linalg.lstsq(weighted @ weighted.T, rhs, rcond=FREE)[0]
+    return np.tensordot(amounts, modes, 1).reshape(displacement.shape)
+
+
 def check_support(geometry: Grid | Mesh, load: Boundary) -> None:
     """Check that the body cannot move as a whole without deforming.
 
@@ -401,13 +438,18 @@ def _pieces(geometry):
     return np.zeros(geometry.n_nodes, int)
 
 
+def _held(held_modes):
+    """Singular values and vectors of the motions' values on the held dofs, (n_modes, n_held)."""
+    # of the triangular factor, which is small; those of a Gram matrix would lose half of the digits
+    n_modes = len(held_modes)
+    r = np.linalg.qr(held_modes.T, mode="r") if held_modes.size else np.zeros((0, n_modes))
+    return np.linalg.svd(np.vstack([r, np.zeros((n_modes - len(r), n_modes))]))
+
+
 def _free_motions(held_modes, axes):
     """Names of the motions that vanish on the held dofs; held_modes is (n_modes, n_held)."""
-    n_modes, d = len(held_modes), len(axes)
-    # null space of the triangular factor, which is small; that of a Gram matrix would lose half of the digits
-    r = np.linalg.qr(held_modes.T, mode="r") if held_modes.size else np.zeros((0, n_modes))
-    r = np.vstack([r, np.zeros((n_modes - len(r), n_modes))])
-    _, s, vt = np.linalg.svd(r)
+    d = len(axes)
+    _, s, vt = _held(held_modes)
     free = vt[s <= FREE * max(s[0], 1)]
     # held dofs lie along the axes, so a translation is free if and only if no dof along its axis is held
     names = [f"translation along {axes[i]}" for i in range(d) if not held_modes[i].any()]

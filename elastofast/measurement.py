@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .backend.device import Device, device_of, to_host
-from .boundary import Boundary
+from .boundary import Boundary, rigid_motion
 from .forward.form import check_body
 from .geometry import Grid, Mesh
 from .io import measurement_arguments, save_measurement
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from .forward.form import ElasticForm
 
 __all__ = ["Measurement", "load_measurement"]
+
+# A displacement whose stated standard deviation exceeds this many times the size of the whole field (its root mean
+# square, weighted by the precision), and MUCH_NOISIER times that of the best one, says nothing that the body's
+# equilibrium does not say better. It counts as not measured, so that chi2 is not diluted by data that cannot be wrong.
+# Not studied: any number well above one does.
+UNINFORMATIVE = 3.0
+MUCH_NOISIER = 30.0
 
 
 class Measurement:
@@ -132,6 +139,48 @@ class Measurement:
         from .forward.form import ElasticForm
 
         return ElasticForm(self.geometry, self.law)
+
+    @cached_property
+    def motion(self) -> np.ndarray:
+        """The rigid motion in the measured displacement that the fixed dofs allow, shape (d, *node_shape), metres."""
+        motion = rigid_motion(self.geometry, self.load.fixed, self.displacement, self._relative_precision)
+        motion.setflags(write=False)
+        return motion
+
+    @cached_property
+    def still(self) -> np.ndarray:
+        """The measured displacement without `motion`, zero where nothing was measured; metres."""
+        known = self.load.fixed | np.isfinite(self.displacement_std)
+        still = np.where(known, self.displacement - self.motion, 0.0)
+        still.setflags(write=False)
+        return still
+
+    @cached_property
+    def size(self) -> float:
+        """Root mean square of `still` in metres, weighted by its precision; at least the smallest std."""
+        precision, std = self._relative_precision, self.displacement_std[~self.load.fixed].min()
+        return max(float(np.sqrt((precision * self.still**2).sum() / precision.sum())), float(std))
+
+    @cached_property
+    def observed(self) -> np.ndarray:
+        """Displacements that count as measured, a mask of shape (d, *node_shape).
+
+        All with noise but those whose standard deviation is infinite, or so large, beside others and beside the whole
+        field, that the values say nothing.
+        """
+        std = self.displacement_std
+        observed = ~self.load.fixed & np.isfinite(std)
+        best = std[observed].min()
+        if std[observed].max() > MUCH_NOISIER * best:
+            observed &= (std <= MUCH_NOISIER * best) | (std <= UNINFORMATIVE * self.size)
+        observed.setflags(write=False)
+        return observed
+
+    @property
+    def _relative_precision(self):
+        """1 / std^2 over the largest one, zero where not measured."""
+        std, measured = self.displacement_std, np.isfinite(self.displacement_std) & ~self.load.fixed
+        return np.where(measured, std[measured].min() / np.where(measured, std, 1.0), 0.0) ** 2
 
     def save(self, path: str | os.PathLike) -> None:
         """Write to an HDF5 (.h5, .hdf5), NumPy (.npz) or MATLAB v5 (.mat) file, chosen by the suffix.

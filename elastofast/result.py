@@ -25,7 +25,7 @@ class Result:
         Young's modulus in pascals; if ``relative`` is true, without unit and with geometric mean one.
     displacement : array, shape (d, *node_shape)
         The displacement in metres that belongs to the modulus: an estimate of the measured one without its noise.
-    status : {"converged", "max_iterations", "stalled", "interrupted"}
+    status : {"converged", "max_iterations", "stalled", "interrupted", "failed"}
     message : str
         What status and chi2 mean, and what to do about them.
     chi2 : float
@@ -76,6 +76,10 @@ def message(status: str, chi2: float, prior: str, known: bool) -> str:
         "converged": "The objective no longer falls noticeably.",
         "max_iterations": f"The largest number of iterations was reached: raise max_iterations or resume with {resume}",
         "stalled": "No step lowered the objective any more; the map is as good as the solves allow.",
+        "failed": (
+            "A linear solve failed whatever the step, and this is the best map so far: do not rely on it. Moduli may "
+            "be far outside of what the data can determine: give bounds or a start, or check load and displacement."
+        ),
         "interrupted": f"Interrupted; this is the best map so far. Resume with {resume}",
     }[status]
     if prior == "none" and status == "converged":

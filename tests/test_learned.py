@@ -12,7 +12,7 @@ from elastofast.inversion.problem import Iterate, Problem
 from elastofast.inversion.splitting import Schedule, half_quadratic_splitting
 from elastofast.inversion.unpenalised import UnpenalisedDirections, plateau_range
 from elastofast.learning import posterior
-from elastofast.misfit.curvature import curvature_scale, data_curvature
+from elastofast.misfit.curvature import DataCurvature, curvature_scale
 from elastofast.misfit.fidelity import Fidelity
 from elastofast.priors.networks import build
 
@@ -108,7 +108,7 @@ class Known:
 def test_splitting_reaches_a_stationary_point(scan, factor):
     fidelity = Fidelity(scan, rtol=1e-8)
     z = homogeneous(scan)
-    scale = float(curvature_scale(data_curvature(fidelity, np.exp(z), fidelity.evaluate(np.exp(z))), z)[0])
+    scale = float(curvature_scale(DataCurvature(fidelity, np.exp(z), fidelity.evaluate(np.exp(z))), z)[0])
     target = np.log(scan.reference).ravel() + 0.1
     weight = factor * scale
     problem = Problem(
@@ -298,7 +298,7 @@ def test_drawn_errors_have_the_posterior_covariance(monkeypatch, rng):
     monkeypatch.setattr(posterior, "STEPS", (90, 91))
     draws = posterior.posterior_errors(m, 150, rng).reshape(150, -1).astype(float)
     fidelity = Fidelity(m, rtol=1e-8)
-    curvature = data_curvature(fidelity, x.ravel(), fidelity.evaluate(x.ravel()))
+    curvature = DataCurvature(fidelity, x.ravel(), fidelity.evaluate(x.ravel()))
     hessian = np.stack([curvature(e) for e in np.eye(x.size)])
     rho = float(curvature_scale(curvature, x.ravel())[0])
     energy = np.einsum("ki,ij,kj->k", draws, hessian + rho * np.eye(x.size), draws) / x.size

@@ -3,7 +3,7 @@
 import device
 import numpy as np
 
-from elastofast.inversion.gauss_newton import truncated_newton_step
+from elastofast.misfit.curvature import truncated_newton_step
 
 N = 12
 
@@ -41,7 +41,8 @@ def test_first_step_is_the_line_minimum_along_the_preconditioned_gradient():
     a, b, diagonal = systems()
     p = b / diagonal
     length = (b * p).sum(-1) / np.einsum("bi,bij,bj->b", p, a, p)
-    np.testing.assert_allclose(truncated_newton_step(product(a), b, diagonal, steps=1), length[:, None] * p, rtol=1e-12)
+    found = truncated_newton_step(product(a), b, diagonal, steps=1, tolerance=0.1)
+    np.testing.assert_allclose(found, length[:, None] * p, rtol=1e-12)
 
 
 def test_negative_curvature_ends_a_member():

@@ -6,11 +6,11 @@ from scipy.ndimage import median_filter
 from scipy.optimize import minimize
 
 import elastofast as ef
-from elastofast.inversion.gauss_newton import curvature_scale, data_curvature
 from elastofast.inversion.initial import homogeneous
 from elastofast.inversion.problem import Iterate, Problem
 from elastofast.inversion.splitting import Schedule, half_quadratic_splitting
 from elastofast.inversion.unpenalised import UnpenalisedDirections
+from elastofast.misfit.curvature import DataCurvature, curvature_scale
 
 LOW, HIGH = np.log([12e3, 40e3])  # background and inclusion of the phantom
 
@@ -53,7 +53,7 @@ class Phantom:
         self.fidelity = ef.Fidelity(self.scan, rtol=1e-9)
         self.truth, self.homogeneous = np.log(truth).ravel(), homogeneous(self.scan)
         x = np.exp(self.homogeneous)
-        self.curvature = float(curvature_scale(data_curvature(self.fidelity, x, self.fidelity.evaluate(x)), x)[0])
+        self.curvature = float(curvature_scale(DataCurvature(self.fidelity, x, self.fidelity.evaluate(x)), x)[0])
 
     def split(self, prior, weight, start=None, report=None, limits=(-np.inf, np.inf), **options):
         """Run the splitting to rest; returns the map, the status and the history of (z, weight)."""

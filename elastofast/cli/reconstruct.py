@@ -6,7 +6,7 @@ import argparse
 
 from ..inversion.optimizers import OPTIMIZERS
 from ..priors.registry import DEFAULT_LEARNED, LEARNED, NAMED, load
-from .shared import INTERRUPTED, ReconstructionBar, check_output, version
+from .shared import FAILED, INTERRUPTED, ReconstructionBar, check_output, version
 
 HELP = "reconstruct the modulus map of a measurement file"
 EXAMPLE = "scan.h5 -o modulus.h5 --prior tv --plot modulus.png"
@@ -79,7 +79,7 @@ def run(options) -> int:
 
         plot_result(result, m, options.plot)
         print(f"wrote {options.plot}")
-    return INTERRUPTED if result.status == "interrupted" else 0
+    return {"interrupted": INTERRUPTED, "failed": FAILED}.get(result.status, 0)
 
 
 def _print_result(result, m):

@@ -9,7 +9,7 @@ import numpy as np
 from .. import _core
 from ..boundary import rigid_modes
 from ..laws import MultigridSettings
-from .protocol import Solution
+from .protocol import Solution, SolveError
 from .sparsity import SparsityPattern, contraction_pattern, stiffness_pattern
 
 __all__ = ["GridBackend", "GridSolver"]
@@ -175,7 +175,7 @@ class GridSolver:
 
     @staticmethod
     def _refuse(residual, iterations, rtol):
-        raise RuntimeError(
+        raise SolveError(
             f"the solve stopped at a relative residual of {residual:.1e} after {iterations} iterations, "
             f"{rtol:.1e} was asked for. Try a larger rtol; a Poisson ratio close to 0.5, a modulus that "
             "spans many decades and very flat cells make the system hard"

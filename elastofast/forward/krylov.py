@@ -124,7 +124,9 @@ def conjugate_gradients(
         active = _above(active, curvature, 0.0)
         _advance(x, r, p, q, rho, curvature, active)
         iterations += 1
-    preconditioned = None if preconditioned_rtol is None else xp.sqrt(rho / xp.where(reference > 0, reference, 1.0))
+    preconditioned = None
+    if preconditioned_rtol is not None:  # rounding makes rho negative where the preconditioner is only semidefinite
+        preconditioned = xp.sqrt(xp.maximum(rho, 0.0) / xp.where(reference > 0, reference, 1.0))
     return Iteration(x, iterations, preconditioned)
 
 

@@ -8,7 +8,7 @@ from scipy.sparse.linalg import splu
 
 from ..boundary import rigid_modes
 from .krylov import restarted_conjugate_gradients
-from .protocol import Solution
+from .protocol import Solution, SolveError
 
 __all__ = ["MeshSolver"]
 
@@ -102,7 +102,7 @@ class MeshSolver:
         )
         if residual <= rtol:
             return Solution(self._put(w).reshape(np.shape(b)), iterations, float(residual))
-        raise RuntimeError(
+        raise SolveError(
             f"the solve stopped at a relative residual of {residual:.1e} after {iterations} iterations, "
             f"{rtol:.1e} was asked for. Try a larger rtol or maxiter; a modulus that spans many decades, "
             "a Poisson ratio close to 0.5 and very flat cells make the system hard"

@@ -6,7 +6,11 @@ from typing import Any, NamedTuple, Protocol
 
 from .sparsity import SparsityPattern
 
-__all__ = ["FormBackend", "Solution", "Solver"]
+__all__ = ["FormBackend", "Solution", "SolveError", "Solver"]
+
+
+class SolveError(RuntimeError):
+    """A linear solve that did not reach its tolerance: most often the modulus is too wild for it."""
 
 
 class Solution(NamedTuple):
@@ -27,7 +31,7 @@ class Solver(Protocol):
     """
 
     def solve(self, b: Any, x0: Any = None, rtol: float = 1e-8) -> Solution:
-        """Solve to a true relative residual of ``rtol``; RuntimeError if it is not reached."""
+        """Solve to a true relative residual of ``rtol``; `SolveError` if it is not reached."""
         ...
 
     def precondition(self, r: Any) -> Any:

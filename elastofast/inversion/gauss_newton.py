@@ -9,15 +9,15 @@ import numpy as np
 
 from ..backend.batch import column, dots, numbers
 from ..backend.elementwise import fused
-from ..forward import krylov
-from ..misfit.curvature import curvature_scale, data_curvature
+from ..forward.protocol import SolveError
+from ..misfit.curvature import DataCurvature, curvature_scale, truncated_newton_step
 from ..misfit.fidelity import Evaluation
 from ..priors.protocol import LinearizablePrior
 from .coarsen import COARSEST_NODES
 from .problem import Iterate, Optimizer, Problem
 from .stopping import SmallSteps
 
-__all__ = ["GaussNewton", "first_step", "gauss_newton", "truncated_newton_step"]
+__all__ = ["GaussNewton", "first_step", "gauss_newton"]
 
 # Inner conjugate gradients. Earlier measurements gave about 12 steps; no script repeats them.
 CG_STEPS = 12
@@ -68,8 +68,8 @@ class _Model(NamedTuple):
     value: np.ndarray
     gradient: Any
     free: Any  # 1 where z may move, 0 where a bound holds it
-    curvature: Callable[[Any], Any]
-    data_curvature: Callable[[Any], Any]
+    data_curvature: DataCurvature
+    finish: Callable[[Any, Any], Any]  # the curvature of all from that of the data, see `truncated_newton_step`
     prior_diagonal: Any
 
 
@@ -126,10 +126,12 @@ def gauss_newton(problem: Problem, *, tolerance: float, max_iterations: int, act
         if data_diagonal is None:
             data_diagonal = curvature_scale(model.data_curvature, z)
         d = truncated_newton_step(
-            model.curvature,
+            model.data_curvature,
             -model.gradient * model.free,
             model.prior_diagonal + data_diagonal,
             steps=CG_STEPS + EXTRA_CG_STEPS * max(0, number - LONG_RUN),
+            tolerance=CG_TOLERANCE,
+            finish=model.finish,
         )
         slope = numbers(dots(model.gradient, d))
         status[active & ~(slope < 0)] = "stalled"
@@ -179,19 +181,19 @@ def _linearize(problem, weight, z, dual, now) -> _Model:
     """The objective about z, where the data term is `now`."""
     x = np.exp(z)
     gradient, value = x * now.gradient, now.value
-    of_data = data_curvature(problem.fidelity, x, now)
+    of_data = DataCurvature(problem.fidelity, x, now)
     if problem.prior is None:
         free = _free(z, gradient, problem.limits)
-        return _Model(value, gradient, free, lambda v: of_data(v) * free, of_data, 0.0)
+        return _Model(value, gradient, free, of_data, lambda product, v: product * free, 0.0)
     of_prior = column(weight, z)
     model = problem.prior.linearize(z, dual)
     gradient = gradient + of_prior * model.gradient
     free = _free(z, gradient, problem.limits)
 
-    def curvature(v):
-        return _combined(of_data(v), model.curvature(v), of_prior, free)
+    def finish(product, v):
+        return _combined(product, model.curvature(v), of_prior, free)
 
-    return _Model(value + weight * model.value, gradient, free, curvature, of_data, of_prior * model.diagonal)
+    return _Model(value + weight * model.value, gradient, free, of_data, finish, of_prior * model.diagonal)
 
 
 def _line_search(problem, weight, z, now, d, value, slope, active, rtol) -> _Trial:
@@ -205,7 +207,7 @@ def _line_search(problem, weight, z, now, d, value, slope, active, rtol) -> _Tri
         try:
             after = fidelity.evaluate(np.exp(trial), rtol)
             data_value = after.value if exact else now.frozen(np.exp(trial))
-        except RuntimeError:  # too wild a modulus for the solver: a shorter step
+        except SolveError:  # too wild a modulus for the solver: a shorter step
             data_value = np.inf
         prior_value = 0.0 if prior is None else prior.value(trial)
         decrease = value - (data_value + weight * prior_value)
@@ -226,16 +228,6 @@ def _free(z, gradient, limits):
     low, high = limits
     held = ((z <= low) & (gradient > 0)) | ((z >= high) & (gradient < 0))
     return (~held).astype(float)
-
-
-def truncated_newton_step(apply, b, diagonal, steps=CG_STEPS, tolerance=CG_TOLERANCE):
-    """Approximate solution d of A d = b by a few conjugate gradient iterations from zero, preconditioned by a diagonal.
-
-    b (..., N) is minus a gradient: every iterate but zero is a descent direction.
-    """
-    return krylov.conjugate_gradients(
-        apply, lambda r: r / diagonal, b, maxiter=steps, preconditioned_rtol=tolerance
-    ).value
 
 
 @fused

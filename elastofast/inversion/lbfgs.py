@@ -8,6 +8,7 @@ import numpy as np
 
 from ..backend.batch import dots, numbers
 from ..backend.device import to_host
+from ..forward.protocol import SolveError
 from ..priors.protocol import EnergyPrior
 from .problem import Iterate, Optimizer, Problem
 
@@ -60,7 +61,7 @@ def quasi_newton(problem: Problem) -> tuple[Iterate, list[str]]:
         x = np.exp(own)
         try:
             data = fidelity.evaluate(x, problem.rtol)
-        except RuntimeError:  # too wild a modulus for the solver: a bowl, so that the line search comes back
+        except SolveError:  # too wild a modulus for the solver: a bowl, so that the line search comes back
             if not latest:
                 raise
             away, height = z - latest["host"], 1 + abs(latest["value"])

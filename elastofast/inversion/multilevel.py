@@ -9,7 +9,8 @@ import numpy as np
 
 from ..backend.stopwatch import Stopwatch
 from ..boundary import check_support
-from ..misfit.fidelity import Fidelity
+from ..forward.protocol import SolveError
+from ..misfit.fidelity import Evaluation, Fidelity
 from ..priors.protocol import LinearizablePrior
 from ..priors.timed import timed
 from ..result import Result
@@ -77,10 +78,14 @@ class Multilevel:
         self.data_watches: list[Stopwatch] = []
         self.prior_watch = Stopwatch()
         self.fidelity: Fidelity | None = None  # of the level that is being worked on
+        self.begun: tuple[int, Iterate] | None = None  # level and point of the start, not evaluated
         self.reached: tuple[int, Iterate] | None = None  # level and point of the finest level reached
 
     def results(self) -> list[Result]:
-        """Run, and pack one `Result` for each member. Ctrl-C ends the run with the map of the last step."""
+        """Run, and pack one `Result` for each member.
+
+        Ctrl-C, or a solve that fails whatever the step, ends the run with the map of the last step.
+        """
         with self.history.running(), self.device.activated():
             try:
                 status = self._optimise()
@@ -88,6 +93,11 @@ class Multilevel:
                 if self.reached is None:
                     raise
                 status = ["interrupted"] * self.count
+            except SolveError:
+                self.reached = self.reached or self.begun
+                if self.reached is None:
+                    raise
+                status = ["failed"] * self.count
             return self._packed(status)
 
     def _optimise(self):
@@ -98,6 +108,7 @@ class Multilevel:
             fidelity = self.fidelity = self._fidelity(self.levels[number])
             problem = self._problem(number, fidelity, z)
             if self.reached is None:
+                self.begun = number, problem.start
                 self.reached = number, problem.start._replace(data=fidelity.evaluate(np.exp(z), self.rtol))
             if self.weight is None and not self.options.optimizer.chooses_weight:
                 self.weight, start = choose_weight(
@@ -187,7 +198,10 @@ class Multilevel:
         if self.options.correction is not None:
             apply = self.prior_watch.wrap(self.options.correction.apply)
             x, data = correct(x, self.relative, apply, self.options.geometry.node_shape, self.limits), None
-        data = data or fidelity.evaluate(x, self.rtol)
+        try:
+            data = data or fidelity.evaluate(x, self.rtol)
+        except SolveError:  # the measured displacement stands in for the one that could not be computed
+            status, data = ["failed"] * self.count, _without_solution(x, fidelity)
         chi2 = np.broadcast_to(2 * data.value / fidelity.n_data, self.count)
         timing = {"data": sum(watch.seconds for watch in self.data_watches), "prior": self.prior_watch.seconds}
         timing["rest"] = self.history.seconds - sum(timing.values())
@@ -207,6 +221,18 @@ class Multilevel:
         return refine(z.reshape(-1, *coarse.shape), coarse, fine).reshape(len(z), -1)
 
 
+def _without_solution(x, fidelity):
+    """What stands in for the data term at moduli (B, N) for which a solve fails: nothing but the measured field."""
+    xp = fidelity.device.xp
+    field = xp.zeros((*x.shape[:-1], *fidelity.measured.shape[-2:])) + fidelity.measured
+    value = np.full(len(x), np.nan)
+
+    def unknown(*arguments):
+        raise SolveError("the data term is not known here")
+
+    return Evaluation(value, xp.zeros_like(x), field, field, field, unknown, unknown, unknown)
+
+
 def _check_scale(measurements, relative, log_bounds):
     """Force noise and bounds have a meaning only where something fixes the scale of the modulus."""
     for m, of_unknown_scale in zip(measurements, relative, strict=True):
@@ -221,6 +247,6 @@ def _check_scale(measurements, relative, log_bounds):
 
 def _solve_tolerance(m):
     """Relative tolerance of the solves, well below the noise."""
-    seen = ~m.load.fixed & np.isfinite(m.displacement_std)
-    noise = np.linalg.norm(m.displacement_std[seen]) / max(float(np.linalg.norm(m.displacement[seen])), 1e-300)
+    seen = m.observed
+    noise = np.linalg.norm(m.displacement_std[seen]) / max(float(np.linalg.norm(m.still[seen])), 1e-300)
     return float(np.clip(SOLVE_SHARE * noise, TIGHTEST_RTOL, LOOSEST_RTOL))

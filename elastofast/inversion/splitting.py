@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend.batch import column, dots, numbers
-from ..misfit.curvature import curvature_scale, data_curvature
+from ..forward.protocol import SolveError
+from ..misfit.curvature import DataCurvature, curvature_scale, truncated_newton_step
 from ..priors.learned import SMALLEST_NODES
 from ..priors.protocol import TargetPrior, splitting_settings
-from .gauss_newton import first_step, truncated_newton_step
+from .gauss_newton import first_step
 from .problem import Iterate, Optimizer, Problem
 from .unpenalised import UnpenalisedDirections, plateau_range
 
@@ -108,7 +110,7 @@ def _mean_curvature(problem):
     z = problem.homogeneous
     x = np.exp(z)
     now = problem.fidelity.evaluate(x, problem.rtol)
-    return numbers(curvature_scale(data_curvature(problem.fidelity, x, now), z))
+    return numbers(curvature_scale(DataCurvature(problem.fidelity, x, now), z))
 
 
 def schedule_steps(curvature):
@@ -202,7 +204,7 @@ def half_quadratic_splitting(problem: Problem, schedule: Schedule, active=True):
         target = z if anchor is None else anchor
         if (number > 0).any():
             target = xp.where(column(number > 0, z), problem.prior.target(z, shape), target)
-        curvature = data_curvature(fidelity, x, now)
+        curvature = DataCurvature(fidelity, x, now)
         free = active & (number >= PENALISED_STEPS)
         directions = UnpenalisedDirections(target, shape, free) if free.any() else None
         strength = column(rho, z)
@@ -213,11 +215,12 @@ def half_quadratic_splitting(problem: Problem, schedule: Schedule, active=True):
 
         gradient = x * now.gradient + pull(z - target)
         d = truncated_newton_step(
-            lambda v, pull=pull, curvature=curvature: curvature(v) + pull(v),
+            curvature,
             -gradient,
             column(rho + schedule.curvature, z),
             steps=CG_STEPS,
             tolerance=CG_TOLERANCE,
+            finish=partial(_pulled, pull),
         )
         found = _damped_step(problem, schedule.limiter_slack, z, d, target, directions, free, active)
         if found is None:
@@ -239,6 +242,11 @@ def half_quadratic_splitting(problem: Problem, schedule: Schedule, active=True):
     return Iterate(z, now, prior_value), status
 
 
+def _pulled(pull, product, v):
+    """The Hessian's product with v from that of the data term."""
+    return product + pull(v)
+
+
 def _damped_step(problem, slack, z, d, target, directions, free, active):
     """The map, its data term and the step lengths (B,) after a step along d, shortened until the data term can be
     evaluated; None if that does not help.
@@ -255,6 +263,6 @@ def _damped_step(problem, slack, z, d, target, directions, free, active):
         trial = xp.where(column(active, z), np.clip(trial, *problem.limits), z)
         try:
             return trial, fidelity.evaluate(np.exp(trial), problem.rtol), step
-        except RuntimeError:  # too wild a modulus for the solver: a shorter step
+        except SolveError:  # too wild a modulus for the solver: a shorter step
             step = step / 2
     return None

@@ -16,9 +16,9 @@ from dataclasses import replace
 import numpy as np
 
 from ..backend.batch import column, dots, numbers
-from ..misfit.curvature import data_curvature
+from ..misfit.curvature import DataCurvature, truncated_newton_step
 from ..misfit.fidelity import Fidelity
-from .gauss_newton import gauss_newton, truncated_newton_step
+from .gauss_newton import gauss_newton
 from .problem import Iterate, Problem
 
 __all__ = ["predictive_weight"]
@@ -157,14 +157,15 @@ def effective_parameters(fidelity, prior, weight, point, rtol):
     x = np.exp(point.z)
     b = x * fidelity.noise_gradient(x, point.data, np.random.default_rng(0), rtol)
     model = prior.linearize(point.z, point.dual)
-    data = data_curvature(fidelity, x, point.data)
+    data = DataCurvature(fidelity, x, point.data)
     mean_diagonal = dots(b, b) / b.shape[-1]  # of H, since the covariance of b is H
     weight = column(weight, b)
     d = truncated_newton_step(
-        lambda v: data(v) + weight * model.curvature(v),
+        data,
         b,
         weight * model.diagonal + mean_diagonal,
         steps=CG_STEPS,
         tolerance=CG_TOLERANCE,
+        finish=lambda product, v: product + weight * model.curvature(v),
     )
     return numbers(dots(b, d))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from ..inversion.gauss_newton import truncated_newton_step
 from ..measurement import Measurement
-from ..misfit.curvature import curvature_scale, data_curvature
+from ..misfit.curvature import DataCurvature, curvature_scale, truncated_newton_step
 from ..misfit.fidelity import Fidelity
 
 __all__ = ["posterior_errors"]
@@ -50,18 +51,24 @@ def posterior_errors(measurement, count, rng) -> np.ndarray:
     fidelity = Fidelity(m, rtol=FORWARD_TOLERANCE)
     x = np.asarray(m.reference, dtype=np.float64).ravel()
     now = fidelity.evaluate(x)
-    curvature = data_curvature(fidelity, x, now)
+    curvature = DataCurvature(fidelity, x, now)
     scale = float(curvature_scale(curvature, x)[0])
     errors = np.empty((count, *m.geometry.node_shape), dtype=np.float32)
     for error in errors:
         rho = scale * float(np.exp(rng.uniform(*np.log(PENALTY))))
         b = x * fidelity.noise_gradient(x, now, rng, FORWARD_TOLERANCE) + np.sqrt(rho) * rng.standard_normal(x.size)
         d = truncated_newton_step(
-            lambda v, rho=rho: curvature(v) + rho * v,
+            curvature,
             b,
             np.full(x.size, rho + scale),
             steps=int(rng.integers(*STEPS)),
             tolerance=CG_TOLERANCE,
+            finish=partial(_penalised, rho),
         )
         error[...] = d.reshape(m.geometry.node_shape)
     return errors
+
+
+def _penalised(rho, product, v):
+    """(H + rho) v from H v."""
+    return product + rho * v

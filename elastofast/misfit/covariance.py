@@ -7,25 +7,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend.batch import dots, numbers
-from ..backend.device import attribute_on, device_of, namespace
+from ..backend.device import attribute_on, device_of, namespace, to_host
 from ..boundary import Boundary, check_support
 from ..forward.form import ElasticForm, as_float, check_modulus
 from ..forward.krylov import restarted_conjugate_gradients
+from ..forward.protocol import SolveError
 from ..forward.solve import check_rtol
 from ..measurement import check_displacement_std, check_force_std
+from .edge_symbol import EdgeSymbol
+from .elimination import OpenDofs
+from .noise import DisplacementNoise
 
 __all__ = ["CovarianceSolution", "NoiseCovariance"]
 
 # Where rounding keeps the true residual above rtol, a solve ends once the residual in the preconditioner's norm is
 # below this fraction of rtol. That norm is only about the relative error of K z, hence the margin. Not studied.
 ENERGY_MARGIN = 0.03
-# An unmeasured displacement counts as this many times noisier than the noisiest measured one: large enough to have next
-# to no influence, small enough for the matching preconditioner, which suffers from jumps of the noise. Not studied.
+# With force noise, an unmeasured displacement of an open dof counts as this many times noisier than the noisiest
+# measured one: large enough to have next to no influence, small enough for the preconditioner. Not studied.
 UNMEASURED_FACTOR = 1e3
 # Relative accuracy of A^-1 in the preconditioner: this much, or the given fraction of the ratio of the smallest to the
 # largest standard deviation, because an error of A^-1 mixes dofs of unlike noise. Not studied.
 INVERSE_ACCURACY = 0.01
 INVERSE_ACCURACY_PER_RATIO = 0.1
+INVERSE_ACCURACY_UNMEASURED = 1e-7  # where K^T z has to vanish on unmeasured displacements
 
 
 class CovarianceSolution(NamedTuple):
@@ -116,18 +121,34 @@ class NoiseCovariance:
         xp = self._device.xp
         self._equations = attribute_on(self._device, self.load, "loaded").reshape(d, n)
         noisy = ~attribute_on(self._device, self.load, "fixed").reshape(d, n)
-        std = fill_unmeasured_std(std, noisy)
-        self._variance = xp.where(noisy, std**2, 0.0)
+        noise = DisplacementNoise(self._device, std, noisy & xp.isfinite(std))
+        self._observed = noise.observed
+        self._unmeasured = not bool((noise.observed | ~noisy).all())
+        # With force noise: an unmeasured displacement inside the body has no precision, and solutions z have K^T z = 0
+        # there, so that its variance does not matter. That of an open one does.
+        inside = noisy & ~noise.observed & self._equations
+        std = xp.where(inside, np.inf, fill_unmeasured_std(std, noisy))
+        self._variance = xp.where(noisy & ~inside, std**2, 0.0)
         self._force_variance = xp.where(self._equations, force_std**2, 0.0)
         forces = bool(self._force_variance.any())
-        self._two_solves = not forces and not self.load.open.any()
+        self._forces = forces
         shift = xp.sqrt(self._force_variance) / std if forces else None
-        self._precision = xp.where(self._equations, 1 / std**2, 0.0)
+        self._precision = xp.where(self._equations, 1 / std**2, 0.0) if forces else noise.weights
+        self._open_dofs = None
+        if not forces and self.load.open.any():
+            open_ = self.load.open.reshape(d, n)
+            first = to_host(noise.weights).reshape(-1, d, n)[0]
+            self._open_dofs = OpenDofs(
+                self.form, self._device, self._equations, attribute_on(self._device, self.load, "open").reshape(d, n),
+                noise.precision, EdgeSymbol(self.form, self._device, open_, first),
+            )  # fmt: skip
         least, most = (
-            choose(xp.where(self._equations, std, other), axis=(-2, -1))
+            choose(xp.where(self._equations & ~inside, std, other), axis=(-2, -1))
             for choose, other in ((np.min, np.inf), (np.max, 0.0))
         )
         self._accuracy = min(INVERSE_ACCURACY, INVERSE_ACCURACY_PER_RATIO * float((least / most).min()))
+        if bool(inside.any()):
+            self._accuracy = min(self._accuracy, INVERSE_ACCURACY_UNMEASURED)
         self._solver = self.form.solver(x, self.load.loaded.reshape(d, n), shift)
 
     def apply(self, v: Any) -> Any:
@@ -142,7 +163,17 @@ class NoiseCovariance:
         -------
         array
             Same shape, zero off the equations.
+
+        Raises
+        ------
+        ValueError
+            If v does not fit, or some displacement was not measured.
         """
+        if self._unmeasured:
+            raise ValueError(
+                "displacement_std is infinite where nothing was measured, and so is Gamma: it has no product with v. "
+                "Its inverse is well defined, see solve"
+            )
         device = self._on_device_of(v=v)
         with device.activated():
             v, batch, flat = self.form._field(device.asarray(v), "v", 1)
@@ -198,13 +229,8 @@ class NoiseCovariance:
 
     def _find(self, b, rtol, x0, maxiter=300):
         """Solution, iterations, true and stage residual."""
-        xp = self._device.xp
-        if self._two_solves:
-            first = self._solver.solve(b, rtol=rtol)
-            second = self._solver.solve(self._precision * first.value, rtol=rtol)
-            size, rest = dots(b, b, 2), b - self.product(second.value)
-            residual = xp.sqrt(dots(rest, rest, 2)) / xp.where(size > 0, xp.sqrt(size), 1.0)
-            return second.value, 0, residual, xp.zeros_like(size) + max(first.residual, second.residual)
+        if not self._forces:
+            return self._solve_by_stages(b, rtol)
         z, iterations, stage, residual = restarted_conjugate_gradients(
             self.product,
             self._matching,
@@ -216,13 +242,33 @@ class NoiseCovariance:
             axes=2,
         )
         if not bool(((residual <= rtol) | (stage <= rtol)).all()):
-            raise RuntimeError(
+            raise SolveError(
                 f"gamma.solve stopped after {iterations} iterations at a relative residual of "
                 f"{float(residual.max()):.1e} ({float(stage.max()):.1e} in the preconditioner's norm), {rtol:.1e} was "
                 "asked for. Try a larger rtol or maxiter; standard deviations that jump by orders of magnitude between "
                 "neighbours are hard"
             )
         return z, iterations, residual, stage
+
+    def _solve_by_stages(self, b, rtol):
+        """Without force noise: e with K e = b and the least e^T P e, then z with K^T z = P e.
+
+        Without open dofs, e = K^-1 b is the only one.
+        """
+        xp = self._device.xp
+        first = self._solver.solve(b, rtol=rtol)
+        if self._open_dofs is None:
+            second = self._solver.solve(self._precision * first.value, rtol=rtol)
+            e, z, iterations, stage = first.value, second.value, 0, max(first.residual, second.residual)
+        else:
+            found = self._open_dofs.nearest(self._x, self._solver, first.value, xp.zeros_like(b), None, rtol)
+            e, z, iterations, stage = found.deviation, found.multiplier, found.iterations, first.residual
+        size = dots(b, b, 2)
+        # S_n K^T z is the deviation e; where nothing was measured S_n is infinite and K^T z zero
+        e = xp.where(self._observed, self._variance * self.form.force(self._x, z), e)
+        rest = xp.where(self._equations, b - self.form.force(self._x, e), 0.0)
+        residual = xp.sqrt(dots(rest, rest, 2)) / xp.where(size > 0, xp.sqrt(size), 1.0)
+        return z, iterations, residual, xp.zeros_like(size) + stage
 
     def precondition(self, r: Any) -> Any:
         """About Gamma^-1 r for r (..., d, N), one fixed symmetric operator: A^-1 S_n^-1 A^-1 by a cycle or two each.

@@ -14,7 +14,10 @@ from ..boundary import check_support
 from ..forward.form import check_modulus
 from ..forward.solve import check_rtol, forward_state
 from ..measurement import Measurement
-from .covariance import NoiseCovariance, fill_unmeasured_std
+from .covariance import NoiseCovariance
+from .edge_symbol import EdgeSymbol
+from .elimination import OpenDofs
+from .noise import DisplacementNoise
 
 __all__ = ["Evaluation", "Fidelity"]
 
@@ -25,6 +28,10 @@ CONTINUATION_RTOL = 1e-6
 # Tolerance of the solves above which the value is corrected by their residuals. Below it the correction, which is of
 # the order of the tolerance times J, is not worth a product with K. Not studied.
 CORRECTED_RTOL = 1e-7
+# An open dof that was not measured moves as in a homogeneous body, up to a standard deviation of this many times the
+# size of the displacement field. Without any such knowledge, a stretch of the body along a component that is not
+# measured would be determined by noise alone, and Gauss-Newton runs end in maps without contrast.
+UNSEEN_SIZE = 1.0
 
 
 class Evaluation(NamedTuple):
@@ -45,6 +52,11 @@ class Evaluation(NamedTuple):
         is taken: u_hat for the exact gradient, u_m for the frozen one.
     weighting : callable
         A fixed symmetric approximation of Gamma^-1 for Hessian products; takes and gives fields (..., d, N).
+    open_dofs : OpenDofs or None
+        Where the displacements of open dofs are unknowns beside the modulus.
+    weighting_with_open : callable or None
+        Then takes the changes of the force residual (..., d, N) and of these displacements (..., open dofs) and gives
+        what the same approximation makes of them: the change of z and of the gradient by the displacements.
     frozen, frozen_gradient : callable
         J and the gradient -D(u_m)^T Gamma^-1 r at other moduli (..., N), with Gamma as it is at the present ones.
     """
@@ -57,6 +69,8 @@ class Evaluation(NamedTuple):
     weighting: Callable[[Any], Any]
     frozen: Callable[[Any], np.ndarray]
     frozen_gradient: Callable[[Any], Any]
+    open_dofs: OpenDofs | None = None
+    weighting_with_open: Callable[[Any, Any], tuple[Any, Any]] | None = None
 
 
 class _Solution(NamedTuple):
@@ -68,6 +82,7 @@ class _Solution(NamedTuple):
     weighting: Callable[[Any], Any]
     frozen_value: Callable[[Any], Any]  # J of another force residual with the same Gamma, as `dots` gives it
     frozen_multiplier: Callable[[Any], Any]  # Gamma^-1 times another force residual
+    weighting_with_open: Callable[[Any, Any], tuple[Any, Any]] | None = None
 
 
 class Fidelity:
@@ -132,33 +147,70 @@ class Fidelity:
         xp = self.device.xp
         d, n = m.geometry.dim, m.geometry.n_nodes
 
-        def fields(owners, name):
-            found = [attribute_on(self.device, owner, name).reshape(d, n) for owner in owners]
+        def stacked(found):
             return xp.stack(found) if len(found) > 1 else found[0]
 
-        self._std, self._force_std, self.measured = (
-            fields(measurements, name) for name in ("displacement_std", "force_std", "displacement")
-        )
-        self._prescribed, self._force = (
-            fields([m.load for m in measurements], name) for name in ("displacement", "force")
-        )
-        self.equations, fixed = (fields([m.load], name) for name in ("loaded", "fixed"))
+        def fields(owners, name):
+            return stacked([attribute_on(self.device, owner, name).reshape(d, n) for owner in owners])
+
+        loads = [one.load for one in measurements]
+        self._force_std = fields(measurements, "force_std")
+        self._prescribed, self._force = (fields(loads, name) for name in ("displacement", "force"))
+        self.equations, self._open, fixed = (fields([m.load], name) for name in ("loaded", "open", "fixed"))
         self._active = m.load.loaded.reshape(d, n)  # on the host, where solvers are laid out
-        noisy = ~fixed
-        self._variance = xp.where(noisy, fill_unmeasured_std(self._std, noisy) ** 2, 0.0)
-        observed = noisy & xp.isfinite(self._std)
-        self._precision = xp.where(observed, 1 / xp.where(observed, self._std, 1.0) ** 2, 0.0)
-        self._two_solves = not m.load.open.any() and not any(m.force_std[m.load.loaded].any() for m in measurements)
+        observed = fields(measurements, "observed")
+        self._known = None if bool((observed | fixed).all()) else observed | fixed
+        self.measured, self._motion = fields(measurements, "displacement"), None
+        std, data = xp.where(observed | fixed, fields(measurements, "displacement_std"), np.inf), observed
+        if m.load.open.any():
+            self._motion, self.measured = (fields(measurements, name) for name in ("motion", "still"))
+            if bool((self._open & ~observed).any()):
+                self.measured = stacked([self._expected(one) for one in measurements])
+            # what is known of an open dof that was not measured: that it moves about as far as the others
+            sizes = xp.asarray([UNSEEN_SIZE * one.size for one in measurements]).reshape(-1, 1, 1)
+            std = xp.where(self._open & ~observed, sizes if len(measurements) > 1 else sizes[0], std)
+            data = observed | self._open
+        self._std = std
+        self._noise = DisplacementNoise(self.device, std, data)
+        self._precision = self._noise.weights
+        self._variance = xp.where(data, std, 0.0) ** 2  # zero inside the body if not measured, see `NoiseCovariance`
         # one equation for each loaded dof, less those spent on displacements that nobody measured
-        self.n_data = m.load.n_equations - np.asarray(to_host((noisy & ~observed).sum(axis=(-2, -1))))[()]
+        self.n_data = m.load.n_equations - np.asarray(to_host((~fixed & ~observed).sum(axis=(-2, -1))))[()]
         if (self.n_data <= 0).any():
             raise ValueError("fewer displacements were measured than there are unknown ones")
-        if self._two_solves and bool(self._prescribed.any()):
+        self._forces = any(one.force_std[m.load.loaded].any() for one in measurements)
+        self._open_dofs = None
+        if m.load.open.any() and not self._forces:
+            weights = to_host(self._precision).reshape(-1, d, n)[0]
+            symbol = EdgeSymbol(m.form, self.device, m.load.open.reshape(d, n), weights)
+            self._open_dofs = OpenDofs(m.form, self.device, self.equations, self._open, self._noise.precision, symbol)
+            self._prescribed = xp.where(self._open, self.measured, self._prescribed)
+        if not self._forces and bool(self._prescribed.any()):
             self._prescribed = self._continued()
-        self._last_primal = self._last_multiplier = (
-            None  # the solutions of the last evaluation, from which the next starts
-        )
+        # the solutions of the last evaluation, from which the next starts
+        self._last_primal = self._last_multiplier = None
         self.watch = Stopwatch()  # of evaluations and of products with the Gauss-Newton Hessian
+
+    def _expected(self, m):
+        """The measured field (d, N) with what a homogeneous body without forces does on open dofs not measured.
+
+        The displacements that were measured there are prescribed and the forces on the others are zero.
+        """
+        d, n = m.geometry.dim, m.geometry.n_nodes
+        still, observed = (attribute_on(self.device, m, name).reshape(d, n) for name in ("still", "observed"))
+        seen, open_ = m.observed.reshape(d, n), m.load.open.reshape(d, n)
+        active = m.load.loaded.reshape(d, n) | (open_ & ~seen)
+        for own, kept in zip(active, ~active, strict=True):
+            if not kept.any():  # nothing holds this component: one dof has to
+                own[np.argmax(own)] = False
+        form, xp = m.form, self.device.xp
+        ones, known = xp.ones(n), xp.where(observed & self._open, still, self._prescribed_of(m))
+        solver = form.solver(ones, active)
+        u = forward_state(form, ones, known, xp.zeros_like(known), solver, rtol=CONTINUATION_RTOL)
+        return xp.where(self._open & ~observed, u, still)
+
+    def _prescribed_of(self, m):
+        return attribute_on(self.device, m.load, "displacement").reshape(m.geometry.dim, m.geometry.n_nodes)
 
     def _continued(self):
         """The prescribed displacements, continued from the boundary into the body by a solve with a constant modulus.
@@ -214,27 +266,38 @@ class Fidelity:
         whose error is then of second order in the errors of the solves.
         """
         with self.watch:
-            found = (self._solve_square if self._two_solves else self._solve_general)(x, rtol or self.rtol)
+            if self._forces:
+                solve = self._solve_general
+            else:
+                solve = self._solve_square if self._open_dofs is None else self._solve_open
+            found = solve(x, rtol or self.rtol)
             self._last_multiplier = found.multiplier
             form = self.measurement.form
-            point = found.displacement if self.kind == "exact" else self.measured
+            point = found.displacement
+            if self.kind == "frozen":
+                point = self.measured
+                if self._known is not None:
+                    point = self.device.xp.where(self._known, self.measured, found.displacement)
+            displacement = found.displacement if self._motion is None else found.displacement + self._motion
 
             def frozen(other):
-                return self._values(found.frozen_value(self._residual(other)))
+                return self._values(found.frozen_value(self._residual(other, point)))
 
             def frozen_gradient(other):
-                return -form.sensitivity(self.measured, found.frozen_multiplier(self._residual(other)))
+                return -form.sensitivity(point, found.frozen_multiplier(self._residual(other, point)))
 
             gradient = -form.sensitivity(point, found.multiplier)
             return Evaluation(
                 self._values(found.value),
                 gradient,
-                found.displacement,
+                displacement,
                 found.multiplier,
                 point,
                 found.weighting,
                 frozen,
                 frozen_gradient,
+                self._open_dofs,
+                found.weighting_with_open,
             )
 
     def _solve_square(self, x, rtol) -> _Solution:
@@ -268,15 +331,60 @@ class Fidelity:
 
         return _Solution(value, u, z, weighting, frozen_value, frozen_multiplier)
 
+    def _solve_open(self, x, rtol) -> _Solution:
+        """Without force noise, with open dofs: their displacements are found first, see `elimination`."""
+        form, xp, open_dofs = self.measurement.form, self.device.xp, self._open_dofs
+        assert open_dofs is not None
+        solver = form.solver(x, self._active)
+        last = _guess(self._last_primal, x)
+        base = self._prescribed if last is None else xp.where(self._open, last, self._prescribed)
+        guess = None if last is None else xp.where(self.equations, last - self._prescribed, 0.0)
+        u = forward_state(form, x, base, self._force, solver, guess, rtol)
+        found = open_dofs.nearest(x, solver, u, self.measured, _guess(self._last_multiplier, x), rtol)
+        u, z = found.displacement, found.multiplier
+        self._last_primal = u
+        value = 0.5 * dots(found.deviation, found.weighted, 2)
+        if rtol > CORRECTED_RTOL:
+            residual = xp.where(self.equations, self._force - form.force(x, u), 0.0)
+            value = value + dots(z, residual, 2)
+
+        def weighting(r):
+            return solver.precondition(self._precision * solver.precondition(r))
+
+        def weighting_with_open(residual, values):
+            """With e = p - K^-1 (residual + K p): minus K^-1 P e, and (P e - K K^-1 P e) on the open dofs."""
+            p = open_dofs.field(values, residual)
+            e = p - solver.precondition(xp.where(self.equations, residual + form.force(x, p), 0.0))
+            pull = self._noise.precision(e)
+            w = solver.precondition(xp.where(self.equations, pull, 0.0))
+            return -w, open_dofs.values(pull - form.force(x, w))
+
+        def frozen(residual):
+            change = solver.solve(residual, rtol=rtol).value
+            return open_dofs.nearest(x, solver, change, xp.zeros_like(change), None, rtol, remember=False)
+
+        def frozen_value(residual):
+            nearest = frozen(residual)
+            return 0.5 * dots(nearest.deviation, nearest.weighted, 2)
+
+        return _Solution(
+            value, u, z, weighting, frozen_value, lambda residual: frozen(residual).multiplier, weighting_with_open
+        )
+
     def _solve_general(self, x, rtol) -> _Solution:
         """A solve with Gamma for z. The value is the dual function z^T r - z^T Gamma z / 2, whose error is of second
         order in that of z.
         """
         gamma = self._covariance(x)
-        r = self._residual(x)
+        r = self._residual(x, self.measured)
         z = gamma.find(r, rtol, _guess(self._last_multiplier, x))
         value = dots(z, r, 2) - 0.5 * dots(z, gamma.product(z), 2)
-        u = self.measured + self._variance * self.measurement.form.force(x, z)
+        form, xp = self.measurement.form, self.device.xp
+        u = self.measured + self._variance * form.force(x, z)
+        if self._known is not None:  # the rest follows from the equilibrium under the forces without their noise
+            force = self._force - self._force_std**2 * z
+            base = xp.where(self.equations, self.measured, u)
+            u = forward_state(form, x, base, force, form.solver(x, self._active), u - base, rtol)
         return _Solution(
             value,
             u,
@@ -294,9 +402,32 @@ class Fidelity:
         """Results of `dots` over dof fields (..., 1, 1) as an array (...) on the host."""
         return np.asarray(to_host(sums))[..., 0, 0]
 
-    def _residual(self, x):
-        """Force residual f - K(x) u_m on the equations."""
-        return self.device.xp.where(self.equations, self._force - self.measurement.form.force(x, self.measured), 0.0)
+    def _residual(self, x, u):
+        """Force residual f - K(x) u on the equations."""
+        return self.device.xp.where(self.equations, self._force - self.measurement.form.force(x, u), 0.0)
+
+    def homogeneous_compliance(self) -> tuple[float, float]:
+        """1 / x of the homogeneous body that fits the displacement best, and its standard deviation, per pascal.
+
+        The displacement of a homogeneous body is a + b / x, with a from the prescribed displacements and b from the
+        forces, so that J is quadratic in 1 / x. The open dofs take the values that suit best. Force noise is not
+        regarded. For one measurement with a known force.
+        """
+        form, xp = self.measurement.form, self.device.xp
+        ones = xp.ones(form.geometry.n_nodes)
+        solver = form.solver(ones, self._active)
+        b = solver.solve(self._force, rtol=CONTINUATION_RTOL).value
+        a = self._prescribed
+        if self._forces and bool(a.any()):
+            a = self._continued()
+        deviation = xp.where(self.equations, a - self.measured, 0.0)
+        if self._open_dofs is not None:
+            nearest = self._open_dofs.nearest
+            deviation = nearest(ones, solver, a, self.measured, None, CONTINUATION_RTOL).deviation
+            b = nearest(ones, solver, b, xp.zeros_like(b), None, CONTINUATION_RTOL).deviation
+        energy = float((self._precision * b * b).sum())
+        along = -float((self._precision * b * deviation).sum())
+        return along / energy, energy**-0.5
 
     def noise_gradient(self, x: Any, now: Evaluation, rng: np.random.Generator, rtol: float) -> Any:
         """A random gradient in x, (..., N), of the kind that noise alone causes: its covariance is D^T Gamma^-1 D.
@@ -310,13 +441,17 @@ class Fidelity:
         def normal():
             return xp.asarray(rng.standard_normal(shape[-2:]))
 
-        if self._two_solves:
-            xi = xp.broadcast_to(xp.where(self.equations, xp.sqrt(self._precision) * normal(), 0.0), shape)
-            z = form.solver(x, self._active).solve(xi, rtol=rtol).value
-        else:
+        if self._forces:
             force = form.force(x, xp.sqrt(self._variance) * normal())
             force += self._force_std * normal()
             z = self._covariance(x).find(xp.where(self.equations, force, 0.0), rtol)
+        elif self._open_dofs is not None:
+            noise = xp.broadcast_to(self._noise.draw(normal()), shape)
+            solver = form.solver(x, self._active)
+            z = self._open_dofs.nearest(x, solver, xp.zeros(shape), noise, None, rtol, remember=False).multiplier
+        else:
+            xi = xp.broadcast_to(xp.where(self.equations, xp.sqrt(self._precision) * normal(), 0.0), shape)
+            z = form.solver(x, self._active).solve(xi, rtol=rtol).value
         return form.sensitivity(now.linearization_point, z)
 
 
