@@ -43,7 +43,8 @@ class CovarianceSolution(NamedTuple):
     iterations : int
         Iterations with Gamma; 0 where Gamma is a product of invertible matrices and two solves with K suffice.
     residual : float
-        True relative residual ||r - Gamma z|| / ||r||. Without force noise it cannot fall below about
+        True relative residual ||r - Gamma z|| / ||r||; with force noise and unmeasured displacements, for which Gamma
+        is infinite, the same as ``stage_residual``. Without force noise it cannot fall below about
         eps cond(K)^2.
     stage_residual : float
         The residual that the solver brings below ``rtol`` where rounding keeps ``residual`` above: of two solves with
@@ -241,6 +242,8 @@ class NoiseCovariance:
             preconditioned_rtol=ENERGY_MARGIN * rtol,
             axes=2,
         )
+        if self._unmeasured:  # Gamma is infinite, and so is the true residual, unless z is exact
+            residual = stage
         if not bool(((residual <= rtol) | (stage <= rtol)).all()):
             raise SolveError(
                 f"gamma.solve stopped after {iterations} iterations at a relative residual of "

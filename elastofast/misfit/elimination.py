@@ -42,6 +42,9 @@ SOLVE_ENERGY = 1e-4
 # The solves in a product with S are at least this accurate. Not studied.
 PRODUCT_RTOL = 1e-5
 MAX_ITERATIONS = 200
+# A direction in which S is smaller than this fraction of what the preconditioner takes it for, is one that the data do
+# not see at all, such as a shift along a component that is not measured: rounding alone leads there. Not studied.
+UNSEEN = 1e-6
 ENOUGH = 100.0  # times the tolerance is accepted when the iterations are spent; not studied
 # Directions that are kept, of all members together: enough for the longest solve seen where one component is not
 # measured on open edges.
@@ -141,7 +144,7 @@ class OpenDofs:
         rtol = min(rtol, PRODUCT_RTOL)
         inside = xp.where(noisy, u, 0.0)
         negligible = 0.5 * SOLVE_ENERGY * rtol**2 * self._energy(inside, self.precision(inside))
-        directions: list[tuple[Any, Any]] = []
+        directions: list[tuple[Any, Any, Any]] = []  # p, S p, and v with p = M v, M the preconditioner
         calm, iterations = 0, 0
         while True:
             s = self.precondition(r)
@@ -160,17 +163,18 @@ class OpenDofs:
                 )
             # conjugate to all earlier directions, not to the last one only: the solves make S a little different every
             # time, and the vectors on the open dofs are short
-            p = s
+            p, v = s, r
             for _ in range(2):
-                for earlier, product in directions:
-                    p = p - dots(product, p) * earlier
+                for earlier, product, source in directions:
+                    share = dots(product, p)
+                    p, v = p - share * earlier, v - share * source
             change = self.field(p, u)
             change = change + solver.solve(xp.where(self.equations, -self.form.force(x, change), 0.0), rtol=rtol).value
             pull = self.precision(change)
             w = solver.solve(xp.where(self.equations, pull, 0.0), rtol=rtol).value
             q = self.values(pull - self.form.force(x, w))
             curvature = dots(p, q)
-            useful = curvature > 0
+            useful = curvature > UNSEEN * dots(p, v)
             if not bool(useful.any()):
                 break
             step = xp.where(useful, dots(r, p) / xp.where(useful, curvature, 1.0), 0.0)
@@ -178,7 +182,7 @@ class OpenDofs:
             misfit = misfit - 0.5 * step * dots(r, p)
             r = r - step * q
             scale = xp.where(useful, 1 / xp.sqrt(xp.where(useful, curvature, 1.0)), 0.0)
-            directions.append((scale * p, scale * q))
+            directions.append((scale * p, scale * q, scale * v))
             iterations += 1
         if remember and directions:
             self._remember(directions)
@@ -217,8 +221,8 @@ class OpenDofs:
 
     def _remember(self, directions):
         """Add a block of directions; the oldest blocks go when there are too many."""
-        block = tuple(self.xp.stack(vectors, axis=-2) for vectors in zip(*directions, strict=True))
-        self._directions.append((block[0], block[1]))
+        p, q, _ = (self.xp.stack(vectors, axis=-2) for vectors in zip(*directions, strict=True))
+        self._directions.append((p, q))
         while len(self._directions) > 1 and sum(p.shape[-2] for p, _ in self._directions) > MAX_DIRECTIONS:
             self._directions.pop(0)
 

@@ -174,8 +174,9 @@ class Fidelity:
         self._noise = DisplacementNoise(self.device, std, data)
         self._precision = self._noise.weights
         self._variance = xp.where(data, std, 0.0) ** 2  # zero inside the body if not measured, see `NoiseCovariance`
-        # one equation for each loaded dof, less those spent on displacements that nobody measured
-        self.n_data = m.load.n_equations - np.asarray(to_host((~fixed & ~observed).sum(axis=(-2, -1))))[()]
+        # one equation for each loaded dof, less those spent on displacements in them that nobody measured
+        contained = self._contained()
+        self.n_data = m.load.n_equations - np.asarray(to_host((contained & ~fixed & ~observed).sum(axis=(-2, -1))))[()]
         if (self.n_data <= 0).any():
             raise ValueError("fewer displacements were measured than there are unknown ones")
         self._forces = any(one.force_std[m.load.loaded].any() for one in measurements)
@@ -183,13 +184,23 @@ class Fidelity:
         if m.load.open.any() and not self._forces:
             weights = to_host(self._precision).reshape(-1, d, n)[0]
             symbol = EdgeSymbol(m.form, self.device, m.load.open.reshape(d, n), weights)
-            self._open_dofs = OpenDofs(m.form, self.device, self.equations, self._open, self._noise.precision, symbol)
+            unknown = self._open & contained
+            self._open_dofs = OpenDofs(m.form, self.device, self.equations, unknown, self._noise.precision, symbol)
             self._prescribed = xp.where(self._open, self.measured, self._prescribed)
         if not self._forces and bool(self._prescribed.any()):
             self._prescribed = self._continued()
         # the solutions of the last evaluation, from which the next starts
         self._last_primal = self._last_multiplier = None
         self.watch = Stopwatch()  # of evaluations and of products with the Gauss-Newton Hessian
+
+    def _contained(self):
+        """The dofs (d, N) whose displacement some equation contains."""
+        form, xp = self.measurement.form, self.device.xp
+        if not self.measurement.load.open.any():
+            return xp.ones(self.equations.shape, bool)
+        # the forces of a random displacement of the equations' dofs vanish exactly on all dofs that share no cell
+        u = xp.asarray(np.random.default_rng(0).standard_normal(self.equations.shape))
+        return form.force(xp.ones(u.shape[-1]), xp.where(self.equations, u, 0.0)) != 0
 
     def _expected(self, m):
         """The measured field (d, N) with what a homogeneous body without forces does on open dofs not measured.
