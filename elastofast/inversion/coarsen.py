@@ -4,57 +4,64 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.linalg import solve_banded
-from scipy.sparse import csr_array, diags_array
+from scipy.sparse import csr_array, diags_array, eye_array, kron
+from scipy.sparse.linalg import cg
 
 from ..backend.device import namespace
 from ..boundary import Boundary, check_support
 from ..geometry import Grid
 from ..measurement import Measurement
 
-__all__ = ["coarsen", "refine", "sample", "uniform"]
+__all__ = ["coarsen", "refine", "sample"]
 
 # Nodes along the shorter axis of the coarsest grid: on fewer, coarse maps hardly help as a start. Not studied.
 COARSEST_NODES = 48
-# Largest ratio of two noise levels that averages of neighbours may mix: beyond it the average would throw the better
-# data away. Not studied.
+# Largest ratio of two noise levels of one component that a plain average of neighbours may mix; beyond it, and where
+# something was not measured, the coarse displacement is a weighted fit. Not studied.
 MAX_STD_RATIO = 30.0
+# Spacings that differ by more than this factor are made more alike by coarsening the finer axis alone. Not studied.
+MAX_ASPECT = 2.5
+# A coarse node counts as measured if the fine ones about it bring this share of the precision that they would bring if
+# all were as good as the best one. Not studied.
+MIN_PRECISION_SHARE = 0.05
+# Weight of the roughness of the coarse field, over the precision of the best coarse value: it only decides where
+# nothing was measured. Not studied.
+ROUGHNESS = 1e-4
+FIT_RTOL = 1e-6  # of the weighted fit, far below noise
+FIT_MAX_ITERATIONS = 500
 
 
 def coarsen(measurement, smallest=COARSEST_NODES):
-    """The measurement on a grid of half the nodes along each axis.
+    """The measurement on a grid of half the nodes along each axis, or along one.
 
-    Displacements are fitted by linear interpolation from the coarse nodes: least squares along each axis, which keeps
-    linear fields exact. The noise levels shrink accordingly. Nodal forces are distributed by the transposed
-    interpolation, which keeps resultants. Fixed and open dofs go to the nearest coarse node.
+    Displacements are fitted by linear interpolation from the coarse nodes, which keeps linear fields exact: by plain
+    least squares along each axis if their noise is about even, else by least squares with their precision as weights.
+    The noise levels shrink accordingly, and a coarse node about which too little was measured is not measured. Nodal
+    forces are distributed by the transposed interpolation, which keeps resultants. Fixed and open dofs go to the
+    nearest coarse node.
+
+    An axis is left as it is where it is short already, or where its spacing is much longer than the other's.
 
     Parameters
     ----------
     measurement : Measurement
     smallest : int
-        Least number of nodes that the shorter axis of the coarse grid may have.
+        Least number of nodes that a coarsened axis may have.
 
     Returns
     -------
     Measurement or None
-        None where a coarse copy makes no sense: on a mesh, a small grid, with noise levels that must not be averaged,
-        or where the support would be lost.
+        None where a coarse copy makes no sense: on a mesh, on a small grid, or where the support would be lost.
     """
     m, grid = measurement, measurement.geometry
-    if not isinstance(grid, Grid) or min(grid.shape) < 2 * smallest:
+    shape = _coarse_shape(grid, smallest) if isinstance(grid, Grid) else None
+    if shape is None:
         return None
-    if not uniform(m):
-        return None
-    free, std = ~m.load.fixed, m.displacement_std
-    shape = tuple((n + 1) // 2 for n in grid.shape)
     spacing = tuple(h * (n - 1) / (k - 1) for h, n, k in zip(grid.spacing, grid.shape, shape, strict=True))
     coarse = Grid(shape, spacing)
     places = [_places(n, k) for n, k in zip(grid.shape, shape, strict=True)]
 
-    displacement = m.displacement
-    variance = np.where(free, std**2, np.mean(std[free] ** 2))
-    for axis, (cell, share, k) in enumerate(places, start=1):
-        displacement, gain = _fit(displacement, axis, cell, share, k)
-        variance = _spread(variance, axis, cell, share, k, average=True) * gain
+    displacement, std = _coarse_displacement(m, places)
     force, force_variance = m.load.force, m.force_std**2
     for axis, (cell, share, k) in enumerate(places, start=1):
         force = _spread(force, axis, cell, share, k)
@@ -71,16 +78,88 @@ def coarsen(measurement, smallest=COARSEST_NODES):
     )
     try:
         check_support(coarse, load)
+        force_std = np.where(fixed | open_, 0.0, np.sqrt(force_variance))
+        return Measurement(coarse, m.law, load, displacement, std, force_std, device=m.device)
     except ValueError:
-        return None  # the support does not survive coarsening
-    force_std = np.where(fixed | open_, 0.0, np.sqrt(force_variance))
-    return Measurement(coarse, m.law, load, displacement, np.sqrt(variance), force_std, device=m.device)
+        return None  # the support, or all that was measured, does not survive coarsening
 
 
-def uniform(measurement):
-    """Whether the noise levels are alike enough to be averaged."""
-    std = measurement.displacement_std[~measurement.load.fixed]
-    return bool(np.isfinite(std).all() and std.max() <= MAX_STD_RATIO * std.min())
+def _coarse_shape(grid, smallest):
+    """Nodes along each axis of the coarse grid, None if no axis can be coarsened."""
+    long = [n >= 2 * smallest for n in grid.shape]
+    finest = min(grid.spacing)
+    if all(long):
+        halved = [h <= MAX_ASPECT * finest for h in grid.spacing]
+    else:
+        halved = [own and h <= finest for own, h in zip(long, grid.spacing, strict=True)]
+    if not any(halved):
+        return None
+    return tuple((n + 1) // 2 if own else n for n, own in zip(grid.shape, halved, strict=True))
+
+
+def _coarse_displacement(m, places):
+    """Displacement and standard deviations (2, *coarse shape), infinite where not measured."""
+    free, observed = ~m.load.fixed, m.observed
+    std = np.where(observed | m.load.fixed, m.displacement_std, np.inf)
+    displacements, stds = [], []
+    for u, s, noisy, seen in zip(m.displacement, std, free, observed, strict=True):
+        if not seen.any():
+            value = np.zeros([k for _, _, k in places])
+            displacements.append(value)
+            stds.append(np.full(value.shape, np.inf))
+        elif seen[noisy].all() and s[noisy].max() <= MAX_STD_RATIO * s[noisy].min():
+            variance = np.where(noisy, s**2, np.mean(std[free & np.isfinite(std)] ** 2))
+            for axis, (cell, share, k) in enumerate(places):
+                u, gain = _fit(u, axis, cell, share, k)
+                variance = _spread(variance, axis, cell, share, k, average=True) * gain
+            displacements.append(u)
+            stds.append(np.sqrt(variance))
+        else:
+            value, own = _weighted_fit(u, s, noisy, seen, places)
+            displacements.append(value)
+            stds.append(own)
+    return np.stack(displacements), np.stack(stds)
+
+
+def _weighted_fit(u, std, noisy, seen, places):
+    """Coarse values of one component with the least squares of the residual in standard deviations, and their own.
+
+    The known displacements of fixed dofs take part like the best measured ones. The coarse precision is that of a
+    constant field, I^T P 1 with the interpolation I, as for `_fit`.
+    """
+    best = std[seen].min()
+    weights = np.where(seen, (best / np.where(seen, std, 1.0)) ** 2, np.where(noisy, 0.0, 1.0)).ravel()
+    rows, columns = (_interpolation(*place) for place in places)
+    interpolation = csr_array(kron(rows, columns))
+    shape = tuple(k for _, _, k in places)
+    precision = (interpolation.T @ weights).reshape(shape)
+    most = (interpolation.T @ np.ones(weights.size)).reshape(shape)
+    system = interpolation.T @ diags_array(weights) @ interpolation
+    rough = [_second_differences(k) for k in shape]
+    smooth = kron(rough[0], eye_array(shape[1])) + kron(eye_array(shape[0]), rough[1])
+    system = csr_array(system + ROUGHNESS * most.max() * smooth)
+    start = np.where(precision > 0, (interpolation.T @ (weights * u.ravel())).reshape(shape), 0.0)
+    start = (start / np.where(precision > 0, precision, 1.0)).ravel()
+    inverse = diags_array(1 / system.diagonal())
+    value, _ = cg(
+        system, interpolation.T @ (weights * u.ravel()), start, rtol=FIT_RTOL, maxiter=FIT_MAX_ITERATIONS, M=inverse
+    )
+    measured = precision > MIN_PRECISION_SHARE * most
+    std = np.where(measured, best / np.sqrt(np.where(measured, precision, 1.0)), np.inf)
+    return value.reshape(shape), std
+
+
+def _interpolation(cell, share, k):
+    """The matrix (n, k) of linear interpolation from k coarse nodes along one axis."""
+    n = len(cell)
+    rows, columns = np.tile(np.arange(n), 2), np.concatenate([cell, cell + 1])
+    return csr_array((np.concatenate([1 - share, share]), (rows, columns)), shape=(n, k))
+
+
+def _second_differences(k):
+    """The matrix of the sum of squared second differences of k values."""
+    d = diags_array([np.ones(k - 2), np.full(k - 2, -2.0), np.ones(k - 2)], offsets=[0, 1, 2], shape=(k - 2, k))
+    return d.T @ d
 
 
 def sample(fine, coarse):
@@ -95,7 +174,8 @@ def sample(fine, coarse):
     # The residual of the fit at the nearest fine node is added, so that coarse and fine nodes need not coincide.
     rest = fine.displacement - refine(coarse.displacement, coarse.geometry, fine.geometry)
     displacement = coarse.displacement + np.stack([component[nodes] for component in rest])
-    std = np.stack([component[nodes] for component in fine.displacement_std])
+    std = np.where(fine.observed | fine.load.fixed, fine.displacement_std, np.inf)
+    std = np.stack([component[nodes] for component in std])
     std = np.where(std > 0, std, coarse.displacement_std)
     return Measurement(
         coarse.geometry, coarse.law, coarse.load, displacement, std, coarse.force_std, device=fine.device

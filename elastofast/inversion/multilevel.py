@@ -128,6 +128,8 @@ class Multilevel:
         coarsest_nodes = self.options.coarsest_nodes
         if self.starts is None and coarsest_nodes is not None:
             while all(coarse := [coarsen(m, coarsest_nodes) for m in self.levels[-1]]):
+                if not self.options.suits(coarse[0].geometry):
+                    break
                 self.levels.append(coarse)
         xp = self.device.native.xp
         z = self._homogeneous(self.levels[-1]) if self.starts is None else np.log(xp.stack(self.starts))

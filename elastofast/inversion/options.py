@@ -120,6 +120,16 @@ class Options:
         movable = self.make_prior is not None or isinstance(self.prior, TargetPrior)
         return self.optimizer.coarsest_nodes if movable else None
 
+    def suits(self, geometry) -> bool:
+        """Whether the prior can be used on the geometry of a coarse level."""
+        if self.make_prior is not None or self.prior is None:  # made for whatever geometry
+            return True
+        try:
+            check_prior(self.prior, geometry)
+        except ValueError:
+            return False
+        return True
+
     def prior_on(self, geometry) -> Any:
         """The prior on the geometry of a level."""
         return self.prior if self.make_prior is None or geometry == self.geometry else self.make_prior(geometry)

@@ -13,7 +13,6 @@ from ..priors import registry
 from ..priors.learned import PostProcessing
 from ..priors.protocol import Prior
 from ..result import Result
-from .coarsen import uniform
 from .multilevel import Multilevel
 from .options import Options
 
@@ -188,7 +187,7 @@ def _alike(one: Measurement, other: Measurement) -> bool:
     """Whether two measurements can be worked on as one batch."""
 
     def kind(m):
-        return m.geometry, m.law, m.device, bool(m.force_std[m.load.loaded].any()), uniform(m)
+        return m.geometry, m.law, m.device, bool(m.force_std[m.load.loaded].any())
 
     return kind(one) == kind(other) and all(
         np.array_equal(getattr(one.load, name), getattr(other.load, name)) for name in ("fixed", "open")
