@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,11 @@ __all__ = ["Measurement", "load_measurement"]
 # Not studied: any number well above one does.
 UNINFORMATIVE = 3.0
 MUCH_NOISIER = 30.0
+# A measured value on a fixed dof that differs by more than this many standard deviations contradicts the load.
+CONTRADICTION = 5.0
+# Strains by the range of a component (between two percentiles, which outliers do not move) over the extent along it.
+IMPOSSIBLE_STRAIN, LARGE_STRAIN, SMALL_STRAIN = 1.0, 0.2, 1e-8
+STRAIN_PERCENTILES = 1.0, 99.0
 
 
 class Measurement:
@@ -41,7 +47,8 @@ class Measurement:
     load : Boundary
         Which dofs are fixed, loaded or open, see `Boundary` and `compression`.
     displacement : array_like of float, shape (d, *geometry.node_shape)
-        Measured displacement in metres, component i along coordinate i. If it is a CuPy array or a CUDA tensor of
+        Measured displacement in metres, component i along coordinate i. Masked entries of a `numpy.ma` array were not
+        measured. If it is a CuPy array or a CUDA tensor of
         torch, all later work is done on its GPU (grids only). On fixed dofs it is replaced by the known displacement of
         the load. Where ``displacement_std`` is infinite it may be NaN, and is stored as 0.
     displacement_std : float or array_like, scalar, (d,), node_shape or (d, *node_shape)
@@ -66,7 +73,13 @@ class Measurement:
     Raises
     ------
     ValueError, TypeError
-        If an argument has the wrong type, shape or values that no measurement can have.
+        If an argument has the wrong type, shape or values that no measurement can have, such as a strain above 100 %.
+
+    Warns
+    -----
+    UserWarning
+        If the displacement suggests a strain above 20 %, for which linear elasticity is no model, or below 1e-8; or if
+        it differs by more than five standard deviations from the known displacement of a fixed dof.
 
     Examples
     --------
@@ -88,6 +101,19 @@ class Measurement:
         *,
         device: Device | None = None,
     ) -> None:
+        given = self._set(geometry, law, load, displacement, displacement_std, force_std, reference, device)
+        _warn_of_fixed(self, given)
+        _check_strain(self)
+
+    @classmethod
+    def derived(cls, geometry, law, load, displacement, displacement_std, force_std, device) -> Measurement:
+        """A measurement computed from another one, about which the user has been warned already."""
+        self = cls.__new__(cls)
+        self._set(geometry, law, load, displacement, displacement_std, force_std, None, device)
+        return self
+
+    def _set(self, geometry, law, load, displacement, displacement_std, force_std, reference, device):
+        """Check the arguments and take them over; returns the displacement as it was given."""
         check_body(geometry, law)
         if not isinstance(load, Boundary):
             raise TypeError(f"load must be a Boundary, for example from compression(), got {type(load).__name__}")
@@ -96,12 +122,14 @@ class Measurement:
 
         shape = (geometry.dim, *geometry.node_shape)
         self.device = device or device_of(displacement=displacement)
+        displacement, displacement_std = _unmasked(displacement, displacement_std, geometry.dim)
         u = _real(displacement, "displacement").copy()
         if u.shape == (geometry.dim, geometry.n_nodes):
             u = u.reshape(shape)
         if u.shape != shape:
             raise ValueError(f"displacement must have shape {shape}, components first, got {u.shape}{_hint(u, shape)}")
         std = check_displacement_std(displacement_std, shape, load.fixed).copy()
+        given = u.copy()
         u[load.fixed] = load.displacement[load.fixed]
         u[np.isinf(std) & ~load.fixed] = 0.0
         if not np.isfinite(u).all():
@@ -125,6 +153,7 @@ class Measurement:
         self.displacement, self.displacement_std, self.force_std, self.reference = u, std, force, reference
         for a in (u, std, force):
             a.setflags(write=False)
+        return given
 
     def __repr__(self):
         fixed, open_ = int(self.load.fixed.sum()), int(self.load.open.sum())
@@ -143,7 +172,7 @@ class Measurement:
     @cached_property
     def motion(self) -> np.ndarray:
         """The rigid motion in the measured displacement that the fixed dofs allow, shape (d, *node_shape), metres."""
-        motion = rigid_motion(self.geometry, self.load.fixed, self.displacement, self._relative_precision)
+        motion = rigid_motion(self.geometry, self.load.fixed, self.displacement, self._reliability)
         motion.setflags(write=False)
         return motion
 
@@ -156,10 +185,17 @@ class Measurement:
         return still
 
     @cached_property
+    def level(self) -> float:
+        """Typical standard deviation of the best measured component: the least median of all components, in metres."""
+        std, measured = self.displacement_std, np.isfinite(self.displacement_std) & ~self.load.fixed
+        medians = [np.median(own[seen]) for own, seen in zip(std, measured, strict=True) if seen.any()]
+        return float(min(medians))
+
+    @cached_property
     def size(self) -> float:
-        """Root mean square of `still` in metres, weighted by its precision; at least the smallest std."""
-        precision, std = self._relative_precision, self.displacement_std[~self.load.fixed].min()
-        return max(float(np.sqrt((precision * self.still**2).sum() / precision.sum())), float(std))
+        """Root mean square of `still` in metres, in which noisy values count less; at least `level`."""
+        weight = self._reliability
+        return max(float(np.sqrt((weight * self.still**2).sum() / weight.sum())), self.level)
 
     @cached_property
     def observed(self) -> np.ndarray:
@@ -170,17 +206,16 @@ class Measurement:
         """
         std = self.displacement_std
         observed = ~self.load.fixed & np.isfinite(std)
-        best = std[observed].min()
-        if std[observed].max() > MUCH_NOISIER * best:
-            observed &= (std <= MUCH_NOISIER * best) | (std <= UNINFORMATIVE * self.size)
+        if std[observed].max() > MUCH_NOISIER * self.level:
+            observed &= (std <= MUCH_NOISIER * self.level) | (std <= UNINFORMATIVE * self.size)
         observed.setflags(write=False)
         return observed
 
     @property
-    def _relative_precision(self):
-        """1 / std^2 over the largest one, zero where not measured."""
+    def _reliability(self):
+        """Weights between zero, where nothing was measured, and one, where the noise is below `level`."""
         std, measured = self.displacement_std, np.isfinite(self.displacement_std) & ~self.load.fixed
-        return np.where(measured, std[measured].min() / np.where(measured, std, 1.0), 0.0) ** 2
+        return np.where(measured, 1 / (1 + (np.where(measured, std, 0.0) / self.level) ** 2), 0.0)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write to an HDF5 (.h5, .hdf5), NumPy (.npz) or MATLAB v5 (.mat) file, chosen by the suffix.
@@ -279,6 +314,60 @@ def check_force_std(value, shape) -> np.ndarray:
         bad = np.broadcast_to(~good, shape)
         raise ValueError(f"force_std must be finite and not negative (newtons), {_first_bad(bad, std)}")
     return std
+
+
+def _unmasked(displacement, std, dim):
+    """Masked entries of a displacement as NaN and as an infinite standard deviation."""
+    if not isinstance(displacement, np.ma.MaskedArray) and not isinstance(std, np.ma.MaskedArray):
+        return displacement, std
+    masked = np.ma.getmaskarray(displacement) | np.zeros(np.shape(displacement), bool)
+    sigma: np.ndarray = np.ma.filled(np.ma.asarray(std, dtype=float), np.inf)
+    if sigma.shape == (dim,):
+        sigma = sigma.reshape(dim, *[1] * (masked.ndim - 1))
+    u = np.where(masked, np.nan, np.ma.getdata(displacement))
+    return u, np.where(masked, np.inf, sigma) if masked.any() else sigma
+
+
+def _warn_of_fixed(m, given):
+    """Warn if measured values on fixed dofs contradict the known displacement there."""
+    fixed, std = m.load.fixed & np.isfinite(given), m.displacement_std
+    if not fixed.any():
+        return
+    # on fixed dofs the stated level may be missing
+    scale = np.where(np.isfinite(std), np.maximum(std, m.level), m.level)
+    off = np.where(fixed, np.abs(given - m.load.displacement), 0.0) / scale
+    count = int((off > CONTRADICTION).sum())
+    if count:
+        warnings.warn(
+            f"displacement was measured on {int(fixed.sum())} fixed dofs and differs on {count} of them from that of "
+            f"the load, by up to {off.max():.3g} standard deviations; that of the load is used. The support may have "
+            "moved, or the body as a whole: give the measured values as the displacement of the load, mark these dofs "
+            "as open, or set NaN there if they mean nothing",
+            stacklevel=3,
+        )
+
+
+def _check_strain(m):
+    """Refuse displacements that cannot be in metres, and warn of strains that linear elasticity does not cover."""
+    extent = np.ptp(m.geometry.points, axis=0)
+    strains = [0.0]
+    for own, seen, length in zip(m.still, m.observed | m.load.fixed, extent, strict=True):
+        if seen.any():
+            low, high = np.percentile(own[seen], STRAIN_PERCENTILES)
+            strains.append(float(high - low) / length)
+    strain = max(strains)
+    text = f"displacement changes by {strain:.2g} of the extent of the body"
+    units = "displacement and geometry must both be in metres, not in pixels, millimetres or samples"
+    if strain > IMPOSSIBLE_STRAIN:
+        raise ValueError(f"{text}, a strain of {100 * strain:.3g} %, which no measurement has: {units}")
+    if strain > LARGE_STRAIN:
+        warnings.warn(
+            f"{text}, a strain of {100 * strain:.3g} %: linear elasticity is no model for that. Check the units "
+            f"({units}), or use smaller steps of the compression",
+            stacklevel=3,
+        )
+    elif 0 < strain < SMALL_STRAIN:
+        warnings.warn(f"{text}, hardly a strain at all: {units}", stacklevel=3)
 
 
 def _real(value, name) -> np.ndarray:

@@ -37,7 +37,7 @@ def on_grid():
         GRID,
         PlaneStrain(0.49),
         load,
-        RNG.normal(size=std.shape) * 1e-5,
+        np.where(load.fixed, load.displacement, RNG.normal(size=std.shape) * 1e-5),
         std,
         force_std=RNG.uniform(0, 1, std.shape),
         reference=RNG.uniform(1e3, 1e4, GRID.shape),
@@ -45,7 +45,9 @@ def on_grid():
 
 
 def on_mesh():
-    return Measurement(MESH, PlaneStress(-0.2), compression(MESH, pressure=100.0), RNG.normal(size=(2, 5)), [1.0, 2.0])
+    return Measurement(
+        MESH, PlaneStress(-0.2), compression(MESH, pressure=100.0), 1e-5 * RNG.normal(size=(2, 5)), [1e-5, 2e-5]
+    )
 
 
 def same(one, other):

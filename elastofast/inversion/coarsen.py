@@ -79,7 +79,7 @@ def coarsen(measurement, smallest=COARSEST_NODES):
     try:
         check_support(coarse, load)
         force_std = np.where(fixed | open_, 0.0, np.sqrt(force_variance))
-        return Measurement(coarse, m.law, load, displacement, std, force_std, device=m.device)
+        return Measurement.derived(coarse, m.law, load, displacement, std, force_std, m.device)
     except ValueError:
         return None  # the support, or all that was measured, does not survive coarsening
 
@@ -177,8 +177,8 @@ def sample(fine, coarse):
     std = np.where(fine.observed | fine.load.fixed, fine.displacement_std, np.inf)
     std = np.stack([component[nodes] for component in std])
     std = np.where(std > 0, std, coarse.displacement_std)
-    return Measurement(
-        coarse.geometry, coarse.law, coarse.load, displacement, std, coarse.force_std, device=fine.device
+    return Measurement.derived(
+        coarse.geometry, coarse.law, coarse.load, displacement, std, coarse.force_std, fine.device
     )
 
 

@@ -48,6 +48,8 @@ def homogeneous(measurement):
     n = m.geometry.n_nodes
     if not m.load.force.any():
         return xp.full(n, np.log(TISSUE))
+    if not m.still.any():
+        raise ValueError("displacement is zero wherever it was measured: nothing moved, so nothing tells the modulus")
     compliance, std = Fidelity.of_batch([m], "exact", RTOL).homogeneous_compliance()
     if compliance < -AGAINST * std:
         raise ValueError(
