@@ -59,6 +59,12 @@ class Measurement:
         Standard deviation of the force noise in newtons (2-D: per metre of thickness), zero or more.
     reference : array_like of float, shape node_shape, optional
         The true modulus in pascals where it is known. It is for evaluation only; no reconstruction reads it.
+    displacement_correlation : float, sequence of d floats, or sequence of d arrays, optional
+        Correlation of the displacement noise from node to node, on grids; none by default. A length in metres, for all
+        axes or for each, is the distance at which the correlation exp(-(distance / length)^2) has fallen to 1 / e; zero
+        means none. An array for each axis has the correlation at a distance of 0, 1, 2, ... nodes, the first being 1
+        and those beyond its end zero. The correlation of two nodes is the product over the axes, and three thousandths
+        of the variance count as independent. Windows of a tracker that overlap correlate its noise.
     device : Device, optional
         Where later work is done; by default where the displacement is.
 
@@ -67,6 +73,8 @@ class Measurement:
     displacement, displacement_std, force_std : numpy.ndarray, float64, shape (d, *node_shape)
         The arguments, checked, broadcast and read-only.
     reference : numpy.ndarray, float64, shape node_shape, or None
+    displacement_correlation : tuple of d arrays, or None
+        The correlation along each axis by the distance in nodes.
     device : Device
         Where the work is done; moduli are arrays of its kind.
 
@@ -99,17 +107,22 @@ class Measurement:
         force_std: ArrayLike = 0.0,
         reference: ArrayLike | None = None,
         *,
+        displacement_correlation: Any = None,
         device: Device | None = None,
     ) -> None:
         given = self._set(geometry, law, load, displacement, displacement_std, force_std, reference, device)
+        self.displacement_correlation = correlation_tables(displacement_correlation, geometry)
         _warn_of_fixed(self, given)
         _check_strain(self)
 
     @classmethod
-    def derived(cls, geometry, law, load, displacement, displacement_std, force_std, device) -> Measurement:
+    def derived(
+        cls, geometry, law, load, displacement, displacement_std, force_std, displacement_correlation, device
+    ) -> Measurement:
         """A measurement computed from another one, about which the user has been warned already."""
         self = cls.__new__(cls)
         self._set(geometry, law, load, displacement, displacement_std, force_std, None, device)
+        self.displacement_correlation = displacement_correlation
         return self
 
     def _set(self, geometry, law, load, displacement, displacement_std, force_std, reference, device):
@@ -314,6 +327,50 @@ def check_force_std(value, shape) -> np.ndarray:
         bad = np.broadcast_to(~good, shape)
         raise ValueError(f"force_std must be finite and not negative (newtons), {_first_bad(bad, std)}")
     return std
+
+
+def correlation_tables(value: Any, geometry: Grid | Mesh) -> tuple[np.ndarray, ...] | None:
+    """The correlation of the noise along each axis by the distance in nodes; None if it is independent.
+
+    Parameters
+    ----------
+    value : float, sequence of d floats, sequence of d arrays, or None
+        The argument ``displacement_correlation``.
+    geometry : Grid or Mesh
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the value does not fit; the message names it.
+    """
+    if value is None:
+        return None
+    name = "displacement_correlation"
+    if not isinstance(geometry, Grid):
+        raise ValueError(f"{name} needs a Grid, got {geometry!r}: leave it out on a Mesh")
+    d = geometry.dim
+    each = list(value) if isinstance(value, list | tuple | np.ndarray) and np.shape(value[:1]) else [value] * d
+    if len(each) != d:
+        raise ValueError(f"{name} must be one length, or one length or array for each of {d} axes, got {len(each)}")
+    tables = []
+    for own, n, h in zip(each, geometry.shape, geometry.spacing, strict=True):
+        own = _real(own, name)
+        if own.ndim == 0:
+            if not (0 <= own < np.inf):
+                raise ValueError(f"{name} must be finite lengths (metres), zero or more, got {own:g}")
+            if own > n * h:
+                raise ValueError(f"{name} is {own:g} m, longer than the grid ({n * h:g} m): lengths are in metres")
+            distance = np.arange(n) * h
+            tables.append(np.exp(-((distance / own) ** 2)) if own > 0 else (distance == 0).astype(float))
+            continue
+        if own.ndim != 1 or not len(own) or own[0] != 1 or not (np.abs(own) <= 1).all():
+            raise ValueError(f"{name} along an axis must be an array of values from -1 to 1 that begins with 1")
+        tables.append(np.concatenate([own, np.zeros(max(n - len(own), 0))])[:n])
+    if not any(own[1:].any() for own in tables):
+        return None
+    for own in tables:
+        own.setflags(write=False)
+    return tuple(tables)
 
 
 def _unmasked(displacement, std, dim):

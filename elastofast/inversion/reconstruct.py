@@ -173,7 +173,7 @@ def _groups(members: list[Measurement], options: list[Options]) -> list[list[int
     """
     groups: list[list[int]] = []
     for k, m in enumerate(members):
-        together = options[k].optimizer.batched and m.device.is_gpu
+        together = options[k].optimizer.batched and m.device.is_gpu and m.displacement_correlation is None
         for group in groups if together else ():
             if _alike(members[group[0]], m):
                 group.append(k)

@@ -13,10 +13,10 @@ from ..forward.form import ElasticForm, as_float, check_modulus
 from ..forward.krylov import restarted_conjugate_gradients
 from ..forward.protocol import SolveError
 from ..forward.solve import check_rtol
-from ..measurement import check_displacement_std, check_force_std
+from ..measurement import check_displacement_std, check_force_std, correlation_tables
 from .edge_symbol import EdgeSymbol
 from .elimination import OpenDofs
-from .noise import DisplacementNoise
+from .noise import noise_of
 
 __all__ = ["CovarianceSolution", "NoiseCovariance"]
 
@@ -61,7 +61,7 @@ class CovarianceSolution(NamedTuple):
 class NoiseCovariance:
     """Gamma = S_w + K S_n K^T on the equations of a load (the paper's equations 3-5).
 
-    S_w and S_n are diagonal: variances of force and displacement noise. Rows of K are the loaded dofs;
+    S_w is diagonal, and so is S_n unless ``displacement_correlation`` is given. Rows of K are the loaded dofs;
     columns are the loaded and the open ones, since a fixed displacement has no noise.
 
     Parameters
@@ -77,6 +77,8 @@ class NoiseCovariance:
         as a thousand times the largest finite one.
     force_std : float or array_like, shape () or (d, *node_shape), optional
         Standard deviation of the force noise in newtons (2-D: per metre of thickness).
+    displacement_correlation : float or sequence, optional
+        Correlation of the displacement noise, see `Measurement`.
 
     Raises
     ------
@@ -92,7 +94,15 @@ class NoiseCovariance:
     symmetric operator, so that the preconditioner is positive definite whatever the noise.
     """
 
-    def __init__(self, form: ElasticForm, x: Any, load: Boundary, displacement_std: Any, force_std: Any = 0.0) -> None:
+    def __init__(
+        self,
+        form: ElasticForm,
+        x: Any,
+        load: Boundary,
+        displacement_std: Any,
+        force_std: Any = 0.0,
+        displacement_correlation: Any = None,
+    ) -> None:
         if not isinstance(form, ElasticForm):
             raise TypeError(f"form must be an ElasticForm, got {type(form).__name__}")
         device = device_of(x=x)
@@ -106,49 +116,50 @@ class NoiseCovariance:
             d, n = form.geometry.dim, form.geometry.n_nodes
             std = check_displacement_std(displacement_std, form.dof_shape, load.fixed).reshape(d, n)
             force_std = check_force_std(force_std, form.dof_shape).reshape(d, n)
-            self._assemble(x.reshape(n), device.upload_broadcast(std), device.upload_broadcast(force_std))
+            correlations = correlation_tables(displacement_correlation, form.geometry)
+            std, force_std = (device.upload_broadcast(field) for field in (std, force_std))
+            self._assemble(x.reshape(n), std, force_std, correlations=correlations)
 
     @classmethod
-    def _of(cls, form, x, load, std, force_std):
+    def _of(cls, form, x, load, std, force_std, noise):
         """A covariance from arrays that have been checked: x (..., N), standard deviations (..., d, N)."""
         self = cls.__new__(cls)
         self.form, self.load = form, load
-        self._assemble(x, std, force_std)
+        self._assemble(x, std, force_std, noise)
         return self
 
-    def _assemble(self, x, std, force_std):
+    def _assemble(self, x, std, force_std, noise=None, correlations=None):
         d, n = self.form.geometry.dim, self.form.geometry.n_nodes
         self._x, self._device = x, device_of(x=x)
         xp = self._device.xp
         self._equations = attribute_on(self._device, self.load, "loaded").reshape(d, n)
         noisy = ~attribute_on(self._device, self.load, "fixed").reshape(d, n)
-        noise = DisplacementNoise(self._device, std, noisy & xp.isfinite(std))
-        self._observed = noise.observed
-        self._unmeasured = not bool((noise.observed | ~noisy).all())
-        # With force noise: an unmeasured displacement inside the body has no precision, and solutions z have K^T z = 0
-        # there, so that its variance does not matter. That of an open one does.
-        inside = noisy & ~noise.observed & self._equations
-        std = xp.where(inside, np.inf, fill_unmeasured_std(std, noisy))
-        self._variance = xp.where(noisy & ~inside, std**2, 0.0)
+        self._observed = noisy & xp.isfinite(std)
+        self._unmeasured = not bool((self._observed | ~noisy).all())
         self._force_variance = xp.where(self._equations, force_std**2, 0.0)
-        forces = bool(self._force_variance.any())
-        self._forces = forces
-        shift = xp.sqrt(self._force_variance) / std if forces else None
-        self._precision = xp.where(self._equations, 1 / std**2, 0.0) if forces else noise.weights
+        self._forces = bool(self._force_variance.any())
+        data = self._observed
+        if self._forces:
+            # An unmeasured displacement inside the body has no precision, and solutions z have K^T z = 0 there, so that
+            # its variance does not matter. That of an open one does.
+            data = data | (noisy & ~self._equations)
+            std = xp.where(noisy & self._equations & ~self._observed, np.inf, fill_unmeasured_std(std, noisy))
+        self._noise = noise or noise_of(self._device, std, data, self.form.geometry, correlations)
+        shift = xp.sqrt(self._force_variance) / std if self._forces else None
         self._open_dofs = None
-        if not forces and self.load.open.any():
+        if not self._forces and self.load.open.any():
             open_ = self.load.open.reshape(d, n)
-            first = to_host(noise.weights).reshape(-1, d, n)[0]
+            first = to_host(self._noise.weights).reshape(-1, d, n)[0]
             self._open_dofs = OpenDofs(
                 self.form, self._device, self._equations, attribute_on(self._device, self.load, "open").reshape(d, n),
-                noise.precision, EdgeSymbol(self.form, self._device, open_, first),
+                self._noise.precision, EdgeSymbol(self.form, self._device, open_, first),
             )  # fmt: skip
         least, most = (
-            choose(xp.where(self._equations & ~inside, std, other), axis=(-2, -1))
+            choose(xp.where(self._equations & xp.isfinite(std), std, other), axis=(-2, -1))
             for choose, other in ((np.min, np.inf), (np.max, 0.0))
         )
         self._accuracy = min(INVERSE_ACCURACY, INVERSE_ACCURACY_PER_RATIO * float((least / most).min()))
-        if bool(inside.any()):
+        if bool((self._equations & ~self._observed).any()):
             self._accuracy = min(self._accuracy, INVERSE_ACCURACY_UNMEASURED)
         self._solver = self.form.solver(x, self.load.loaded.reshape(d, n), shift)
 
@@ -261,14 +272,14 @@ class NoiseCovariance:
         xp = self._device.xp
         first = self._solver.solve(b, rtol=rtol)
         if self._open_dofs is None:
-            second = self._solver.solve(self._precision * first.value, rtol=rtol)
+            second = self._solver.solve(self._noise.precision(first.value), rtol=rtol)
             e, z, iterations, stage = first.value, second.value, 0, max(first.residual, second.residual)
         else:
             found = self._open_dofs.nearest(self._x, self._solver, first.value, xp.zeros_like(b), None, rtol)
             e, z, iterations, stage = found.deviation, found.multiplier, found.iterations, first.residual
         size = dots(b, b, 2)
         # S_n K^T z is the deviation e; where nothing was measured S_n is infinite and K^T z zero
-        e = xp.where(self._observed, self._variance * self.form.force(self._x, z), e)
+        e = xp.where(self._observed, self._noise.covariance(self.form.force(self._x, z)), e)
         rest = xp.where(self._equations, b - self.form.force(self._x, e), 0.0)
         residual = xp.sqrt(dots(rest, rest, 2)) / xp.where(size > 0, xp.sqrt(size), 1.0)
         return z, iterations, residual, xp.zeros_like(size) + stage
@@ -278,7 +289,7 @@ class NoiseCovariance:
 
         For use inside a computation: r is an array of the modulus' own library, on its current stream.
         """
-        return self._solver.precondition(self._precision * self._solver.precondition(r))
+        return self._solver.precondition(self._weighted(self._solver.precondition(r)))
 
     def _on_equations(self, name, field):
         """A new float64 field (..., d, N), zero off the equations and finite on them."""
@@ -298,15 +309,18 @@ class NoiseCovariance:
         xp = self._device.xp
         v = xp.where(self._equations, v, 0.0).astype(np.float64, copy=False)
         t = self.form.force(self._x, v)
-        t *= self._variance
-        out = self.form.force(self._x, t)
+        out = self.form.force(self._x, self._noise.covariance(t))
         out += self._force_variance * v
         return xp.where(self._equations, out, 0.0)
+
+    def _weighted(self, e):
+        """S_n^-1 e on the equations."""
+        return self._device.xp.where(self._equations, self._noise.precision(e), 0.0)
 
     def _matching(self, r):
         """The matching preconditioner A^-1 S_n^-1 A^-1 r, with A^-1 to the accuracy that the noise asks for."""
         inverse = self._solver.approximate_inverse
-        return inverse(self._precision * inverse(r, self._accuracy), self._accuracy)
+        return inverse(self._weighted(inverse(r, self._accuracy)), self._accuracy)
 
 
 def fill_unmeasured_std(std, noisy):

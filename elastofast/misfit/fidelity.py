@@ -17,7 +17,7 @@ from ..measurement import Measurement
 from .covariance import NoiseCovariance
 from .edge_symbol import EdgeSymbol
 from .elimination import OpenDofs
-from .noise import DisplacementNoise
+from .noise import noise_of
 
 __all__ = ["Evaluation", "Fidelity"]
 
@@ -171,20 +171,20 @@ class Fidelity:
             std = xp.where(self._open & ~observed, sizes if len(measurements) > 1 else sizes[0], std)
             data = observed | self._open
         self._std = std
-        self._noise = DisplacementNoise(self.device, std, data)
-        self._precision = self._noise.weights
-        self._variance = xp.where(data, std, 0.0) ** 2  # zero inside the body if not measured, see `NoiseCovariance`
+        self._noise = noise_of(self.device, std, data, m.geometry, m.displacement_correlation)
         # one equation for each loaded dof, less those spent on displacements in them that nobody measured
         contained = self._contained()
         self.n_data = m.load.n_equations - np.asarray(to_host((contained & ~fixed & ~observed).sum(axis=(-2, -1))))[()]
+        if self._noise.lost:  # and less those that only repeat what their neighbours say
+            self.n_data = self.n_data - self._noise.lost
         if (self.n_data <= 0).any():
             raise ValueError("fewer displacements were measured than there are unknown ones")
         self._forces = any(one.force_std[m.load.loaded].any() for one in measurements)
         self._open_dofs = None
         if m.load.open.any() and not self._forces:
-            weights = to_host(self._precision).reshape(-1, d, n)[0]
+            weights = to_host(self._noise.weights).reshape(-1, d, n)[0]
             symbol = EdgeSymbol(m.form, self.device, m.load.open.reshape(d, n), weights)
-            unknown = self._open & contained
+            unknown = self._open & (contained | (observed if m.displacement_correlation is not None else False))
             self._open_dofs = OpenDofs(m.form, self.device, self.equations, unknown, self._noise.precision, symbol)
             self._prescribed = xp.where(self._open, self.measured, self._prescribed)
         if not self._forces and bool(self._prescribed.any()):
@@ -323,22 +323,22 @@ class Fidelity:
         u = forward_state(form, x, self._prescribed, self._force, solver, _guess(self._last_primal, x), rtol)
         self._last_primal = u - self._prescribed
         deviation = xp.where(self.equations, u - self.measured, 0.0)
-        weighted = self._precision * deviation
+        weighted = self._noise.precision(deviation)
         z = solver.solve(weighted, _guess(self._last_multiplier, x), rtol).value
         value = 0.5 * dots(deviation, weighted, 2)
         if rtol > CORRECTED_RTOL:  # add the first-order effect of the forward solve's residual (dual weighted residual)
             value = value + dots(z, self._force - form.force(x, u), 2)
 
         def weighting(r):
-            return solver.precondition(self._precision * solver.precondition(r))
+            return solver.precondition(self._noise.precision(solver.precondition(r)))
 
         def frozen_value(residual):
             e = solver.solve(residual, rtol=rtol).value
-            return 0.5 * dots(e, self._precision * e, 2)
+            return 0.5 * dots(e, self._noise.precision(e), 2)
 
         def frozen_multiplier(residual):
             e = solver.solve(residual, rtol=rtol).value
-            return solver.solve(self._precision * e, rtol=rtol).value
+            return solver.solve(self._noise.precision(e), rtol=rtol).value
 
         return _Solution(value, u, z, weighting, frozen_value, frozen_multiplier)
 
@@ -360,7 +360,7 @@ class Fidelity:
             value = value + dots(z, residual, 2)
 
         def weighting(r):
-            return solver.precondition(self._precision * solver.precondition(r))
+            return solver.precondition(self._noise.precision(solver.precondition(r)))
 
         def weighting_with_open(residual, values):
             """With e = p - K^-1 (residual + K p): minus K^-1 P e, and (P e - K K^-1 P e) on the open dofs."""
@@ -391,7 +391,7 @@ class Fidelity:
         z = gamma.find(r, rtol, _guess(self._last_multiplier, x))
         value = dots(z, r, 2) - 0.5 * dots(z, gamma.product(z), 2)
         form, xp = self.measurement.form, self.device.xp
-        u = self.measured + self._variance * form.force(x, z)
+        u = self.measured + self._noise.covariance(form.force(x, z))
         if self._known is not None:  # the rest follows from the equilibrium under the forces without their noise
             force = self._force - self._force_std**2 * z
             base = xp.where(self.equations, self.measured, u)
@@ -406,7 +406,9 @@ class Fidelity:
         )
 
     def _covariance(self, x):
-        return NoiseCovariance._of(self.measurement.form, x, self.measurement.load, self._std, self._force_std)
+        return NoiseCovariance._of(
+            self.measurement.form, x, self.measurement.load, self._std, self._force_std, self._noise
+        )
 
     @staticmethod
     def _values(sums):
@@ -436,8 +438,9 @@ class Fidelity:
             nearest = self._open_dofs.nearest
             deviation = nearest(ones, solver, a, self.measured, None, CONTINUATION_RTOL).deviation
             b = nearest(ones, solver, b, xp.zeros_like(b), None, CONTINUATION_RTOL).deviation
-        energy = float((self._precision * b * b).sum())
-        along = -float((self._precision * b * deviation).sum())
+        weighted = self._noise.precision(b)
+        energy = float((weighted * b).sum())
+        along = -float((weighted * deviation).sum())
         return along / energy, energy**-0.5
 
     def noise_gradient(self, x: Any, now: Evaluation, rng: np.random.Generator, rtol: float) -> Any:
@@ -453,7 +456,7 @@ class Fidelity:
             return xp.asarray(rng.standard_normal(shape[-2:]))
 
         if self._forces:
-            force = form.force(x, xp.sqrt(self._variance) * normal())
+            force = form.force(x, self._noise.draw(normal()))
             force += self._force_std * normal()
             z = self._covariance(x).find(xp.where(self.equations, force, 0.0), rtol)
         elif self._open_dofs is not None:
@@ -461,7 +464,7 @@ class Fidelity:
             solver = form.solver(x, self._active)
             z = self._open_dofs.nearest(x, solver, xp.zeros(shape), noise, None, rtol, remember=False).multiplier
         else:
-            xi = xp.broadcast_to(xp.where(self.equations, xp.sqrt(self._precision) * normal(), 0.0), shape)
+            xi = xp.broadcast_to(xp.where(self.equations, self._noise.draw_weighted(normal()), 0.0), shape)
             z = form.solver(x, self._active).solve(xi, rtol=rtol).value
         return form.sensitivity(now.linearization_point, z)
 
