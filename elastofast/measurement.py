@@ -14,7 +14,7 @@ from .backend.device import Device, device_of, to_host
 from .boundary import Boundary, rigid_motion
 from .forward.form import check_body
 from .geometry import Grid, Mesh
-from .io import measurement_arguments, save_measurement
+from .io.measurements import measurement_arguments, save_measurement
 from .laws import Law
 
 if TYPE_CHECKING:
