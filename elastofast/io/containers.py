@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .tables import read_table
+from .tables import read_table, stated_unit
 
 __all__ = ["Container", "Variable", "read_container"]
 
@@ -164,9 +164,8 @@ def _kind(path, head):
         variables = {UNNAMED: Variable.of(table.values)}
         kind = "text, one matrix"
     else:
-        variables = {
-            name: Variable.of(column, unit) for (name, unit), column in zip(table.columns, table.values.T, strict=True)
-        }
+        columns = zip(table.columns, table.values.T, strict=True)
+        variables = {name: Variable.of(column, stated_unit(name)) for name, column in columns}
         kind = "text, a table with named columns" if table.named else "text, a table of columns without names"
     return kind, lambda path: (variables, table.notes)
 
@@ -311,10 +310,10 @@ def _mat_leaves(name, value, variables, notes):
 def _read_nifti(path):
     import nibabel
 
-    image = nibabel.load(path)
+    image: Any = nibabel.load(path)
     length, _ = image.header.get_xyzt_units()
     unit = {"mm": "mm", "meter": "m", "micron": "um"}.get(length, "")
-    spacing = tuple(float(h) for h in image.header.get_zooms())
+    spacing = tuple(float(f"{h:.7g}") for h in image.header.get_zooms())  # they are in single precision
     values = Variable(image.shape, image.get_data_dtype(), lambda: np.asanyarray(image.dataobj), "", spacing)
     notes = [f"voxels of {' x '.join(f'{h:g}' for h in spacing)} {unit or '(no unit stated)'}"]
     values.unit = unit

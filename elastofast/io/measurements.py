@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..laws import LAWS
 from .atomic import write_atomically
 from .comp_elast import unpack_comp_elast
 from .containers import read_container
+from .foreign import foreign_arguments
 from .layout import (
     MEASUREMENT,
     VERSION,
@@ -27,6 +28,7 @@ from .layout import (
     suffix_kind,
     unpack_geometry,
 )
+from .sidecar import Sidecar
 
 __all__ = ["measurement_arguments", "save_measurement"]
 
@@ -34,7 +36,7 @@ ARGUMENTS = ("geometry", "law", "load", "displacement", "displacement_std", "for
 
 
 @contextmanager
-def measurement_arguments(path, overrides) -> Iterator[dict[str, Any]]:
+def measurement_arguments(path, sidecar, overrides) -> Iterator[dict[str, Any]]:
     """Arguments of a `Measurement` from a file, see `load_measurement`.
 
     Errors about them that are raised in the body of the ``with`` statement are reported with the name of the file.
@@ -44,22 +46,40 @@ def measurement_arguments(path, overrides) -> Iterator[dict[str, Any]]:
             raise TypeError(f"load_measurement() has no argument {name!r}, expected one of {', '.join(ARGUMENTS)}")
     file = read_container(path)
     with naming(file.path):
-        if "format" in file and file.get("format") == MEASUREMENT:
+        if sidecar is not None:
+            values = _with_sidecar(file, sidecar, overrides)
+        elif "format" in file and file.get("format") == MEASUREMENT:
             values = _unpack(file, overrides)
         elif "vertices" in file:
             values = unpack_comp_elast(file, overrides)
         else:
             raise ValueError(
                 f"expected a '{MEASUREMENT}' file or the variables vertices, triangles, uxy, fxy and E; "
-                f"it holds {listing(file)}"
+                f"it holds {listing(file)}. To read it anyway, state what they are in a sidecar, which "
+                f'"elastofast inspect {file.path.name} -o {file.path.stem}.toml" proposes'
             )
-        values.update(overrides)
+        values = values | {name: value for name, value in overrides.items() if sidecar is None or name not in values}
         if values.get("displacement_std") is None:
             raise ValueError(
                 "the file states no noise level; give the standard deviation of the displacement in metres, "
                 f'for example load_measurement("{file.path.name}", displacement_std=1e-8)'
             )
         yield values
+
+
+def _with_sidecar(file, sidecar, overrides) -> dict[str, Any]:
+    """Arguments from a file of another program; the overrides are taken into account."""
+    if not isinstance(sidecar, Sidecar):
+        sidecar = Sidecar.of(sidecar) if isinstance(sidecar, Mapping) else Sidecar.read(sidecar)
+    own = sorted({"geometry", "displacement"} & set(overrides))
+    if own:
+        raise ValueError(f"{own[0]} and sidecar cannot be given together: the sidecar says where it is in the file")
+    if np.ndim(overrides.get("displacement_std", 0.0)):
+        raise ValueError("displacement_std must be one number beside a sidecar; name a variable in noise.variable")
+    values = foreign_arguments(file, sidecar, overrides)
+    if not set(values) <= set(ARGUMENTS):
+        raise ValueError("noise.correlation: this version cannot take correlated noise into account yet, leave it []")
+    return values
 
 
 def _unpack(file, overrides) -> dict[str, Any]:
@@ -91,6 +111,8 @@ def _unpack(file, overrides) -> dict[str, Any]:
     for name in ("displacement", "displacement_std", "force_std"):
         if name not in overrides:
             values[name] = shaped(need(file, name), dofs, name)
+    if "displacement_correlation" in file and "displacement_correlation" not in overrides:
+        values["displacement_correlation"] = np.ravel(file.get("displacement_correlation")).tolist()
     if "reference" in file and "reference" not in overrides:
         values["reference"] = shaped(file.get("reference"), nodes, "reference")
     return values
@@ -120,6 +142,8 @@ def save_measurement(path: str | os.PathLike, measurement) -> None:
             "total_force_value": float(value),
             "total_force_nodes": np.asarray(nodes, dtype=bool),
         }
+    if (correlation := getattr(m, "displacement_correlation", None)) is not None:
+        fields["displacement_correlation"] = np.asarray(correlation, dtype=np.float64)
     if m.reference is not None:
         fields["reference"] = m.reference
     write_atomically(path, encode(suffix_kind(path, ("hdf5", "npz", "mat")), fields))

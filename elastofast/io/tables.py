@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Table", "read_table", "split_unit"]
+__all__ = ["NAMELESS", "Table", "read_table", "stated_unit"]
+
+NAMELESS = "column {}"  # names of columns without a heading, counted from 1
 
 MISSING = {"", "nan", "na", "n/a", "null", "none", "-", "--", "inf", "-inf", "#n/a", "missing"}  # in lower case
 # what separates columns (None: white space) and the decimal sign, the most telling first
@@ -26,15 +28,15 @@ class Table:
     ----------
     values : numpy.ndarray of float, shape (rows, columns)
         NaN where an entry is missing.
-    columns : list of (str, str) or None
-        Name and unit of each column, the unit empty where it is not stated; None if the file is one matrix.
+    columns : list of str or None
+        The name of each column; None if the file is one matrix.
     named : bool
         Whether the names are in the file.
     notes : list of str
     """
 
     values: np.ndarray
-    columns: list[tuple[str, str]] | None
+    columns: list[str] | None
     named: bool
     notes: list[str] = field(default_factory=list)
 
@@ -80,28 +82,28 @@ def read_table(path: Path) -> Table:
     names = _names(lines[:start], separator, width)
     if names is None and not _starts_with_coordinates(values):
         return Table(values, None, False, _strange_notes(strange, None))
-    columns = [split_unit(name) for name in names] if names else [(f"column {k + 1}", "") for k in range(width)]
+    columns = names or [NAMELESS.format(k + 1) for k in range(width)]
     notes = _strange_notes(strange, columns)
     held = np.isfinite(values).any(axis=0)
     if not held.all():
-        empty = [columns[k][0] for k in np.flatnonzero(~held)]
+        empty = [columns[k] for k in np.flatnonzero(~held)]
         notes.append(f"without any number: {', '.join(empty)}")
         values, columns = values[:, held], [column for column, h in zip(columns, held, strict=True) if h]
     return Table(values, columns, names is not None, notes)
 
 
-def split_unit(name: str) -> tuple[str, str]:
-    """The name of a quantity, and the unit that follows it in brackets or after an underscore, empty if there is none.
+def stated_unit(name: str) -> str:
+    """The unit that ends the name of a column, in brackets or after an underscore; empty if there is none.
 
     Examples
     --------
-    >>> split_unit("u [mm]"), split_unit("x_px"), split_unit("sigma")
-    (('u [mm]', 'mm'), ('x_px', 'px'), ('sigma', ''))
+    >>> stated_unit("u [mm]"), stated_unit("x_px"), stated_unit("sigma")
+    ('mm', 'px', '')
     """
     found = re.search(r"[\[(<]\s*([a-zµμ]+)(?:\s*/\s*frame)?\s*[\])>]", name, re.IGNORECASE)
     found = found or re.search(r"[_ ](mm|um|µm|μm|nm|px|pix|pixels?)$", name, re.IGNORECASE)
     found = found or re.search(r"[_ ](m)$", name)
-    return name, found.group(1) if found else ""
+    return found.group(1) if found else ""
 
 
 def _text(path) -> str:
@@ -117,25 +119,22 @@ def _text(path) -> str:
 
 
 def _style(lines):
-    """Separator, decimal sign and number of columns by which most lines are rows of numbers."""
+    """Separator, decimal sign and number of columns by which the most entries of the lines are numbers."""
     step = max(1, len(lines) // SAMPLE)
     sample = lines[:SAMPLE] + lines[SAMPLE::step]
-    best = None
+    best, chosen = 0, None
     for separator, decimal in STYLES:
-        widths = Counter(
-            len(entries)
-            for entries in (_split(line, separator) for line in sample)
-            if _numbers(entries, decimal) is not None
-        )
-        if not widths:
+        split = [entries for line in sample if _numbers(entries := _split(line, separator), decimal) is not None]
+        if not split:
             continue
-        width, count = max(widths.items(), key=lambda item: (item[1], item[0]))
-        score = (count, width)
-        if best is None or score > best[0]:
-            best = score, separator, decimal, width
-    if best is None:
+        width = Counter(map(len, split)).most_common(1)[0][0]
+        good = [_number(entry, decimal) is not None for line in split if len(line) == width for entry in line]
+        score = 2 * sum(good) - len(good)  # numbers, less what is none
+        if score > best:
+            best, chosen = score, (separator, decimal, width)
+    if chosen is None:
         raise ValueError("the text has no rows of numbers")
-    return best[1:]
+    return chosen
 
 
 def _split(line, separator) -> list[str]:
@@ -198,7 +197,7 @@ def _strange_notes(strange, columns) -> list[str]:
         by_column.setdefault(column, Counter())[entry] += count
     notes = []
     for column, entries in sorted(by_column.items()):
-        name = columns[column][0] if columns else f"column {column + 1}"
+        name = columns[column] if columns else NAMELESS.format(column + 1)
         example = entries.most_common(1)[0][0]
         notes.append(f"{sum(entries.values())} entries of {name} are no numbers, such as {example!r}: read as missing")
     return notes
