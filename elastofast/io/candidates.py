@@ -65,6 +65,12 @@ class Candidate:
 def candidates(sources: Sources) -> list[Candidate]:
     """All arrays that may be fields; of cell arrays, which hold a frame each, only the first."""
     found: list[Candidate] = []
+    lengths = {
+        int(np.prod(variable.shape))
+        for file in sources.files
+        for name, variable in file.fields().items()
+        if role_of(name).kind == "coordinate" and sum(n > 1 for n in variable.shape) == 1
+    }
     for number, file in enumerate(sources.files, 1):
         for name, variable in file.fields().items():
             if (cell := re.search(r"\{(\d+)\}$", name)) and cell[1] != "1" and f"{name[: cell.start()]}{{1}}" in file:
@@ -81,17 +87,20 @@ def candidates(sources: Sources) -> list[Candidate]:
                 why = "; the first of several frames"
             text = name if number == 1 else f"{number}:{name}"
             unit = unit_of(variable.unit or stated_unit(name))
-            found += _parts(variable, Candidate(text, variable.shape, role, unit, why=why))
+            found += _parts(variable, Candidate(text, variable.shape, role, unit, why=why), lengths)
     return found
 
 
-def _parts(variable: Variable, whole: Candidate) -> Iterator[Candidate]:
-    """The array itself if it is a matrix or a column, else its components, and of volumes and sequences one slice."""
+def _parts(variable: Variable, whole: Candidate, lengths: set[int]) -> Iterator[Candidate]:
+    """The array itself if it is a matrix or a column, else its components, and of volumes and sequences one slice.
+
+    The axes of a slice are those with coordinates, whose ``lengths`` are given, and then the longest.
+    """
     text, role, why = whole.text, whole.role, whole.why
     long = [k for k, n in enumerate(variable.shape) if n > 1]
     component = _component_axis(variable.shape, long) if not role.axis else None
     space = [k for k in long if k != component]
-    plane = sorted(sorted(space, key=lambda k: (-variable.shape[k], k))[:2])
+    plane = sorted(sorted(space, key=lambda k: (variable.shape[k] not in lengths, -variable.shape[k], k))[:2])
     index = {k: ":" for k in range(len(variable.shape))}
     for k in space:
         if k not in plane:

@@ -131,10 +131,14 @@ class _Guess:
             return
         self._choose_coordinates()
         self._take_stated_units()
+        fields = None
         try:
             fields = self._orient()
         except ValueError as error:  # such as coordinates that are on no regular grid
             self.warnings.append(str(error))
+        if self.pair[0].why:
+            self.warnings.append(f"{self.pair[0].text} is a guess: {self.pair[0].why.lstrip('; ')}")
+        if fields is None:
             return
         self._guess_units(fields)
         self._guess_law(fields)
@@ -145,24 +149,9 @@ class _Guess:
     # which variables ----------------------------------------------------------------------------
 
     def _choose_displacement(self) -> None:
-        found = [c for c in self.candidates if c.kind == "displacement" and c.size >= SMALLEST_FIELD]
-        why = ""
-        if not found:  # matrices that are named by a direction and are no grids of coordinates
-            found = [c for c in self.candidates if c.kind == "coordinate" and self._varies_both_ways(c)]
-            self.candidates = [c for c in self.candidates if c not in found]
-        if not found:  # names say nothing: what is left of the largest size
-            unknown = [c for c in self.candidates if not c.kind and c.size >= SMALLEST_FIELD]
-            largest = max((c.size for c in unknown), default=0)
-            found = [c for c in unknown if c.size == largest]
-            why = "its name does not say what it is, but no other array is as large" + "; " * bool(found[1:])
-            why += "there are two of this size" if len(found) == 2 else ""
-        if not found:
-            names = ", ".join(self.sources.names()[:20]) or "none"
-            raise ValueError(
-                f"{self.sources.files[0].path}: no variable can be a displacement field; the arrays are: {names}"
-            )
+        """The components of the displacement, or that it has to be stated which they are."""
+        found, why = self._fields()
         axes = {c.axis for c in found} - {""}
-        pairs: list[list[Candidate]] = []
         if axes:
             axial, lateral, why = axial_and_lateral(axes)
             along = {axis: [c for c in found if c.axis == axis] for axis in (axial, lateral)}
@@ -171,9 +160,8 @@ class _Guess:
             ] or [[c] for c in along[axial] or along[lateral]]
             pairs.sort(key=lambda pair: (bool(FILTERED & set(pair[0].role.rest)), len(pair[0].role.rest)))
         elif len(found) <= 2:
-            why = why or "its name does not say of which direction it is"
             pairs = [found]
-        if not pairs:
+        else:
             names = ", ".join(c.text for c in found[:8])
             self.set("axial.displacement", UNKNOWN, f"{len(found)} arrays may be it: {names}")
             self.warnings.append(f"which array is the displacement cannot be told; it may be {names}")
@@ -181,16 +169,34 @@ class _Guess:
         self.pair = pairs[0]
         if len(pairs) > 1:
             others = ", ".join("/".join(c.text for c in other) for other in pairs[1:6])
-            why += f"; there are {len(pairs)} candidates, the others are {others}; fields that were filtered have "
-            why += "correlated noise"
+            why += f"; there are {len(pairs)} candidates, the others are {others}"
+            if any(FILTERED & set(pair[0].role.rest) for pair in pairs):
+                why += "; fields that were filtered have correlated noise"
             chosen = "/".join(c.text for c in self.pair)
             self.warnings.append(f"{len(pairs)} fields may be the displacement: {chosen} was taken, not {others}")
         self._name_displacement(why)
 
+    def _fields(self) -> tuple[list[Candidate], str]:
+        """Arrays that may be components of the displacement, and why, where no name says of which direction."""
+        if found := [c for c in self.candidates if c.kind == "displacement" and c.size >= SMALLEST_FIELD]:
+            return found, "its name does not say of which direction it is"
+        # matrices that are named by a direction alone and are no grids of coordinates
+        named = [c for c in self.candidates if c.kind == "coordinate" and len(c.shape) == 2]
+        found = [c for c in named if self._varies_both_ways(c)]
+        if found := found or [c for c in named if c.axis in ("axial", "lateral")]:
+            self.candidates = [c for c in self.candidates if c not in found]
+            return found, ""
+        unknown = [c for c in self.candidates if not c.kind and c.size >= SMALLEST_FIELD]
+        if not unknown:
+            names = ", ".join(self.sources.names()[:20]) or "none"
+            raise ValueError(
+                f"{self.sources.files[0].path}: no variable can be a displacement field; the arrays are: {names}"
+            )
+        largest = max(c.size for c in unknown)
+        return [c for c in unknown if c.size == largest], "its name does not say what it is; no other array is as large"
+
     def _varies_both_ways(self, c) -> bool:
-        """Whether an array is a matrix that is constant along neither of its axes."""
-        if len(c.shape) != 2 or c.size < SMALLEST_FIELD:
-            return False
+        """Whether a matrix is constant along neither of its axes."""
         values = self.sources.select(c.text, "axial.displacement")
         return all(bool((np.nan_to_num(np.diff(values, axis=axis)) != 0).any()) for axis in (0, 1))
 
@@ -258,12 +264,14 @@ class _Guess:
         named = any(c.axis for c in self.pair)
         swaps = (False, True) if len(self.pair) == 2 and not named else (False,)
         readings: dict[tuple[int, bool], _Fields] = {}
+        errors = []
         for axis, swap in product((0, 1), swaps):  # rows as depths first
             try:
                 readings[axis, swap] = self._read(axis, swap)
-            except ValueError:
-                if axis and not readings:
-                    raise
+            except ValueError as error:
+                errors.append(error)
+        if not readings:
+            raise errors[0]
         fitting = {axis for axis, _ in readings}
         axis, swap = next(iter(readings))
         for other, reading in readings.items():
@@ -273,7 +281,7 @@ class _Guess:
         if not fields.placement.scattered:
             why = "rows are depths in images and matrices, and nothing in the file says otherwise"
             if len(fitting) == 1 and fields.placement.shape[0] != fields.placement.shape[1]:
-                why = "the coordinates of rows and columns are so many"
+                why = "only so the coordinates are as many as rows and columns"
             elif axis:
                 why = "with columns as depths the field looks like a compression along depth, with rows as depths not"
             self._turn(axis)
