@@ -18,6 +18,7 @@ HELP = (
 EXAMPLE = "vic2d.csv -o vic2d.toml"
 
 SHOWN = 40  # variables that are listed
+LARGE = 2 * 10**7  # values of an array whose range is not shown, because reading it would take seconds
 
 
 def add_options(option) -> None:
@@ -30,7 +31,14 @@ def add_options(option) -> None:
     )
     option("-o", "--output", metavar="SIDECAR", help="write the sidecar to this .toml file (default: print it)")
     option("--with", dest="sidecar", metavar="SIDECAR", help="check a sidecar that is there: say what it makes of FILE")
-    option("--set", metavar="KEY=VALUE", nargs="+", default=[], help="values for the sidecar, such as noise.std=2e-4")
+    option(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="values for the sidecar, such as noise.std=2e-4",
+    )
     option("--force", action="store_true", help="replace an existing sidecar")
 
 
@@ -118,7 +126,7 @@ def _print_content(file) -> None:
         variable = file.variables[name]
         shape = " x ".join(map(str, variable.shape)) or "single"
         line = f"  {name:<23} {shape:<15} {variable.dtype!s:<8} {variable.unit:<5}"
-        if name in fields:
+        if name in fields and np.prod(variable.shape) <= LARGE:
             values = file.array(name)
             finite = values[np.isfinite(values)]
             line += f"{finite.min():.5g} to {finite.max():.5g}" if finite.size else "no numbers"

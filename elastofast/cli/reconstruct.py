@@ -51,6 +51,7 @@ def add_options(option) -> None:
         "--set",
         metavar="KEY=VALUE",
         nargs="+",
+        action="extend",
         default=[],
         help="values in place of those in the sidecar, such as noise.std=2e-4 units.displacement=mm",
     )
