@@ -319,7 +319,7 @@ def test_a_sidecar_is_written_and_read_as_it_was(tmp_path):
     assert (
         sidecar["axial.displacement"] == "v [mm]" and sidecar["region.rows"] == [1, 5] and sidecar["noise.std"] == 0.5
     )
-    (tmp_path / "a.toml").write_text(sidecar.text(["A heading."]))
+    (tmp_path / "a.toml").write_text(sidecar.text(["A heading."]), encoding="utf-8-sig")  # as some editors save
     again = Sidecar.read(tmp_path / "a.toml")
     assert again.values == sidecar.values and set(again.values) == set(KEYS)
     assert Sidecar.of(sidecar.sections()).values == sidecar.values

@@ -189,8 +189,9 @@ class _Guess:
         unknown = [c for c in self.candidates if not c.kind and c.size >= SMALLEST_FIELD]
         if not unknown:
             names = ", ".join(self.sources.names()[:20]) or "none"
+            notes = "".join(f"; {note}" for file in self.sources.files for note in file.notes)
             raise ValueError(
-                f"{self.sources.files[0].path}: no variable can be a displacement field; the arrays are: {names}"
+                f"{self.sources.files[0].path}: no variable can be a displacement field; the arrays are: {names}{notes}"
             )
         largest = max(c.size for c in unknown)
         return [c for c in unknown if c.size == largest], "its name does not say what it is; no other array is as large"

@@ -182,8 +182,7 @@ class Sidecar:
         path = Path(path)
         if path.suffix.lower() == ".toml":
             try:
-                with open(path, "rb") as file:
-                    return cls.of(tomllib.load(file), str(path))
+                return cls.of(tomllib.loads(path.read_text(encoding="utf-8-sig")), str(path))
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
                 raise ValueError(f"{path}: not a TOML file: {error}") from error
         container = read_container(path)
@@ -237,9 +236,11 @@ class Sidecar:
         sections = {section for argument, section in elsewhere.items() if argument in given}
         missing = [name for name in self.unstated() if name.partition(".")[0] not in sections]
         if missing:
-            what = "; ".join(f"{name} ({KEYS[name].comment.partition('. ')[0]})" for name in missing)
+            brief = len(missing) > 1
+            meanings = (KEYS[name].comment.partition(". ")[0] if brief else KEYS[name].comment for name in missing)
+            what = "; ".join(f"{name} ({meaning})" for name, meaning in zip(missing, meanings, strict=True))
             raise ValueError(
-                f"{self.source} does not state {what}. Edit that file, or add --set {missing[0]}=VALUE to the command"
+                f"{self.source} does not state {what}. State it in the sidecar, or with --set {missing[0]}=VALUE"
             )
 
     def sections(self) -> dict[str, dict[str, Any]]:
