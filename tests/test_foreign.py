@@ -100,12 +100,21 @@ def test_coordinates_that_are_rounded_are_put_on_their_axis():
     axis = regular_axis(np.tile(np.delete(values, [3, 70, 71]), 4), "axial.coordinate")
     assert axis.nodes == 200 and axis.spacing == pytest.approx(h, rel=1e-4)
     assert np.array_equal(np.unique(axis.number), np.delete(np.arange(200), [3, 70, 71]))
+    assert regular_axis(np.array([0.0, 2, 4, 6, 7, 9, 11]), "x").nodes == 12  # most nodes are missing
     jitter = np.tile(np.arange(50) * 0.2, 40) + np.random.default_rng(0).normal(size=2000) * 1e-5
     assert regular_axis(jitter, "x").nodes == 50
     with pytest.raises(ValueError, match=r"lateral.coordinate: the values are not on a regular grid"):
         regular_axis(np.cumsum(np.random.default_rng(0).uniform(1, 3, 50)), "lateral.coordinate")
     with pytest.raises(ValueError, match="x: all values are equal"):
         regular_axis(np.ones(5), "x")
+
+
+def test_points_without_a_grid_are_refused(tmp_path):
+    points = np.round(np.random.default_rng(0).uniform(0, 9, (200, 4)), 3)  # multiples of .001
+    with pytest.raises(
+        ValueError, match=r"only .*% of the .* nodes of a regular grid .* have values: they are not on a"
+    ):
+        load_measurement(table(tmp_path / "a.csv", points), TABLE)
 
 
 def test_two_values_at_one_node_are_refused(tmp_path):

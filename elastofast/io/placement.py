@@ -15,6 +15,11 @@ __all__ = ["Placement", "place_on_grid", "regular_axis"]
 IRREGULAR = 0.1  # deviation of a coordinate from a regular axis, over the spacing, above which it is refused
 ROUNDING = 10.0  # ratio of two neighbouring sorted gaps that separates rounding errors from node distances; not studied
 DIGITS = 10  # of a spacing that is found from coordinates; no measured coordinate has as many
+LEAST_FILLED = 0.02  # share of the nodes of a grid that have values, below which it is none; chosen, not studied
+RESAMPLE = (
+    "Resample the displacement on one, for example with scipy.interpolate.griddata, or export it in coordinates of the "
+    "undeformed state"
+)
 ELONGATION = 64  # a grid may be so many times as long as wide for its axes to be told from rounding; not studied
 
 
@@ -75,6 +80,12 @@ def _scattered(axes, up):
     shape = rows.nodes, columns.nodes
     row = rows.nodes - 1 - rows.number if up else rows.number
     node = row * shape[1] + columns.number
+    filled = known.sum() / (shape[0] * shape[1])
+    if filled < LEAST_FILLED:
+        raise ValueError(
+            f"axial.coordinate, lateral.coordinate: only {filled:.1%} of the {shape[0]} x {shape[1]} nodes of a "
+            f"regular grid through all coordinates have values: they are not on a grid. {RESAMPLE}"
+        )
     twice = np.bincount(node, minlength=1) > 1
     if twice.any():
         first = np.flatnonzero(node == np.argmax(twice))[:2]
@@ -172,9 +183,8 @@ def regular_axis(values: np.ndarray, key: str) -> RegularAxis:
     steps = np.diff(centres)
     if not len(steps):
         raise ValueError(f"{key}: all values are nearly equal ({centres[0]:g})")
-    numbers = np.concatenate([[0], np.cumsum(np.rint(steps / np.median(steps)))]).astype(int)
-    if (np.diff(numbers) < 1).any():
-        raise ValueError(f"{key}: {_not_regular(steps)}")
+    shortest = np.median(steps[steps < 1.5 * steps.min()])  # longer ones are gaps of several node distances
+    numbers = np.concatenate([[0], np.cumsum(np.rint(steps / shortest))]).astype(int)
     spacing, origin = np.polyfit(numbers, centres, 1)
     away = np.abs(levels - origin - spacing * numbers[group]).max() / spacing
     if away > IRREGULAR:
@@ -186,6 +196,5 @@ def regular_axis(values: np.ndarray, key: str) -> RegularAxis:
 def _not_regular(steps):
     return (
         f"the values are not on a regular grid: neighbouring ones differ by {steps.min():.4g} to {steps.max():.4g}. "
-        "Resample the displacement on one, for example with scipy.interpolate.griddata, or export it in coordinates of "
-        "the undeformed state"
+        f"{RESAMPLE}"
     )
