@@ -183,7 +183,7 @@ def _check_displacement(u, std, spacing, sidecar) -> None:
     )
     if strain > LARGEST_STRAIN:
         raise ValueError(
-            f"units.displacement: the mean strain is {strain:.2%}, which no small-strain experiment has; {units}: "
+            f"units.displacement: the mean strain is {strain:.2%}, which no experiment has; {units}: "
             "one of them is wrong"
         )
     spread = np.nanmax(known[0]) - np.nanmin(known[0])

@@ -417,7 +417,8 @@ class _Guess:
             self.reasons[key] = why + f"; it would be {' and '.join(usual)}" * bool(usual)
             self.warnings.append(f"units.displacement: {self.reasons[key]}")
         elif not USUAL_STRAIN[0] <= value <= USUAL_STRAIN[1] and np.isfinite(value):
-            self.warnings.append(f"units.displacement: {why}: the file states a wrong unit")
+            doubt = "the file states a wrong unit" if impossible else "does the file state the right units?"
+            self.warnings.append(f"units.displacement: {why}: {doubt}")
 
     # noise, region, law, load -------------------------------------------------------------------
 

@@ -8,9 +8,9 @@ import numpy as np
 
 __all__ = ["LARGEST_STRAIN", "SMALLEST_STRAIN", "MeanGradient"]
 
-# Strains that no quasi-static experiment on tissue has: a displacement in pixels or millimetres on coordinates in
-# metres gives some 1000 %, a displacement in metres on coordinates in pixels some 1e-7 %.
-LARGEST_STRAIN, SMALLEST_STRAIN = 0.2, 1e-8
+# Strains that no quasi-static experiment on tissue has, as in `measurement`: a displacement in pixels or millimetres on
+# coordinates in metres gives some 1000 %, a displacement in metres on coordinates in pixels some 1e-7 %.
+LARGEST_STRAIN, SMALLEST_STRAIN = 1.0, 1e-8
 CLEAR = 2.0  # ratio of two strains above which one is called larger; chosen, not studied
 
 
