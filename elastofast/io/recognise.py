@@ -15,7 +15,7 @@ from .containers import Container, read_container
 from .layout import MEASUREMENT, MODULUS
 from .placement import Placement, place_on_grid
 from .roles import axial_and_lateral, axis_of_spacing, words_of
-from .sidecar import KEYS, UNITS, UNKNOWN, Sidecar
+from .sidecar import KEYS, STATED, UNITS, UNKNOWN, Sidecar
 from .sources import Sources
 from .strain import LARGEST_STRAIN, SMALLEST_STRAIN, MeanGradient
 
@@ -361,7 +361,7 @@ class _Guess:
         stated = coordinate.unit if coordinate else self.pair[0].unit if self.pair[0].spacing else ""
         for key, unit in (("units.coordinate", stated), ("units.displacement", self.pair[0].unit)):
             if unit:
-                self.set(key, unit, "as the file states it")
+                self.set(key, unit, STATED)
             else:
                 self.reasons[key] = "the file does not say"
         if len({c.unit for c in self.pair}) > 1:

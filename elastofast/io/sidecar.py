@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 from .containers import read_container
 from .layout import MODULUS, naming
 
-__all__ = ["KEYS", "UNITS", "UNKNOWN", "Sidecar"]
+__all__ = ["KEYS", "STATED", "UNITS", "UNKNOWN", "Sidecar"]
 
+STATED = "as the file states it"  # the reason of a value that is no guess
 UNKNOWN = "?"  # stands for a value that has to be stated by a person
 UNITS = {"m": 1.0, "cm": 1e-2, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}  # in metres; "px" besides, of the size units.pixel
 EDGES = ("top", "bottom", "left", "right")
@@ -264,7 +265,7 @@ class Sidecar:
             reason = self.reasons.get(name)
             if self.values[name] == UNKNOWN:
                 reason = "TO BE STATED" + (f": {reason}" if reason else "")
-            elif reason:
+            elif reason and reason != STATED:
                 reason = f"GUESSED: {reason}"
             if reason:
                 lines += textwrap.wrap(reason, WIDTH, initial_indent="# ", subsequent_indent="#   ")
