@@ -12,6 +12,7 @@ from elastofast.cli import batch
 from elastofast.geometry import Grid
 from elastofast.inversion.reconstruct import reconstruct
 from elastofast.io import load_modulus
+from elastofast.io.sidecar import Sidecar
 from elastofast.laws import PlaneStress
 from elastofast.measurement import Measurement
 from elastofast.phantoms import inclusion
@@ -178,6 +179,15 @@ def test_a_batch_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys, sidecar
     scan(scans / "p1.csv", seed=9)  # a file that has changed is reconstructed again, no other
     assert run(*words) == 0
     assert made[3:] == ["p1.csv"]
+
+
+def test_files_that_belong_to_another_one_are_not_measurements_of_their_own(tmp_path):
+    for name in ("p1_uz.txt", "p1_ux.txt", "p2_uz.txt", "p2_ux.txt", "roi.png", "notes.md"):
+        (tmp_path / name).touch()
+    sidecar = Sidecar.of({"files": {"more": ["_uz -> _ux", "roi.png"]}})
+    assert [path.name for path in batch._files([tmp_path], sidecar)] == ["p1_uz.txt", "p2_uz.txt"]
+    named = [tmp_path / "p2_uz.txt", tmp_path / "p2_uz.txt", tmp_path / "p1_uz.txt"]  # in the order given, each once
+    assert [path.name for path in batch._files(named, sidecar)] == ["p2_uz.txt", "p1_uz.txt"]
 
 
 def test_maps_of_files_of_one_name_are_kept_apart(tmp_path):
