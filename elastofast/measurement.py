@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,12 @@ from .backend.device import Device, device_of, to_host
 from .boundary import Boundary, rigid_motion
 from .forward.form import check_body
 from .geometry import Grid, Mesh
-from .io import measurement_arguments, save_measurement
+from .io.measurements import measurement_arguments, save_measurement
 from .laws import Law
 
 if TYPE_CHECKING:
     from .forward.form import ElasticForm
+    from .io.sidecar import Sidecar
 
 __all__ = ["Measurement", "load_measurement"]
 
@@ -248,24 +250,32 @@ class Measurement:
         save_measurement(path, self)
 
 
-def load_measurement(path: str | os.PathLike, **overrides: Any) -> Measurement:
-    """Read a `Measurement` from an HDF5, NPZ or MATLAB (v5 or v7.3) file.
+def load_measurement(
+    path: str | os.PathLike, sidecar: str | os.PathLike | Mapping[str, Any] | Sidecar | None = None, **overrides: Any
+) -> Measurement:
+    """Read a `Measurement` from a file.
 
-    Two layouts are understood: elastofast's own (docs/files.md) and that of the published comp-elast data, which has
-    ``vertices`` (N, 2) in metres, lateral then axial; ``triangles``, counted from zero; ``uxy`` and optionally ``fxy``,
-    x and y for each node in turn, in metres and newtons per metre; and optionally ``E`` (Pa), which becomes the
-    reference. Files of that layout state neither law nor support nor noise level. The law is plane strain with a
-    Poisson ratio of 0.495 unless it is given. The support is the published one: the bottom edge, where the axial
-    coordinate is smallest, is fixed axially, and its node nearest to the middle is also fixed laterally; the values of
-    ``fxy`` there are reactions and are not used. The noise level ``displacement_std`` has to be given.
+    With a sidecar, the file may be of any program: HDF5, NPZ, MATLAB (v5 or v7.3), a table of text, NIfTI, PNG or TIFF
+    (docs/files.md). Without one, two layouts are understood: elastofast's own (docs/files.md) and that of the published
+    comp-elast data, which has ``vertices`` (N, 2) in metres, lateral then axial; ``triangles``, counted from zero;
+    ``uxy`` and optionally ``fxy``, x and y for each node in turn, in metres and newtons per metre; and optionally ``E``
+    (Pa), which becomes the reference. Files of that layout state neither law nor support nor noise level. The law is
+    plane strain with a Poisson ratio of 0.495 unless it is given. The support is the published one: the bottom edge,
+    where the axial coordinate is smallest, is fixed axially, and its node nearest to the middle is also fixed
+    laterally; the values of ``fxy`` there are reactions and are not used. The noise level ``displacement_std`` has to
+    be given.
 
     Parameters
     ----------
     path : path-like
         The file. Its format is recognised by its content.
+    sidecar : path-like or dict, optional
+        What the variables of somebody else's file are, in which units: a TOML file that ``elastofast inspect`` has
+        proposed, a modulus file that was reconstructed with one, or the same as a dict of sections.
     **overrides
         Any argument of `Measurement`, which is used in place of what the file says: ``geometry``, ``law``, ``load``,
-        ``displacement``, ``displacement_std`` (metres), ``force_std`` (newtons), ``reference`` (pascals).
+        ``displacement``, ``displacement_std`` (metres), ``force_std`` (newtons), ``reference`` (pascals). With a
+        sidecar, ``displacement_std`` is one number, for all values that were measured.
 
     Returns
     -------
@@ -276,15 +286,17 @@ def load_measurement(path: str | os.PathLike, **overrides: Any) -> Measurement:
     OSError
         If the file is missing or cannot be opened.
     ValueError
-        If the file is empty, damaged, of another kind, or lacks something that a measurement needs.
+        If the file is empty, damaged, of another kind, or lacks something that a measurement needs, or the sidecar
+        does not fit it or leaves something to be stated.
     TypeError
         If an override is not an argument of `Measurement`.
 
     Examples
     --------
     >>> m = load_measurement("Data3.mat", displacement_std=1e-8)  # doctest: +SKIP
+    >>> m = load_measurement("vic2d.csv", sidecar="vic2d.toml")  # doctest: +SKIP
     """
-    with measurement_arguments(path, overrides) as values:
+    with measurement_arguments(path, sidecar, overrides) as values:
         return Measurement(**values)
 
 

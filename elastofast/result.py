@@ -63,10 +63,17 @@ class Result:
     timing: dict[str, float] = field(repr=False, default_factory=dict)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the modulus to .npz, .h5, .mat or .vtu, see `save_modulus`."""
+        """Write the map and the names of what made it to .npz, .h5, .mat or .vtu, see `save_modulus`."""
+        from . import __version__
         from .io import save_modulus
 
-        save_modulus(path, self, self.geometry)
+        config = {
+            "elastofast": __version__,
+            "prior": self.prior,
+            "gradient": self.gradient,
+            "optimizer": self.optimizer,
+        }
+        save_modulus(path, self, self.geometry, config=config)
 
 
 def message(status: str, chi2: float, prior: str, known: bool) -> str:

@@ -224,7 +224,9 @@ def test_debug_raises_the_error_itself(tmp_path):
         run("reconstruct", "--debug", tmp_path / "no.h5", "-o", tmp_path / "x.npz")
 
 
-@pytest.mark.parametrize("command", ["demo", "simulate", "dataset", "reconstruct", "compare", "train", "info"])
+@pytest.mark.parametrize(
+    "command", ["demo", "simulate", "dataset", "inspect", "reconstruct", "compare", "train", "info"]
+)
 def test_help_has_an_example(capsys, command):
     code, out, _ = run(command, "--help", capsys=capsys)
     assert code == 0 and f"example:\n  elastofast {command}" in out

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import elastofast as ef
-from elastofast import _core, cli
-from elastofast.learning import dataset, resumable
+from elastofast import _core, cli, resumable
+from elastofast.learning import dataset
 from elastofast.learning.dataset import Dataset, build_dataset
 
 h5py = pytest.importorskip("h5py")

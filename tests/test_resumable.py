@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from elastofast.learning.resumable import ResumableFolder, difference
+from elastofast.resumable import ResumableFolder, difference
 
 CONFIG = {"shape": (8, 9), "methods": ["tv", "unet"], "masks": {"scans": 3}, "seed": 1}
 TEXTS = {"content": "a run", "advice": "delete it"}

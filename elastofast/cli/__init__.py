@@ -10,15 +10,16 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from typing import Any
 
-from . import compare, dataset, demo, info, reconstruct, simulate, train
+from . import compare, dataset, demo, info, inspect, reconstruct, simulate, train
 from .shared import INTERRUPTED, one_line, version
 
 __all__ = ["main"]
 
-COMMANDS = (demo, simulate, dataset, reconstruct, compare, train, info)  # in the order of the help
+COMMANDS = (demo, simulate, dataset, inspect, reconstruct, compare, train, info)  # in the order of the help
 
 
 def main(argv=None) -> int:
@@ -40,7 +41,9 @@ def main(argv=None) -> int:
     except SystemExit as stop:  # argparse has printed the help or the error
         return int(stop.code or 0)
     try:
-        return options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return options.run(options)
     except KeyboardInterrupt as stop:
         print(f"elastofast: interrupted {stop}".rstrip(), file=sys.stderr)
         return INTERRUPTED
@@ -49,6 +52,11 @@ def main(argv=None) -> int:
             raise
         print(f"elastofast: error: {one_line(error)}", file=sys.stderr)
         return 2
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """Warnings in one line, without the source line that Python shows."""
+    print(f"elastofast: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,21 +1,60 @@
-"""``elastofast reconstruct``: from a measurement file to a map."""
+"""``elastofast reconstruct``: from measurement files to maps."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
+from typing import Any
 
 from ..inversion.optimizers import OPTIMIZERS
 from ..priors.registry import DEFAULT_LEARNED, LEARNED, NAMED, load
-from .shared import FAILED, INTERRUPTED, ReconstructionBar, check_output, version
+from .batch import reconstruct_all
+from .shared import FAILED, INTERRUPTED, ReconstructionBar, check_output, digest, version
 
-HELP = "reconstruct the modulus map of a measurement file"
-EXAMPLE = "scan.h5 -o modulus.h5 --prior tv --plot modulus.png"
+HELP = (
+    "reconstruct the modulus map of a measurement file, or those of several files or a folder, with a table of all; a "
+    "batch that was interrupted goes on when called again"
+)
+EXAMPLE = (
+    "scan.h5 -o modulus.h5 --prior tv --plot modulus.png\n"
+    "  elastofast reconstruct vic2d.csv --with vic2d.toml --set noise.std=2e-4 -o modulus.h5\n"
+    "  elastofast reconstruct scans/ --with scans.toml -o maps --format npz"
+)
+
+FIGURES = (".png", ".pdf", ".svg")
 
 
 def add_options(option) -> None:
     """Add the options of the command."""
-    option("file", metavar="FILE", help="measurement: HDF5, NPZ or MATLAB (docs/files.md)")
-    option("-o", "--output", required=True, help="file to write: .npz, .h5, .mat or .vtu")
+    option(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="measurement in elastofast's own layout, or with a sidecar in any other (docs/files.md); several files or "
+        "a folder are reconstructed one after the other",
+    )
+    option(
+        "-o",
+        "--output",
+        required=True,
+        help="file to write: .npz, .h5, .mat or .vtu; for several files the folder of the maps and of summary.csv",
+    )
+    option(
+        "--with",
+        dest="sidecar",
+        metavar="SIDECAR",
+        help="TOML file that says what is in FILE and in which units, as elastofast inspect proposes it, or a map that "
+        "was reconstructed with one",
+    )
+    option(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="values in place of those in the sidecar, such as noise.std=2e-4 units.displacement=mm",
+    )
     option(
         "--prior",
         choices=("auto", *NAMED),
@@ -43,43 +82,99 @@ def add_options(option) -> None:
     )
     option("--bounds", type=float, nargs=2, metavar=("LO", "HI"), help="least and greatest modulus in pascals")
     option("--displacement-std", type=float, help="displacement noise in metres, in place of that in the file")
-    option("--plot", help="figure to write: .png, .pdf or .svg")
+    option("--plot", help="figure to write: .png, .pdf or .svg; for several files only that suffix, such as png")
+    option("--format", choices=("h5", "npz", "mat", "vtu"), default="h5", help="for several files: format of the maps")
     option("--quiet", action="store_true", help="show no progress bar")
 
 
 def run(options) -> int:
     """Run the command; returns the exit status."""
-    from ..inversion.reconstruct import reconstruct
-    from ..io import save_modulus
-    from ..measurement import load_measurement
-
+    work = Work(options)
+    if len(options.files) > 1 or os.path.isdir(options.files[0]):
+        return reconstruct_all(work, options)
     check_output(options.output, (".npz", ".h5", ".hdf5", ".mat", ".vtu"))
     if options.plot:
-        check_output(options.plot, (".png", ".pdf", ".svg"))
-    overrides = {} if options.displacement_std is None else {"displacement_std": options.displacement_std}
-    m = load_measurement(options.file, **overrides)
+        check_output(options.plot, FIGURES)
+    m = work.load(options.files[0])
     print(m)
-    settings = {name: getattr(options, name) for name in ("prior", "weight", "gradient", "optimizer")}
-    if options.bounds:
-        settings["bounds"] = tuple(options.bounds)
-    prior = options.prior if options.weights is None else load(options.prior, options.weights)
     with ReconstructionBar(options.prior, hidden=options.quiet) as bar:
-        result = reconstruct(m, progress=bar, **{**settings, "prior": prior})
-    settings["optimizer"] = result.optimizer
-    if options.prior == "auto":
-        settings["prior"] = result.prior
-    config = {"elastofast": version("elastofast"), "file": str(options.file), **overrides, **settings}
-    if options.weights:
-        config["weights"] = str(options.weights)
-    save_modulus(options.output, result, m.geometry, config=config)
+        result = work(m, bar)
+    work.save(options.files[0], m, result, options.output, options.plot)
     _print_result(result, m)
     print(f"wrote {options.output}")
     if options.plot:
-        from ..plots import plot_result
-
-        plot_result(result, m, options.plot)
         print(f"wrote {options.plot}")
     return {"interrupted": INTERRUPTED, "failed": FAILED}.get(result.status, 0)
+
+
+class Work:
+    """What is done to each file, and the settings by which it can be done again."""
+
+    def __init__(self, options):
+        from ..io.sidecar import Sidecar
+
+        self.sidecar = None
+        if options.sidecar or options.set:
+            self.sidecar = Sidecar.read(options.sidecar) if options.sidecar else Sidecar.of({}, "the command")
+            self.sidecar = self.sidecar.changed(options.set)
+        std = options.displacement_std
+        self.overrides = {} if std is None else {"displacement_std": std}
+        if self.sidecar:
+            self.sidecar.require(self.overrides)
+        self.settings: dict[str, Any] = {
+            name: getattr(options, name) for name in ("prior", "weight", "gradient", "optimizer")
+        }
+        if options.bounds:
+            self.settings["bounds"] = tuple(options.bounds)
+        self.weights = options.weights
+        self.prior = options.prior if options.weights is None else load(options.prior, options.weights)
+
+    def load(self, path):
+        """The measurement in a file."""
+        from ..measurement import load_measurement
+
+        return load_measurement(path, self.sidecar, **self.overrides)
+
+    def __call__(self, m, progress):
+        """The reconstruction of a measurement."""
+        from ..inversion.reconstruct import reconstruct
+
+        return reconstruct(m, progress=progress, **{**self.settings, "prior": self.prior})
+
+    def config(self) -> dict[str, Any]:
+        """All settings, which are the same for every file."""
+        config = {"elastofast": version("elastofast"), **self.overrides, **self.settings}
+        if self.weights:
+            config["weights"] = str(self.weights)
+        if self.sidecar:
+            config["sidecar"] = self.sidecar.sections()
+        return config
+
+    def save(self, path, m, result, output, plot) -> None:
+        """Write the map with all that is needed to run it again, and the figure if one is asked for."""
+        from ..io import save_modulus
+
+        config = {**self.config(), "file": str(path), "sha256": digest(path), "optimizer": result.optimizer}
+        if self.settings["prior"] == "auto":
+            config["prior"] = result.prior
+        config["command"] = self._command(path, output, config)
+        save_modulus(output, result, m.geometry, config=config)
+        if plot:
+            from ..plots import plot_result
+
+            plot_result(result, m, plot)
+
+    def _command(self, path, output, config) -> str:
+        """The command that makes the same map: the sidecar is read from the map itself."""
+        words = ["elastofast", "reconstruct", str(path), "-o", str(output)]
+        if self.sidecar and not str(output).endswith(".vtu"):
+            words += ["--with", str(output)]
+        for name in ("prior", "weights", "weight", "gradient", "optimizer", "displacement_std"):
+            if config.get(name) is not None:
+                words += [f"--{name.replace('_', '-')}", str(config[name])]
+        if "bounds" in config:
+            words += ["--bounds", *map(str, config["bounds"])]
+        return shlex.join(words)
 
 
 def _print_result(result, m):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -24,7 +25,8 @@ OPTIONAL = {
     "torch": "learned priors",
     "safetensors": "learned priors",
     "tensorboard": "train --log",
-    "pillow": "data sets from lesion masks",
+    "pillow": "data sets from lesion masks, PNG and TIFF files",
+    "nibabel": "NIfTI files",
 }
 
 
@@ -55,6 +57,12 @@ def version(package) -> str | None:
         return None
 
 
+def digest(path) -> str:
+    """SHA-256 of a file, by which it is known again."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def one_line(error) -> str:
     """The message of an error in one line, which says what to install where a package is missing."""
     text = " ".join(str(error).split())
@@ -67,16 +75,21 @@ def one_line(error) -> str:
     return text or type(error).__name__
 
 
-def check_output(path, suffixes) -> None:
-    """Raise an error before the work if the output cannot be written or needs a package that is not installed."""
-    folder, name = os.path.split(path)
-    suffix = os.path.splitext(name)[1].lower()
+def check_suffix(path, suffixes) -> str:
+    """The suffix of an output file; ValueError if it is none of those."""
+    suffix = os.path.splitext(path)[1].lower()
     if suffix not in suffixes:
         raise ValueError(f"the output must end in one of {', '.join(suffixes)}, got {path!r}")
+    return suffix
+
+
+def check_output(path, suffixes) -> None:
+    """Raise an error before the work if the output cannot be written or needs a package that is not installed."""
+    suffix = check_suffix(path, suffixes)
     for package, extra, kinds in (("matplotlib", "plot", (".png", ".pdf", ".svg")), ("h5py", "io", (".h5", ".hdf5"))):
         if suffix in kinds and importlib.util.find_spec(package) is None:
             raise ImportError(f'{suffix} files need {package}: pip install "elastofast[{extra}]"')
-    if not os.path.isdir(folder or "."):
+    if not os.path.isdir(os.path.dirname(path) or "."):
         raise ValueError(f"the folder of the output does not exist: {path!r}")
 
 

@@ -8,9 +8,7 @@ Layout: docs/comparison.md.
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import os
 import shlex
 import time
 import traceback
@@ -23,12 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from ..io import write_atomically
 from ..learning.dataset import Dataset, OtherDatasetError, build_dataset, whole_number
-from ..learning.resumable import ResumableFolder
 from ..learning.workers import in_processes
 from ..metrics import evaluate
 from ..progress import progress_bar
+from ..resumable import ResumableFolder, RowFile
 from .methods import METHODS, Method, chosen_methods
 from .results import COLUMNS, METRICS, Comparison
 from .scenarios import SCENARIOS, Condition, measure
@@ -234,13 +231,8 @@ class _Folder(ResumableFolder):
         super().__init__(path, items="parts")
         advice = "give another folder or its arguments"
         self.begin(config, content="a comparison", advice=advice, indent=1)
-        self.packed, self._lines = self.path / "maps.h5", self.path / "results.jsonl"
-        text = self._lines.read_text() if self._lines.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # a kill has cut the last line short
-            write_atomically(self._lines, whole.encode())
-        rows = map(json.loads, whole.splitlines())
-        self.rows = {(row["condition"], row["map"], row["method"]): row for row in rows}
+        self.packed, self._lines = self.path / "maps.h5", RowFile(self.path / "results.jsonl")
+        self.rows = {(row["condition"], row["map"], row["method"]): row for row in self._lines.rows}
 
     def add_run(self, run, row, modulus, truth):
         """Keep a finished run: first its map, then its line, by which the run counts as finished."""
@@ -249,10 +241,7 @@ class _Folder(ResumableFolder):
             self.add(name, truth)
         if modulus is not None:
             self.add(_part(run.condition.name, run.map, run.method), modulus)
-        with open(self._lines, "a") as file:
-            file.write(json.dumps(row, default=float) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._lines.add(row)
         self.rows[run.key] = row
 
     def map(self, condition, k, method):

@@ -27,10 +27,10 @@ from ..geometry import Grid
 from ..laws import LAWS
 from ..measurement import Measurement
 from ..progress import progress_bar
+from ..resumable import ResumableFolder, difference
 from ..simulation import NOISES, simulate
 from .masks import Scan, collect, describe, on_grid, read_mask
 from .posterior import posterior_errors
-from .resumable import ResumableFolder, difference
 from .workers import in_processes
 
 FORMAT = "elastofast data set"

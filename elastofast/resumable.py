@@ -1,8 +1,8 @@
 """Folders from which an interrupted computation goes on: what was asked for, and every item that is finished.
 
-Data sets and comparisons consist of many items, each of which takes seconds to minutes. Every finished item is written
-to a file of its own at once, so that whatever stops the work, even a kill, costs no more than the items in the making.
-When all are there they are packed into one file, and the single files are removed.
+Data sets, comparisons and batches of files consist of many items, each of which takes seconds to minutes. Every
+finished item is written to a file of its own at once, so that whatever stops the work, even a kill, costs no more than
+the items in the making. When all are there they are packed into one file, and the single files are removed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..io import write_atomically
+from .io import write_atomically
 
-__all__ = ["ResumableFolder", "difference"]
+__all__ = ["ResumableFolder", "RowFile", "difference"]
 
 SHOWN = 80  # characters of a value in a message; longer values are cut
 
@@ -127,6 +127,39 @@ class ResumableFolder:
     def remove_items(self) -> None:
         """Remove the folder of the items."""
         shutil.rmtree(self.items)
+
+
+class RowFile:
+    """A file of rows, one JSON object a line, to which a row is added for each finished item.
+
+    A kill while a row is written leaves a line cut short, which is removed when the file is opened again.
+
+    Parameters
+    ----------
+    path : path-like
+        The file, which need not be there.
+
+    Attributes
+    ----------
+    rows : list of dict
+        All rows, in the order in which they were added.
+    """
+
+    def __init__(self, path):
+        self._path = Path(path)
+        text = self._path.read_text() if self._path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            write_atomically(self._path, whole.encode())
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add a row, which is on the disk when this returns."""
+        with open(self._path, "a") as file:
+            file.write(json.dumps(row, default=float) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows.append(row)
 
 
 def difference(theirs, ours, name: str = "") -> str:

@@ -1,0 +1,183 @@
+"""Many measurement files reconstructed one after the other, with one table of all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..io import write_atomically
+from ..io.sources import further_name
+from ..progress import progress_bar
+from ..resumable import ResumableFolder, RowFile
+from .shared import FAILED, INTERRUPTED, check_output, digest, one_line
+
+__all__ = ["reconstruct_all"]
+
+# what is taken from a folder
+SUFFIXES = (".h5", ".hdf5", ".npz", ".npy", ".mat", ".csv", ".txt", ".tsv", ".dat", ".nii", ".nii.gz", ".tif", ".tiff")
+COLUMNS = (
+    *("file", "status", "chi2", "prior", "weight", "relative", "nodes", "spacing_mm"),
+    *("modulus_5", "modulus_median", "modulus_95", "seconds", "output", "message"),
+)
+# of the printed table: column, heading, format
+SHOWN = (
+    ("name", "file", "<28"),
+    ("status", "status", "<14"),
+    ("chi2", "chi2", ">7.3f"),
+    ("weight", "weight", ">10.3g"),
+    ("modulus_5", "5 %", ">10.4g"),
+    ("modulus_median", "median", ">10.4g"),
+    ("modulus_95", "95 % of the moduli", ">18.4g"),
+    ("seconds", "seconds", ">8.1f"),
+)
+
+
+def reconstruct_all(work, options) -> int:
+    """Reconstruct all files of a command; returns the exit status.
+
+    Every map is written as soon as it is there, and then its row; whatever stops the work, the same command goes on
+    from there. A file that cannot be read or reconstructed has a row that says why, and the next call tries it again.
+    """
+    out = Path(options.output)
+    figure = "." + options.plot.lower().rpartition(".")[2] if options.plot else None
+    paths = _files(options.files, work.sidecar)
+    outputs = dict(zip(paths, _names(paths), strict=True))
+    check_output(str(out.parent / f"x.{options.format}"), (f".{options.format}",))
+    if figure:
+        check_output(str(out.parent / f"x{figure}"), (".png", ".pdf", ".svg"))
+    folder = ResumableFolder(out)
+    config = {**work.config(), "format": options.format, "plot": figure}
+    folder.begin(config, content="reconstructions", advice="give another folder or its options", indent=1)
+    lines = RowFile(out / "results.jsonl")
+    rows = {row["file"]: row for row in lines.rows}
+    done = {
+        path: row
+        for path in paths
+        if (row := rows.get(str(path)))
+        and row["status"] != "error"
+        and row["sha256"] == digest(path)
+        and folder.holds(row["output"])
+    }
+    stopped = False
+    with progress_bar("reconstructing", "file", not options.quiet, len(paths), len(done)) as bar:
+        for path in paths:
+            if path in done:
+                continue
+            try:
+                row = _one(work, path, out, f"{outputs[path]}.{options.format}", figure)
+            except KeyboardInterrupt:
+                stopped = True
+                break
+            lines.add(row)
+            done[path] = row
+            _write_table(out / "summary.csv", [done[p] for p in paths if p in done])
+            bar.update()
+    finished = [done[path] for path in paths if path in done]
+    _write_table(out / "summary.csv", finished)
+    _print_table(finished)
+    print(f"\nwrote {out / 'summary.csv'}")
+    failed = [row for row in finished if row["status"] == "error"]
+    for row in failed:
+        print(f"elastofast: error: {row['message']}", file=sys.stderr)
+    if stopped:
+        print(f"stopped with {len(paths) - len(finished)} files missing; the same command goes on from there")
+        return INTERRUPTED
+    if failed:
+        return 2
+    return FAILED if any(row["status"] == "failed" for row in finished) else 0
+
+
+def _one(work, path, out, name, figure) -> dict[str, Any]:
+    """Reconstruct one file and write its map; its row of the table."""
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    row |= {"file": str(path), "sha256": digest(path), "output": name}
+    try:
+        m = work.load(path)
+        result = work(m, None)
+        if result.status == "interrupted":
+            raise KeyboardInterrupt
+        work.save(path, m, result, out / name, (out / name).with_suffix(figure) if figure else None)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        return row | {"output": None, "status": "error", "message": one_line(error)}
+    low, median, high = np.quantile(np.asarray(result.modulus), [0.05, 0.5, 0.95])
+    return row | {
+        "status": result.status,
+        "message": result.message,
+        "chi2": result.chi2,
+        "prior": result.prior,
+        "weight": result.weight,
+        "relative": result.relative,
+        "nodes": " x ".join(map(str, m.geometry.node_shape)),
+        "spacing_mm": " x ".join(f"{1e3 * h:.6g}" for h in getattr(m.geometry, "spacing", ())),
+        "modulus_5": float(low),
+        "modulus_median": float(median),
+        "modulus_95": float(high),
+        "seconds": result.seconds,
+    }
+
+
+def _files(given, sidecar) -> list[Path]:
+    """All files of a command, those in folders included, without those that belong to another one."""
+    paths: list[Path] = []
+    for text in given:
+        path = Path(text)
+        inside = (
+            sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")) if path.is_dir() else []
+        )
+        taken = [p for p in inside if p.name.lower().endswith(SUFFIXES)]
+        if path.is_dir() and not taken:
+            raise ValueError(f"{path}: the folder has no files with one of the suffixes {', '.join(SUFFIXES)}")
+        paths += taken or [path]
+    paths = list(dict.fromkeys(paths))
+    beside = set()
+    for path in paths:
+        for more in sidecar["files.more"] if sidecar else ():
+            old = more.partition("->")[0].strip()
+            if "->" not in more or old in path.name:
+                beside.add(path.with_name(further_name(path, more)))
+    return [path for path in paths if path not in beside]
+
+
+def _names(paths) -> list[str]:
+    """Names of the maps, without their suffix: as short as they can be without two being equal."""
+    ways: tuple[Callable[[Path], str], ...] = (
+        lambda path: path.name.partition(".")[0],
+        lambda path: path.name.replace(".", "_"),
+        lambda path: f"{path.parent.name}_{path.name.replace('.', '_')}",
+        lambda path: "_".join(path.parts).replace(".", "_").strip("_/"),
+    )
+    for way in ways:
+        names = [way(path) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _write_table(path, rows) -> None:
+    text = io.StringIO()
+    table = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def _print_table(rows) -> None:
+    def width(spec):
+        return spec.partition(".")[0]
+
+    print("  ".join(format(heading, width(spec)) for _, heading, spec in SHOWN))
+    for row in rows:
+        cells = {**row, "name": os.path.basename(row["file"])}
+        print(
+            "  ".join(
+                format("-", width(spec)) if cells[name] is None else format(cells[name], spec)
+                for name, _, spec in SHOWN
+            )
+        )

@@ -1,0 +1,199 @@
+"""The layout of elastofast's own files: one flat list of named values, the same in HDF5, NPZ and MATLAB files.
+
+It is described in docs/files.md.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..geometry import Grid, Mesh
+
+__all__ = [
+    "FIELDS",
+    "MEASUREMENT",
+    "MODULUS",
+    "VERSION",
+    "encode",
+    "listing",
+    "naming",
+    "need",
+    "number",
+    "pack_geometry",
+    "shaped",
+    "suffix_kind",
+    "unpack_geometry",
+    "whole_numbers",
+]
+
+VERSION = 1  # of the layout
+MEASUREMENT = "elastofast measurement"
+MODULUS = "elastofast modulus"
+
+# name: (unit, description); masks are stored as 0 and 1, in HDF5 scalars and text are attributes of the root
+FIELDS = {
+    "format": ("", f"'{MEASUREMENT}' or '{MODULUS}'"),
+    "version": ("1", "version of this layout"),
+    "geometry": ("", "'grid' or 'mesh'"),
+    "grid_shape": ("1", "nodes along each axis; axis 0 axial, axis 1 lateral"),
+    "grid_spacing": ("m", "distance between nodes along each axis"),
+    "points": ("m", "node coordinates, (N, d)"),
+    "cells": ("1", "zero-based node numbers of each simplex, (M, d + 1)"),
+    "law": ("", "'plane_stress', 'plane_strain' or 'solid'"),
+    "poisson": ("1", "Poisson ratio"),
+    "fixed": ("1", "1 where the displacement is known exactly"),
+    "fixed_displacement": ("m", "that displacement, 0 elsewhere"),
+    "force": ("N", "known nodal force (2-D: per metre of thickness)"),
+    "open": ("1", "1 where the force is unknown"),
+    "total_force_component": ("1", "component of the measured resultant force"),
+    "total_force_value": ("N", "the measured resultant force (2-D: per metre of thickness)"),
+    "total_force_nodes": ("1", "1 at the nodes that carry it"),
+    "displacement": ("m", "displacement field, (d, nodes)"),
+    "displacement_std": ("m", "standard deviation of its noise, inf where not measured"),
+    "displacement_correlation": ("m", "correlation length of that noise along each axis"),
+    "force_std": ("N", "standard deviation of the force noise"),
+    "reference": ("Pa", "true modulus, for evaluation only"),
+    "modulus": ("Pa", "reconstructed Young's modulus"),
+    "relative": ("1", "1 if the modulus is known only up to a factor"),
+    "chi2": ("1", "2 J / number of independent data, 1 when the fit explains the noise"),
+    "weight": ("1", "prior weight"),
+    "status": ("", "how the reconstruction ended"),
+    "message": ("", "the same as advice"),
+    "config": ("", "run configuration as JSON"),
+}
+SUFFIXES = {".h5": "hdf5", ".hdf5": "hdf5", ".npz": "npz", ".mat": "mat", ".vtu": "vtu"}
+
+
+@contextmanager
+def naming(path) -> Iterator[None]:
+    """Put the name of a file in front of errors about its content."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:  # damaged fields have any type
+        text = str(error)
+        raise ValueError(text if text.startswith(f"{path}: ") else f"{path}: {text}") from error
+
+
+# reading ------------------------------------------------------------------------------------------
+
+
+def need(container, name) -> Any:
+    """The value of a field; ValueError with its meaning if the file lacks it."""
+    if name not in container:
+        raise ValueError(f"the file lacks {name!r} ({FIELDS[name][1] if name in FIELDS else 'required'})")
+    return container.get(name)
+
+
+def number(container, name) -> float:
+    """The value of a field that must be one number."""
+    value = need(container, name)
+    if not isinstance(value, int | float):
+        raise ValueError(f"{name} must be one number, got {value!r}")
+    return value
+
+
+def shaped(array, shape, name) -> np.ndarray:
+    """The array in the shape that it must have; formats may add or drop axes of length one, as MATLAB does."""
+    array = np.asarray(array)
+    if [n for n in array.shape if n != 1] != [n for n in shape if n != 1]:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    return array.reshape(shape)
+
+
+def whole_numbers(array, name) -> np.ndarray:
+    """The array as integers."""
+    array = np.asarray(array)
+    whole = array.astype(np.int64) if np.isfinite(array).all() else None
+    if whole is None or (whole != array).any():
+        raise ValueError(f"{name} must hold whole numbers")
+    return whole
+
+
+def listing(container) -> str:
+    """What a file holds, for a message."""
+    kind = container.get("format") if "format" in container else None
+    if kind:
+        return f"a {kind!r}"
+    names = sorted(container.variables)
+    return f"the variables {', '.join(names[:12])}" if names else "no variables"
+
+
+def unpack_geometry(container) -> Grid | Mesh:
+    """The geometry of a file."""
+    version = number(container, "version")
+    if version > VERSION:
+        raise ValueError(f"the file has layout version {version:g}, this elastofast reads up to {VERSION}: update it")
+    kind = str(need(container, "geometry"))
+    if kind == "grid":
+        shape, spacing = np.ravel(need(container, "grid_shape")), np.ravel(need(container, "grid_spacing"))
+        return Grid(tuple(shape.tolist()), tuple(spacing.tolist()))
+    if kind == "mesh":
+        return Mesh(need(container, "points"), whole_numbers(need(container, "cells"), "cells"))
+    raise ValueError(f"geometry must be 'grid' or 'mesh', got {kind!r}")
+
+
+# writing ------------------------------------------------------------------------------------------
+
+
+def pack_geometry(geometry) -> dict[str, Any]:
+    """The fields of a geometry."""
+    if isinstance(geometry, Grid):
+        return {
+            "geometry": "grid",
+            "grid_shape": np.array(geometry.shape),
+            "grid_spacing": np.array(geometry.spacing),
+        }
+    if isinstance(geometry, Mesh):
+        return {"geometry": "mesh", "points": geometry.points, "cells": geometry.cells}
+    raise TypeError(f"geometry must be a Grid or a Mesh, got {type(geometry).__name__}")
+
+
+def suffix_kind(path: str | os.PathLike, kinds: tuple[str, ...]) -> str:
+    """The format that the suffix of a file chooses, one of ``kinds``."""
+    kind = SUFFIXES.get(Path(path).suffix.lower())
+    if kind not in kinds:
+        known = ", ".join(s for s, kind in SUFFIXES.items() if kind in kinds)
+        raise ValueError(f"path must end in one of {known}, got {str(path)!r}")
+    return kind
+
+
+def encode(kind: str, fields: dict[str, Any]) -> bytes:
+    """The content of a file of the kind "hdf5", "npz" or "mat"."""
+    return {"hdf5": _to_hdf5, "npz": _to_npz, "mat": _to_mat}[kind](fields)
+
+
+def _to_hdf5(fields) -> bytes:
+    import h5py
+
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        for name, value in fields.items():
+            if not isinstance(value, np.ndarray):
+                file.attrs[name] = value
+                continue
+            if value.dtype == bool:
+                value = value.astype(np.uint8)
+            data = file.create_dataset(name, data=value, compression="gzip", compression_opts=1, shuffle=True)
+            data.attrs["units"], data.attrs["description"] = FIELDS[name]
+    return buffer.getvalue()
+
+
+def _to_npz(fields) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **fields)
+    return buffer.getvalue()
+
+
+def _to_mat(fields) -> bytes:
+    from scipy.io import savemat
+
+    buffer = io.BytesIO()
+    savemat(buffer, fields, do_compression=True)
+    return buffer.getvalue()

@@ -1,0 +1,115 @@
+"""Modulus maps: HDF5, NPZ, MATLAB and VTK files."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from ..backend.device import to_host
+from ..geometry import Grid, Mesh
+from .atomic import write_atomically
+from .containers import read_container
+from .layout import (
+    MODULUS,
+    VERSION,
+    encode,
+    listing,
+    naming,
+    need,
+    pack_geometry,
+    shaped,
+    suffix_kind,
+    unpack_geometry,
+)
+from .vtu import to_vtu
+
+__all__ = ["load_modulus", "save_modulus"]
+
+
+def save_modulus(
+    path: str | os.PathLike, result: Any, geometry: Grid | Mesh, config: dict[str, Any] | None = None
+) -> None:
+    """Write a modulus map to an HDF5 (.h5, .hdf5), NPZ, MATLAB v5 (.mat) or VTU file.
+
+    Parameters
+    ----------
+    path : path-like
+        The file, whose suffix chooses the format. An existing file is replaced once the new one is complete.
+    result : Result or array_like, shape geometry.node_shape
+        A modulus in pascals, or a reconstruction, whose displacement, chi2, weight, status and message are written too.
+    geometry : Grid or Mesh
+        Where the nodes are. In a VTU file the coordinates are ``geometry.points``, and a grid becomes quadrilaterals.
+    config : dict, optional
+        The settings of the run, which are written as JSON (in a VTU file as an XML comment).
+
+    Raises
+    ------
+    ValueError
+        If the suffix is unknown or the modulus does not fit the geometry.
+    OSError
+        If the file cannot be written; no incomplete file is left behind.
+    """
+    modulus = np.asarray(to_host(getattr(result, "modulus", result)), dtype=np.float64)
+    if modulus.shape != geometry.node_shape:
+        raise ValueError(f"modulus must have the geometry's shape {geometry.node_shape}, got {modulus.shape}")
+    fields = {"format": MODULUS, "version": VERSION, **pack_geometry(geometry), "modulus": modulus}
+    for name, convert in _RESULT:
+        value = getattr(result, name, None)
+        if value is not None:
+            fields[name] = convert(value)
+    if config is not None:
+        fields["config"] = json.dumps(config, default=str)
+    kind = suffix_kind(path, ("hdf5", "npz", "mat", "vtu"))
+    write_atomically(path, to_vtu(fields) if kind == "vtu" else encode(kind, fields))
+
+
+_RESULT = (
+    ("displacement", to_host),
+    ("relative", int),
+    ("chi2", float),
+    ("weight", float),
+    ("status", str),
+    ("message", str),
+)
+
+
+def load_modulus(path: str | os.PathLike) -> tuple[np.ndarray, Grid | Mesh, dict[str, Any]]:
+    """Read a modulus map that `save_modulus` wrote to an HDF5, NPZ or MATLAB file.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    modulus : numpy.ndarray, shape geometry.node_shape
+        Pascals.
+    geometry : Grid or Mesh
+    info : dict
+        The rest of the file: ``displacement``, ``chi2``, ``weight``, ``status``, ``message``, ``relative`` and
+        ``config``, where they are given.
+
+    Raises
+    ------
+    OSError
+        If the file is missing or cannot be opened.
+    ValueError
+        If the file is empty, damaged or not a modulus file.
+    """
+    file = read_container(path)
+    with naming(file.path):
+        if "format" not in file or file.get("format") != MODULUS:
+            raise ValueError(f"expected a '{MODULUS}' file; it holds {listing(file)}")
+        geometry = unpack_geometry(file)
+        modulus = shaped(need(file, "modulus"), geometry.node_shape, "modulus")
+        info = {name: file.get(name) for name in ("chi2", "weight", "status", "message") if name in file}
+        if "displacement" in file:
+            shape = (geometry.dim, *geometry.node_shape)
+            info["displacement"] = shaped(file.get("displacement"), shape, "displacement")
+        info["relative"] = bool(file.get("relative")) if "relative" in file else False
+        if "config" in file:
+            info["config"] = json.loads(file.get("config"))
+        return modulus, geometry, info
