@@ -41,6 +41,7 @@ def on_grid():
         std,
         force_std=RNG.uniform(0, 1, std.shape),
         reference=RNG.uniform(1e3, 1e4, GRID.shape),
+        displacement_correlation=(2e-3, 0.0),
     )
 
 
@@ -65,6 +66,9 @@ def same(one, other):
         assert np.array_equal(one.load.total_force[2], other.load.total_force[2])
     for name in ("displacement", "displacement_std", "force_std"):
         assert np.array_equal(getattr(one, name), getattr(other, name))
+    assert (one.displacement_correlation is None) == (other.displacement_correlation is None)
+    if one.displacement_correlation is not None:
+        assert all(map(np.array_equal, one.displacement_correlation, other.displacement_correlation))
     assert (one.reference is None) == (other.reference is None)
     assert one.reference is None or np.array_equal(one.reference, other.reference)
 

@@ -32,7 +32,9 @@ from .sidecar import Sidecar
 
 __all__ = ["measurement_arguments", "save_measurement"]
 
-ARGUMENTS = ("geometry", "law", "load", "displacement", "displacement_std", "force_std", "reference")
+ARGUMENTS = (
+    "geometry", "law", "load", "displacement", "displacement_std", "force_std", "reference", "displacement_correlation",
+)  # fmt: skip
 
 
 @contextmanager
@@ -76,10 +78,7 @@ def _with_sidecar(file, sidecar, overrides) -> dict[str, Any]:
         raise ValueError(f"{own[0]} and sidecar cannot be given together: the sidecar says where it is in the file")
     if np.ndim(overrides.get("displacement_std", 0.0)):
         raise ValueError("displacement_std must be one number beside a sidecar; name a variable in noise.variable")
-    values = foreign_arguments(file, sidecar, overrides)
-    if not set(values) <= set(ARGUMENTS):
-        raise ValueError("noise.correlation: this version cannot take correlated noise into account yet, leave it []")
-    return values
+    return foreign_arguments(file, sidecar, overrides)
 
 
 def _unpack(file, overrides) -> dict[str, Any]:
@@ -112,7 +111,8 @@ def _unpack(file, overrides) -> dict[str, Any]:
         if name not in overrides:
             values[name] = shaped(need(file, name), dofs, name)
     if "displacement_correlation" in file and "displacement_correlation" not in overrides:
-        values["displacement_correlation"] = np.ravel(file.get("displacement_correlation")).tolist()
+        both = shaped(file.get("displacement_correlation"), (sum(nodes),), "displacement_correlation")
+        values["displacement_correlation"] = tuple(np.split(both, np.cumsum(nodes)[:-1]))
     if "reference" in file and "reference" not in overrides:
         values["reference"] = shaped(file.get("reference"), nodes, "reference")
     return values
@@ -142,8 +142,8 @@ def save_measurement(path: str | os.PathLike, measurement) -> None:
             "total_force_value": float(value),
             "total_force_nodes": np.asarray(nodes, dtype=bool),
         }
-    if (correlation := getattr(m, "displacement_correlation", None)) is not None:
-        fields["displacement_correlation"] = np.asarray(correlation, dtype=np.float64)
+    if m.displacement_correlation is not None:
+        fields["displacement_correlation"] = np.concatenate(m.displacement_correlation)
     if m.reference is not None:
         fields["reference"] = m.reference
     write_atomically(path, encode(suffix_kind(path, ("hdf5", "npz", "mat")), fields))
