@@ -57,7 +57,7 @@ FIELDS = {
     "total_force_nodes": ("1", "1 at the nodes that carry it"),
     "displacement": ("m", "displacement field, (d, nodes)"),
     "displacement_std": ("m", "standard deviation of its noise, inf where not measured"),
-    "displacement_correlation": ("1", "correlation of that noise by distance in nodes, along axis 0, then along axis 1"),
+    "displacement_correlation": ("1", "its correlation by distance in nodes, along axis 0, then axis 1"),
     "force_std": ("N", "standard deviation of the force noise"),
     "reference": ("Pa", "true modulus, for evaluation only"),
     "modulus": ("Pa", "reconstructed Young's modulus"),
