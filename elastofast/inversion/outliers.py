@@ -1,0 +1,88 @@
+"""Displacements that cannot be what the rest says: peaks that a tracker hopped to, wrapped phases, dropouts.
+
+They are found in two ways. Before a run, the normalised median test of particle image velocimetry (Westerweel and
+Scarano, Exp. Fluids 39, 2005) compares each displacement with its neighbours: the displacement is continuous whatever
+the modulus, so that isolated jumps have no other cause. After a run, a displacement whose residual is many standard
+deviations, while most residuals are as large as the noise says, contradicts the equilibrium of all others; so do the
+blocks whose inside looks smooth. What is found is left out, that is, taken as not measured.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..backend.device import to_host
+from ..geometry import Grid
+from ..measurement import Measurement
+from ..result import Result
+
+__all__ = ["MAX_ROUNDS", "contradicting", "jumps", "without"]
+
+# Difference from the median of the neighbours, in units of what noise and the neighbours' own scatter make plausible,
+# above which a displacement is a jump: far beyond Gaussian noise.
+JUMP = 6.0
+NEIGHBOURHOOD = 5  # nodes along each axis of the test
+# Where a fifth of the neighbours differ from their medians too, as along the boundary of a lesion at little noise, a
+# displacement has to differ this many times as much. Not studied.
+SHARED_PERCENTILE, SHARED = 80, 3.0
+# Residual above which a displacement contradicts the others, in units of the typical residual (1.4826 times the median),
+# but at least in standard deviations. Not studied.
+CONTRADICTION = 6.0
+MAX_SHARE = 0.2  # of all displacements: more are no outliers
+MAX_ROUNDS = 4  # runs, each without what the one before contradicted
+MAD = 1.4826  # from the median of absolute deviations to a standard deviation
+
+
+def jumps(m: Measurement) -> np.ndarray:
+    """Displacements that differ from their neighbours as noise does not, a mask of shape (d, *node_shape).
+
+    Only on grids; on a mesh none.
+    """
+    from scipy.ndimage import median_filter, percentile_filter
+
+    found = np.zeros(m.displacement.shape, bool)
+    if not isinstance(m.geometry, Grid) or min(m.geometry.shape) < 2 * NEIGHBOURHOOD:
+        return found
+    for own, std, seen, out in zip(m.displacement, m.displacement_std, m.observed, found, strict=True):
+        if not seen.any():
+            continue
+        trend = _filled(own, seen)
+        middle = median_filter(trend, NEIGHBOURHOOD, mode="reflect")
+        rest = np.abs(trend - middle)
+        scatter = MAD * median_filter(rest, NEIGHBOURHOOD, mode="reflect")
+        shared = percentile_filter(rest, SHARED_PERCENTILE, NEIGHBOURHOOD, mode="reflect")
+        level = np.where(seen, std, np.inf)
+        out[...] = seen & (rest > np.maximum(JUMP * np.maximum(scatter, level), SHARED * shared))
+    return found
+
+
+def contradicting(m: Measurement, result: Result) -> np.ndarray:
+    """Measured displacements that the map's own displacement contradicts, a mask of shape (d, *node_shape).
+
+    Empty if there are too many, which says that the model is wrong.
+    """
+    residual = np.where(m.observed, np.abs(m.displacement - to_host(result.displacement)), 0.0)
+    size = residual / np.where(m.observed, m.displacement_std, 1.0)
+    found = m.observed & (size > CONTRADICTION * max(MAD * float(np.median(size[m.observed])), 1.0))
+    return found if found.sum() <= MAX_SHARE * m.observed.sum() else np.zeros_like(found)
+
+
+def without(m: Measurement, rejected: np.ndarray) -> Measurement:
+    """The measurement with these displacements not measured."""
+    std: Any = np.where(rejected, np.inf, m.displacement_std)
+    found = Measurement.derived(
+        m.geometry, m.law, m.load, m.displacement, std, m.force_std, m.displacement_correlation, m.device
+    )
+    return found
+
+
+def _filled(field, seen):
+    """A field with the value of the nearest measured node where nothing was measured."""
+    from scipy.ndimage import distance_transform_edt
+
+    if seen.all():
+        return field
+    nearest = distance_transform_edt(~seen, return_distances=False, return_indices=True)
+    return field[tuple(nearest)]
