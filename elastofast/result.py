@@ -42,7 +42,16 @@ class Result:
     relative : bool
         True if the modulus is known only up to a factor, because no force is known.
     prior, gradient, optimizer : str
-        Names of what was used.
+        Names of what was used for this map.
+    fallback : str
+        Which step was taken because the data rejected the map of the prior that was asked for, or because it was
+        inferior: "" for none, "noise" (the noise is larger than stated), "trust" (the model is wrong, so that the data
+        were trusted less), "weight" (less of the prior), "prior" (total variation). The message says why.
+    comparison : list of dict
+        One entry for each map that was tried: prior, change (what differs from its defaults), weight, chi2,
+        probability (that a right map leaves a residual as structured as this), status; with ``prior="auto"`` also
+        distance (rms of log x from the prior's own idea of the map) and held_back (squared error on data held back from
+        the fit less that of total variation, and its standard deviation, in units of the noise variance).
     geometry : Grid or Mesh
         The geometry of the measurement.
     """
@@ -61,6 +70,8 @@ class Result:
     optimizer: str
     geometry: Any = field(repr=False)
     timing: dict[str, float] = field(repr=False, default_factory=dict)
+    fallback: str = ""
+    comparison: list[dict[str, Any]] = field(repr=False, default_factory=list)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the map and the names of what made it to .npz, .h5, .mat or .vtu, see `save_modulus`."""
@@ -93,8 +104,8 @@ def message(status: str, chi2: float, prior: str, known: bool) -> str:
         text = "Stopped at the first map that explains the data within their noise, or the last that improved."
     if chi2 > CHI2_RANGE[1]:
         text += (
-            f" chi2 is {chi2:.2f}: the data are not explained. displacement_std may be too small, the load or the "
-            "Poisson ratio wrong, or the weight too large."
+            f" chi2 is {chi2:.2f}: the data are not explained under prior {prior!r}. displacement_std may be too "
+            "small, the load or the Poisson ratio wrong, the weight too large, or the prior made for other tissue."
         )
     elif chi2 < CHI2_RANGE[0]:
         text += (

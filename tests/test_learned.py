@@ -198,19 +198,6 @@ def test_a_target_that_is_the_truth_is_reached_over_growing_weights(scan):
     assert min(result.timing.values()) >= 0
 
 
-def test_data_that_no_plausible_map_explains_are_trusted_less(scan):
-    m = scan
-    std = m.displacement_std / 4
-    understated = ef.Measurement(m.geometry, m.law, m.load, m.displacement, std, reference=m.reference)
-    prior = Known(np.log(scan.reference).ravel())
-    weights = []
-    result = ef.reconstruct(understated, prior=prior, progress=lambda entry: weights.append(entry["weight"]))
-    assert result.chi2 > 5 and result.weight == pytest.approx(weights[-1])
-    assert any(w == pytest.approx(result.weight / 16) for w in weights)  # the first pass ended there
-    fixed = ef.reconstruct(understated, prior=prior, weight=result.weight)
-    assert len(fixed.history) < len(result.history)
-
-
 def test_the_map_does_not_depend_on_the_start(scan, rng):
     expected = ef.reconstruct(scan, prior="critic")
     rough = np.exp(rng.uniform(np.log(5e3), np.log(50e3), scan.geometry.shape))

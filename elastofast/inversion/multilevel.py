@@ -158,6 +158,7 @@ class Multilevel:
             coarsest=number == len(self.levels) - 1,
             resumed=self.resumed,
             homogeneous=self._homogeneous(self.levels[number]) if chooses else None,
+            splitting=options.splitting,
             node_ratio=geometry.n_nodes / options.geometry.n_nodes,
             announce_weight=self._take_weight,
         )

@@ -13,6 +13,7 @@ from ..priors import registry
 from ..priors.learned import PostProcessing
 from ..priors.protocol import Prior
 from ..result import Result
+from .fallback import judged
 from .multilevel import Multilevel
 from .options import Options
 
@@ -104,14 +105,15 @@ def reconstruct(
     load = cache(registry.load)
 
     @cache  # one prior for all measurements on a geometry
-    def checked_on(geometry, automatic_weight):
+    def checked_on(geometry, automatic_weight, open_edges):
         return Options.checked(
-            geometry, automatic_weight, prior=prior, gradient=gradient, optimizer=optimizer, bounds=bounds,
+            geometry, automatic_weight, open_edges, prior=prior, gradient=gradient, optimizer=optimizer, bounds=bounds,
             max_iterations=max_iterations, step=step, progress=progress, load=load,
         )  # fmt: skip
 
     checked = [
-        checked_on(m.geometry, isinstance(w, str) and w == "auto") for m, w in zip(members, weights, strict=True)
+        checked_on(m.geometry, isinstance(w, str) and w == "auto", bool(m.load.open.any()))
+        for m, w in zip(members, weights, strict=True)
     ]
     groups = _groups(members, checked)
     runs = [
@@ -128,6 +130,7 @@ def reconstruct(
     for group in groups:
         try:
             found = runs.pop(0).results()  # popped, so that the memory of a finished run is free
+            found = judged([members[k] for k in group], found, checked[group[0]], None if single else group)
         except KeyboardInterrupt:
             if not results:
                 raise
@@ -137,7 +140,7 @@ def reconstruct(
                 error.add_note(f"in the reconstruction of measurement {', '.join(map(str, group))} of the list")
             raise
         results |= dict(zip(group, found, strict=True))
-        if found[0].status == "interrupted":
+        if any(result.status == "interrupted" for result in found):
             break
     return results[0] if single else [results.get(k) for k in range(len(members))]
 
