@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 import elastofast as ef
 from elastofast import priors
@@ -147,6 +148,27 @@ def test_default_prior_is_the_critic_where_it_sees_maps():
     assert ef.reconstruct(m, weight=100.0, max_iterations=1).prior == "tv"
     assert ef.reconstruct(m, optimizer="l-bfgs", max_iterations=1).prior == "tv"
     assert ef.reconstruct(measured((96, 100), (4e-4, 8e-4)), max_iterations=1).prior == "tv"
+
+
+@pytest.mark.parametrize("world", ["lesion", "fibres"])
+def test_automatic_prior_follows_the_evidence_in_the_measurement(world, rng):
+    """Maps like those of the training keep the critic, others end as good as total variation."""
+    grid = ef.Grid((96, 96), (4e-4, 4e-4))
+    x = {
+        "lesion": ef.lesion(grid, seed=3, kind="oval", size=(0.25, 0.3))[0],
+        "fibres": np.where(gaussian_filter(rng.normal(size=grid.shape), 3) > 0, 2e4, 1e4),
+    }[world]
+    m = ef.simulate(grid, ef.PlaneStress(0.45), ef.compression(grid, pressure=100.0), x, snr=35.0, seed=0)
+    result, tv = ef.reconstruct(m), ef.reconstruct(m, "tv")
+    first, *others = result.comparison
+    assert first["prior"] == "critic"
+    if world == "lesion":
+        assert (result.prior, result.fallback, others) == ("critic", "", [])
+        assert first["distance"] < 0.003 and first["held_back"].excess < 0
+    else:
+        assert (result.prior, result.fallback) == ("tv", "prior")
+        assert "The data reject the map of prior 'critic'" in result.message
+        np.testing.assert_array_equal(result.modulus, tv.modulus)
 
 
 @pytest.mark.parametrize("prior", ["unet", "pnp"])

@@ -124,6 +124,11 @@ class _Case:
         """Take a map for the answer until there is a better one."""
         self.result, self.residual, self.fallback = result, left, fallback
 
+    @property
+    def kept(self) -> tuple[Result, Residual, str]:
+        """What `keep` was given."""
+        return self.result, self.residual, self.fallback
+
     def finished(self) -> Result:
         """The result that is handed out: numbers refer to the stated noise level, seconds to all that was tried."""
         result, level = self.result, self.level
@@ -133,7 +138,7 @@ class _Case:
         return replace(
             result,
             status=status,
-            message=" ".join([message(status, chi2, result.prior, True), *self.reasons]),
+            message=" ".join([message(status, chi2, result.prior, True, result.held), *self.reasons]),
             chi2=chi2,
             weight=level * result.weight,
             history=[{k: v * level if k in scaled else v for k, v in entry.items()} for entry in result.history],
@@ -163,7 +168,7 @@ def _judge(cases: list[_Case], choice: _Choice) -> None:
             )
     rejected, doubtful = [case for case in cases if case.residual.structured], []
     for case in rejected:
-        first = case.result, case.residual, case.fallback
+        first = case.kept
         case.reasons.append(f"The data reject the map of prior {name!r} (chi2 {case.level * case.result.chi2:.3g}).")
         if _share_of_poisson(case) > SUSPECTED_SHARE:
             _replace([case], inflated, f"noise variance x {NOISE_INFLATION:g}", "trust")
@@ -187,17 +192,17 @@ def _judge(cases: list[_Case], choice: _Choice) -> None:
             if not case.residual.structured:
                 case.reasons.append(f"This is its map with {LESS:g} times the prior's weight.")
         doubtful = [case for case in doubtful if case.residual.structured]
-    before = [(case, case.result, case.residual, case.fallback) for case in doubtful]
+    before = [(case, case.kept) for case in doubtful]
     _replace(doubtful, choice.unlearned, "", "prior")
-    for case, *first in before:
+    for case, first in before:
         left_before, left_now = (result.chi2 - 1 for result in (first[0], case.result))
         if not (case.residual.structured and left_now > (1 - REMOVED_SHARE) * left_before):
             case.reasons.append(f"This is the map of prior {case.result.prior!r}.")
             continue
         case.keep(*first)
         case.reasons.append(
-            f"The map of prior {case.rows[-1]['prior']!r} does not explain them either: the model must be wrong. The "
-            f"data were trusted less (noise variance x {NOISE_INFLATION:g})."
+            f"The map of prior {case.rows[-1]['prior']!r} does not explain them either: the model or the bounds must "
+            f"be wrong. The data were trusted less (noise variance x {NOISE_INFLATION:g})."
         )
         _replace([case], inflated, f"noise variance x {NOISE_INFLATION:g}", "trust")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.batch import numbers
 from ..backend.stopwatch import Stopwatch
 from ..boundary import check_support
 from ..forward.protocol import SolveError
@@ -208,7 +209,9 @@ class Multilevel:
         chi2 = np.broadcast_to(2 * data.value / fidelity.n_data, self.count)
         timing = {"data": sum(watch.seconds for watch in self.data_watches), "prior": self.prior_watch.seconds}
         timing["rest"] = self.history.seconds - sum(timing.values())
-        return pack(self.levels[0], self.options, x, data, chi2, status, self.weight, self.history, timing)
+        low, high = self.limits
+        held = numbers(((point.z <= low) | (point.z >= high)).mean(axis=-1))
+        return pack(self.levels[0], self.options, x, data, chi2, status, self.weight, held, self.history, timing)
 
     def _fidelity(self, measurements) -> Fidelity:
         fidelity = Fidelity.of_batch(measurements, self.options.gradient, self.rtol)

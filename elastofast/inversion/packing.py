@@ -41,7 +41,7 @@ def correct(x, relative, apply, shape, limits):
 
 
 def pack(
-    measurements, options: Options, x, data: Evaluation, chi2, status, weight, history: History, timing
+    measurements, options: Options, x, data: Evaluation, chi2, status, weight, held, history: History, timing
 ) -> list[Result]:
     """One `Result` for each member of a batch.
 
@@ -57,6 +57,8 @@ def pack(
     status : sequence of str
     weight : numpy.ndarray, shape (B,), or None
         None if the run was interrupted before a weight was chosen.
+    held : numpy.ndarray, shape (B,)
+        Share of the nodes whose modulus lies on a bound.
     history : History
     timing : dict
         Seconds, see `Result`.
@@ -76,7 +78,8 @@ def pack(
                 modulus=modulus,
                 displacement=displacement,
                 status=status[k],
-                message=message(status[k], chi2[k], options.prior_name, weight is not None),
+                message=message(status[k], chi2[k], options.prior_name, weight is not None, float(held[k])),
+                held=float(held[k]),
                 chi2=float(chi2[k]),
                 weight=float("nan") if weight is None else float(weight[k]),
                 history=history.entries[k],
