@@ -85,14 +85,27 @@ def test_target_lies_at_the_distance_that_the_critic_states(rng):
 
 def test_denoiser_and_correction_are_their_networks(rng):
     z = np.log(moduli(rng, 21, 18))
-    s = torch.from_numpy((z - np.log(12.5e3)) / 0.5)[None, None]
+    middle = np.sort(z.ravel())[(z.size - 1) // 2]  # torch's median
+    s = torch.from_numpy((z - middle) / 0.5)[None, None]
     denoiser = network("dncnn", channels=8, layers=2)
-    expected = 0.5 * denoiser(s).detach().numpy()[0, 0] + np.log(12.5e3)
+    expected = 0.5 * denoiser(s).detach().numpy()[0, 0] + middle
     got = priors.PlugAndPlay(denoiser, {}).target(z.ravel(), z.shape)
     np.testing.assert_allclose(got, expected.ravel(), rtol=1e-9)
     unet = network("unet", channels=4)
-    expected = 12.5e3 * np.exp(0.5 * unet(s).detach().numpy()[0, 0])
+    expected = np.exp(0.5 * unet(s).detach().numpy()[0, 0] + middle)
     np.testing.assert_allclose(priors.PostProcessing(unet, {}).apply(np.exp(z)), expected, rtol=1e-9)
+
+
+def test_networks_see_ratios_only(rng):
+    """Maps of a batch are each taken at their own level."""
+    x = moduli(rng, 2, 20, 24)
+    units = np.array([1.0, 2e7]).reshape(2, 1, 1)
+    pnp, unet = priors.PlugAndPlay(network("dncnn"), {}), priors.PostProcessing(network("unet", channels=4), {})
+    np.testing.assert_allclose(unet.apply(units * x), units * unet.apply(x), rtol=1e-9)
+    targets = [pnp.target(np.log(one).reshape(2, -1), (20, 24)) for one in (x, units * x)]
+    np.testing.assert_allclose(targets[1], targets[0] + np.log(units[:, 0]), rtol=1e-9)
+    with pytest.raises(ValueError, match="post-processing corrects log x"):
+        priors.PostProcessing(network("unet", channels=4), {"standard": dict(scale=1e5, logarithmic=False)})
 
 
 class Known:
@@ -172,8 +185,8 @@ def test_automatic_prior_follows_the_evidence_in_the_measurement(world, rng):
 
 
 @pytest.mark.parametrize("prior", ["unet", "pnp"])
-def test_networks_that_know_the_unit_do_without_a_known_force(prior):
-    """A relative map is reconstructed at the level of tissue, which these networks were trained at."""
+def test_networks_do_without_a_known_force(prior):
+    """A relative map is shown to them at the level of tissue, which they were trained at."""
     grid = ef.Grid((96, 96), (4e-4, 4e-4))
     x, _ = ef.inclusion(grid, (0.015, 0.02), 0.006, 40e3, 12e3)
     m = ef.simulate(grid, ef.PlaneStress(0.495), ef.compression(grid, strain=0.01), x, snr=40.0, seed=0)

@@ -201,7 +201,7 @@ class Multilevel:
         fidelity = self.fidelity or self._fidelity(self.levels[0])
         if self.options.correction is not None:
             apply = self.prior_watch.wrap(self.options.correction.apply)
-            x, data = correct(x, self.relative, apply, self.options.geometry.node_shape, self.limits), None
+            x, data = correct(x, apply, self.options.geometry.node_shape, self.limits), None
         try:
             data = data or fidelity.evaluate(x, self.rtol)
         except SolveError:  # the measured displacement stands in for the one that could not be computed
