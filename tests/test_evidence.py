@@ -88,7 +88,7 @@ def test_data_held_back_are_independent_and_have_the_stated_noise():
     free = ~LOAD.fixed
     products, squares = [], []
     for seed in range(40):
-        noise = np.random.default_rng([seed, 1]).normal(size=clean.shape)
+        noise = np.random.default_rng(seed).normal(size=clean.shape)  # as a caller might simulate it
         pair = held_back(stated(scan(), displacement=clean + std * noise, displacement_std=std), 33, seed)
         one, other = (((m.displacement - clean) / m.displacement_std)[free] for m in pair)
         products.append(one @ other)

@@ -7,7 +7,7 @@ would override good data. Finished maps are therefore judged, see `evidence`, an
 2. The data reject the map, and another Poisson ratio would explain why: once more with `NOISE_INFLATION` times the
    noise variance. Total variation would bend its map until it explains the fault of the model.
 3. The data reject the map, and the model is not to blame: less of the prior (`LESS`); then total variation.
-4. The data reject that map too: step 2, since the model must be wrong in some other way.
+4. The data reject that map too: step 2, since the model must be wrong in some other way (above `CHI2_LIMIT`).
 
 Where the choice of the prior was left to us ("auto"), the prior also has to be better than total variation. Step 3 then
 goes to total variation at once, and so do maps that the data do not reject, but that had not come to rest, are unlike
@@ -39,6 +39,9 @@ NOISE_INFLATION = 16.0
 # models gave up to .05 and .1, Poisson ratios wrong by .005 to .03 gave .36 to .77 and .8 (benchmarks/evidence.py).
 SUSPECTED_SHARE = 0.2
 CONFIRMED_SHARE = 0.5
+# Data that no prior explains are trusted less from this chi2 on. Below it, a fault of the model is small, and so is
+# what it does to the map.
+CHI2_LIMIT = 1.2
 NOISE_LIMIT = 1.2  # noise variance over the stated one above which the stated level counts as wrong. Not studied
 LESS = 0.03  # share of the prior's weight in its second attempt, see benchmarks/evidence.py
 # A map that the data reject too is preferred to the first one if it takes this share off what that leaves of them.
@@ -200,6 +203,9 @@ def _judge(cases: list[_Case], choice: _Choice) -> None:
             case.reasons.append(f"This is the map of prior {case.result.prior!r}.")
             continue
         case.keep(*first)
+        if first[0].chi2 < CHI2_LIMIT:
+            case.reasons.append(f"That of prior {case.rows[-1]['prior']!r} explains them hardly better.")
+            continue
         case.reasons.append(
             f"The map of prior {case.rows[-1]['prior']!r} does not explain them either: the model or the bounds must "
             f"be wrong. The data were trusted less (noise variance x {NOISE_INFLATION:g})."
