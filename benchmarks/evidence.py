@@ -52,10 +52,9 @@ def condition(name, size, seeds):
     errors, chosen, shown = [], [], 0
     for seed in seeds:
         m = CONDITIONS[name](size, seed)
-        results = {"tv": ef.reconstruct(m, "tv"), "unjudged": unjudged(m)}
-        results |= {prior: ef.reconstruct(m, prior) for prior in ("critic", "auto")}
-        errors.append([error(result, m) for result in results.values()])
-        auto = results["auto"]
+        tv, critic, auto = (ef.reconstruct(m, prior) for prior in ("tv", "critic", "auto"))
+        before = unjudged(m) if critic.fallback else critic
+        errors.append([error(result, m) for result in (tv, before, critic, auto)])
         chosen.append(auto.prior)
         shown += auto.chi2 > 1.3 and auto.status == "converged" and repr(auto.prior) not in auto.message
         print(name, seed, *(f"{one:.3f}" for one in errors[-1]), auto.prior, auto.fallback, auto.message, flush=True)

@@ -15,6 +15,7 @@ from scipy.fft import dctn
 from scipy.stats import f as f_distribution
 
 from ..backend.device import to_host
+from ..forward.protocol import SolveError
 from ..measurement import Measurement
 from ..misfit.fidelity import Fidelity
 from .coarsen import coarsen
@@ -122,7 +123,7 @@ def residual(measurement: Measurement, displacement) -> Residual:
     Residual
     """
     m, shape = measurement, measurement.geometry.node_shape
-    seen = ~m.load.fixed & ~m.load.open & np.isfinite(m.displacement_std)
+    seen = m.observed & ~m.load.open
     std = np.where(seen, m.displacement_std, 1.0)
     r = np.where(seen, (m.displacement - to_host(displacement)) / std, 0.0)
     shares = seen.reshape(len(seen), -1).mean(axis=1)
@@ -185,7 +186,7 @@ def poisson_cause(measurement: Measurement, modulus) -> Cause | None:
             changed = _changed(measurement, law=replace(law, poisson=law.poisson + step))
             fidelity = Fidelity(changed, rtol=CAUSE_RTOL)
             values.append(2 * fidelity(modulus)[0] - float(fidelity.n_data))
-    except RuntimeError:  # a solve fails: such a Poisson ratio explains nothing
+    except SolveError:  # such a Poisson ratio explains nothing
         return None
     bend, slope, excess = np.polyfit(steps, values, 2)
     if not (excess > 0 and bend > 0):
@@ -249,7 +250,7 @@ def prediction(other: Measurement, first, second) -> Prediction:
     first, second : array, shape (d, *node_shape)
         In metres.
     """
-    seen = ~other.load.fixed & np.isfinite(other.displacement_std)
+    seen = other.observed
     std = other.displacement_std[seen]
     a, b = ((to_host(u)[seen] - other.displacement[seen]) / std for u in (first, second))
     return Prediction(float(a @ a - b @ b), float(2 * np.linalg.norm(a - b)))

@@ -69,7 +69,7 @@ def judged(
     list of Result
         With ``fallback`` and ``comparison``. After Ctrl-C the best maps so far, with the status "interrupted".
     """
-    if options.unlearned is None or options.splitting is None or results[0].status == "interrupted":
+    if options.unlearned is None or options.splitting is None or results[0].status in ("interrupted", "failed"):
         return results
     choice = _Choice(options, options.splitting, options.unlearned)
     places = list(range(len(results))) if places is None and len(results) > 1 else places
@@ -230,12 +230,14 @@ def _run(measurements: Sequence, options: Options, places) -> list[Result]:
 
 
 def _replace(cases: list[_Case], options: Options, change: str, fallback: str) -> None:
-    """Reconstruct once more, and keep the new maps."""
+    """Reconstruct once more, and keep the new maps unless a solve failed."""
     if not cases:
         return
     found = _run([case.measurement for case in cases], options, [case.place for case in cases])
     for case, result in zip(cases, found, strict=True):
-        case.keep(result, case.tried(result, change), fallback)
+        left = case.tried(result, change)
+        if result.status != "failed":
+            case.keep(result, left, fallback)
 
 
 def _inferior(cases: Iterable[_Case], choice: _Choice) -> list[_Case]:

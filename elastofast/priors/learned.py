@@ -204,7 +204,7 @@ class Critic(_CriticEnergy):
     title = "adversarial"
     kind = "critic"
     file = "critic.safetensors"
-    # 19 in 20 maps of the training generator keep the limit of what is plausible at 35 to 45 dB (benchmarks/evidence.py).
+    # 19 in 20 maps of the training generator keep what is plausible at 35 to 45 dB (benchmarks/evidence.py).
     splitting = SplittingSettings(
         weight=350.0, growth=0.5, unpenalised_weight=10.0, limiter_slack=0.03, plausible=0.003
     )
