@@ -70,7 +70,7 @@ class Comparison:
         """Values of one column for the common maps of a condition; NaN where they are not defined."""
         common = set(self.common(condition))
         picked = (r for r in self.rows if r["condition"] == condition and r["method"] == method and r["map"] in common)
-        return np.array([r[column] for r in sorted(picked, key=lambda r: r["map"])], dtype=np.float64)
+        return np.array([r.get(column) for r in sorted(picked, key=lambda r: r["map"])], dtype=np.float64)
 
     def summary(self) -> list[dict[str, Any]]:
         """Mean and standard deviation of every metric, mean seconds and counts, for each condition and method.

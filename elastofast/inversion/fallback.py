@@ -6,7 +6,8 @@ would override good data. Finished maps are therefore judged, see `evidence`, an
 1. Noise larger than is stated: once more with the noise level that the residual shows.
 2. The data reject the map, and another Poisson ratio would explain why: once more with `NOISE_INFLATION` times the
    noise variance. Total variation would bend its map until it explains the fault of the model.
-3. The data reject the map, and the model is not to blame: less of the prior (`LESS`); then total variation.
+3. The data reject the map, and the model is not to blame: less of the prior (`LESS`), if the data do not reject that
+   and it predicts data held back from the fit better than total variation; else total variation.
 4. The data reject that map too: step 2, since the model must be wrong in some other way (above `CHI2_LIMIT`).
 
 Where the choice of the prior was left to us ("auto"), the prior also has to be better than total variation. Step 3 then
@@ -191,10 +192,13 @@ def _judge(cases: list[_Case], choice: _Choice) -> None:
     else:
         less = choice.weighed(weight=LESS * choice.settings.weight, limiter_slack=np.inf)
         _replace(doubtful, less, f"weight x {LESS:g}", "weight")
-        for case in doubtful:
-            if not case.residual.structured:
+        enough = [case for case in doubtful if case.fallback == "weight" and not case.residual.structured]
+        doubtful = [case for case in doubtful if case not in enough]
+        worse = _outpredicted(enough, less, choice.unlearned)
+        doubtful += worse
+        for case in enough:
+            if case not in worse:
                 case.reasons.append(f"This is its map with {LESS:g} times the prior's weight.")
-        doubtful = [case for case in doubtful if case.residual.structured]
     before = [(case, case.kept) for case in doubtful]
     _replace(doubtful, choice.unlearned, "", "prior")
     for case, first in before:
@@ -257,22 +261,29 @@ def _inferior(cases: Iterable[_Case], choice: _Choice) -> list[_Case]:
             inferior.append(case)
         else:
             equal.append(case)
-    if not equal:
-        return inferior
-    fitted, other = zip(*(held_back(case.measurement, SMALLEST_NODES) for case in equal), strict=True)
-    places = [case.place for case in equal]
-    pairs = zip(*(_run(fitted, one, places) for one in (choice.options, choice.unlearned)), strict=True)
-    for case, data, pair in zip(equal, other, pairs, strict=True):
+    return inferior + _outpredicted(equal, choice.options, choice.unlearned)
+
+
+def _outpredicted(cases: list[_Case], options: Options, unlearned: Options) -> list[_Case]:
+    """Those for which total variation predicts data better that were held back from the fit."""
+    if not cases:
+        return []
+    worse = []
+    fitted, other = zip(*(held_back(case.measurement, SMALLEST_NODES) for case in cases), strict=True)
+    places = [case.place for case in cases]
+    pairs = zip(*(_run(fitted, one, places) for one in (options, unlearned)), strict=True)
+    for case, data, pair in zip(cases, other, pairs, strict=True):
         excess = prediction(data, *(result.displacement for result in pair))
         case.runs += pair
         case.rows[-1]["held_back"] = excess
         if excess.excess > 0:
             case.reasons.append(
-                f"On data held back from the fit, prior {pair[1].prior!r} predicts better than {name!r} (squared error "
-                f"less by {excess.excess:.3g}, standard deviation {excess.std:.2g}, in units of the noise variance)."
+                f"On data held back from the fit, prior {pair[1].prior!r} predicts better than {pair[0].prior!r} "
+                f"(squared error less by {excess.excess:.3g}, standard deviation {excess.std:.2g}, in units of the noise "
+                "variance)."
             )
-            inferior.append(case)
-    return inferior
+            worse.append(case)
+    return worse
 
 
 def _distance(case: _Case, prior: TargetPrior) -> float:
