@@ -246,10 +246,11 @@ def _replace(cases: list[_Case], options: Options, change: str, fallback: str) -
 
 def _inferior(cases: Iterable[_Case], choice: _Choice) -> list[_Case]:
     """Those whose map total variation is likely to surpass, though the data do not reject it."""
-    name, usual, inferior, equal = choice.options.prior_name, choice.settings.plausible, [], []
+    name, inferior, equal = choice.options.prior_name, [], []
     for case in cases:
         distance = _distance(case, choice.options.prior)
         case.rows[-1]["distance"] = distance
+        usual = _usual_distance(case.result.weight, choice.settings)
         if case.result.status != "converged":
             case.reasons.append(f"The map of prior {name!r} had not come to rest: the data still pulled at it.")
             inferior.append(case)
@@ -279,11 +280,17 @@ def _outpredicted(cases: list[_Case], options: Options, unlearned: Options) -> l
         if excess.excess > 0:
             case.reasons.append(
                 f"On data held back from the fit, prior {pair[1].prior!r} predicts better than {pair[0].prior!r} "
-                f"(squared error less by {excess.excess:.3g}, standard deviation {excess.std:.2g}, in units of the noise "
-                "variance)."
+                f"(squared error less by {excess.excess:.3g}, standard deviation {excess.std:.2g}, in units of the "
+                "noise variance)."
             )
             worse.append(case)
     return worse
+
+
+def _usual_distance(weight: float, settings: SplittingSettings) -> float:
+    """Largest distance of right maps from their target, for a weight that the settings led to."""
+    h = (weight / settings.weight) ** (1 / settings.growth) if settings.growth else 1.0
+    return settings.plausible * max(h, 1.0) ** -settings.plausible_decay
 
 
 def _distance(case: _Case, prior: TargetPrior) -> float:

@@ -204,9 +204,14 @@ class Critic(_CriticEnergy):
     title = "adversarial"
     kind = "critic"
     file = "critic.safetensors"
-    # 19 in 20 maps of the training generator keep what is plausible at 35 to 45 dB (benchmarks/evidence.py).
+    # 19 in 20 maps of the training generator keep what is plausible at 35, 40 and 45 dB (benchmarks/evidence.py).
     splitting = SplittingSettings(
-        weight=350.0, growth=0.5, unpenalised_weight=10.0, limiter_slack=0.03, plausible=0.003
+        weight=350.0,
+        growth=0.5,
+        unpenalised_weight=10.0,
+        limiter_slack=0.03,
+        plausible=0.0033,
+        plausible_decay=0.15,
     )
 
     def __init__(self, network, configuration):
