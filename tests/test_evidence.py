@@ -38,7 +38,7 @@ def stated(m, **changes):
 
 def measured(noise, std=1e-6, load=LOAD, grid=GRID):
     """A measurement of a field of zeros, so that its residual is its noise."""
-    return ef.Measurement(grid, LAW, load, std * noise, std)
+    return ef.Measurement(grid, LAW, load, np.where(load.fixed, 0.0, std * noise), std)
 
 
 def test_false_alarms_are_as_frequent_as_stated():

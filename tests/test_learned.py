@@ -199,14 +199,15 @@ def test_networks_do_without_a_known_force(prior):
 def test_splitting_ends_when_a_step_explains_no_more(scan, monkeypatch):
     """At the last weight it goes on while J falls by half, and no further."""
     prior = Known(np.log(scan.reference).ravel() + 0.1)
-    history = ef.reconstruct(scan, prior=prior).history
+    weight = ef.reconstruct(scan, prior=prior).comparison[0]["weight"]  # with which the data reject the map
+    history = ef.reconstruct(scan, prior=prior, weight=weight).history
     falls = -np.diff([h["data"] for h in history])
     last = [h["weight"] for h in history].index(history[-1]["weight"])  # of the schedule
     assert (falls[last:-1] > splitting.MIN_MISFIT_DECREASE).all() and falls[-1] <= splitting.MIN_MISFIT_DECREASE
     monkeypatch.setattr(splitting, "MAX_FINAL_STEPS", 1)
     monkeypatch.setattr(splitting, "MIN_MISFIT_DECREASE", -1e9)
     monkeypatch.setattr(splitting, "REST_TOL", 0.0)
-    assert ef.reconstruct(scan, prior=prior).status == "max_iterations"
+    assert ef.reconstruct(scan, prior=prior, weight=weight).status == "max_iterations"
 
 
 def test_a_target_needs_a_grid():

@@ -128,6 +128,8 @@ def residual(measurement: Measurement, displacement) -> Residual:
     r = np.where(seen, (m.displacement - to_host(displacement)) / std, 0.0)
     shares = seen.reshape(len(seen), -1).mean(axis=1)
     tested = shares >= SMALLEST_SHARE
+    if m.displacement_correlation is not None:  # stated; the residual is not whitened here
+        return Residual(1.0, False, True, 1.0)
     if not tested.any():
         return Residual(1.0, True, False, 1.0)
     r, seen, shares = r[tested], seen[tested], shares[tested]
@@ -197,8 +199,8 @@ def poisson_cause(measurement: Measurement, modulus) -> Cause | None:
 
 def _changed(m, **changes):
     """The measurement with other properties."""
-    names = ("geometry", "law", "load", "displacement", "displacement_std", "force_std")
-    return Measurement(**{name: getattr(m, name) for name in names} | changes, device=m.device)
+    names = "geometry", "law", "load", "displacement", "displacement_std", "force_std", "displacement_correlation"
+    return Measurement.derived(**{name: getattr(m, name) for name in names} | changes, device=m.device)
 
 
 def rescaled(measurement: Measurement, level: float) -> Measurement:
@@ -227,10 +229,9 @@ def held_back(measurement: Measurement, smallest: int, seed: int = 0) -> tuple[M
     fitted, other : Measurement
     """
     m = measurement
-    finite = np.isfinite(m.displacement_std)
-    w = np.random.default_rng([SEED, seed]).normal(size=m.displacement.shape) * np.where(
-        finite, m.displacement_std, 0.0
-    )
+    noisy = np.isfinite(m.displacement_std) & ~m.load.fixed
+    std = np.where(noisy, m.displacement_std, 0.0)
+    w = std * np.random.default_rng([SEED, seed]).normal(size=m.displacement.shape)
     pair = [
         _changed(m, displacement=m.displacement + a * w, displacement_std=np.hypot(1.0, a) * m.displacement_std)
         for a in (HELD_BACK, -1 / HELD_BACK)
