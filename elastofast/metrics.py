@@ -17,6 +17,11 @@ from .geometry import Grid, Mesh
 
 # settings of SSIM by Wang et al. (IEEE TIP 13, 2004); K1 = 0.01 and K2 = 0.03 are the defaults of scikit-image
 SSIM_SIGMA = 1.5  # of the Gaussian window, in nodes
+# What a reader would call a lesion: nodes that hang together, whose modulus differs from the median of the map by this
+# factor at least, and as many of them as the smallest lesion of `phantoms.lesion` has (three node distances across).
+SUSPICIOUS_CONTRAST = 1.5
+SMALLEST_LESION = 7
+FOUND_SHARE = 0.25  # of a lesion that such a region has to cover for the lesion to count as found
 SSIM_WINDOW = 11  # nodes on each side of the window, which a map must have at least
 
 
@@ -202,6 +207,98 @@ def contrast_ratio_error(
     return float(abs(contrast[0] / contrast[1] - 1))
 
 
+def dice(x: ArrayLike, truth: ArrayLike, mask: ArrayLike, weights: ArrayLike | None = None) -> tuple[float, np.ndarray]:
+    """Dice coefficient of the lesion that a map shows with the true one, and the mask of what it shows.
+
+    The map is divided at the geometric mean of the true medians inside and outside the lesion, so that the threshold
+    does not depend on the reconstruction.
+
+    Parameters
+    ----------
+    x, truth : array_like, same shape
+    mask : array_like of bool, same shape
+        The true lesion.
+    weights : array_like, same size, optional
+        As in `relative_l2`.
+
+    Returns
+    -------
+    float
+        2 |A and B| / (|A| + |B|).
+    shown : numpy.ndarray of bool, shape of x
+    """
+    mask = np.asarray(mask, dtype=bool)
+    shown, w = (
+        _shown(np.asarray(x, dtype=np.float64), np.asarray(truth, dtype=np.float64), mask),
+        _weights(weights, mask.shape),
+    )
+    both = w[(shown & mask).ravel()].sum()
+    return float(2 * both / (w[shown.ravel()].sum() + w[mask.ravel()].sum())), shown
+
+
+def _shown(x, truth, mask):
+    inside, outside = np.median(truth[mask]), np.median(truth[~mask])
+    threshold = np.sqrt(inside * outside)
+    return x > threshold if inside > outside else x < threshold
+
+
+def position_error(shown: ArrayLike, mask: ArrayLike, geometry: Grid | Mesh) -> float:
+    """Distance between the centroids of two masks, over the diameter of the circle (ball) of the second one's size.
+
+    Infinite if the first is empty.
+    """
+    weights = geometry.node_weights.ravel()
+    shown, mask = (np.asarray(one, dtype=bool).ravel() for one in (shown, mask))
+    if not shown.any():
+        return float("inf")
+    a, b = (np.average(geometry.points[one], axis=0, weights=weights[one]) for one in (shown, mask))
+    return float(np.linalg.norm(a - b) / lesion_diameter(mask, geometry))
+
+
+def lesion_diameter(mask: ArrayLike, geometry: Grid | Mesh) -> float:
+    """Diameter in metres of the circle (ball) that is as large as a mask."""
+    size = float(geometry.node_weights.ravel()[np.ravel(mask)].sum())
+    return float(2 * np.sqrt(size / np.pi) if geometry.dim == 2 else np.cbrt(6 * size / np.pi))
+
+
+def detections(x: ArrayLike, mask: ArrayLike, contrast: float = SUSPICIOUS_CONTRAST) -> tuple[float, int]:
+    """Share of the true lesions that a map on a grid shows, and the number of false alarms.
+
+    Suspicious are regions of nodes that hang together (sharing an edge), at least `SMALLEST_LESION` of them, all of
+    which are stiffer, or all softer, than the median of the map by a factor. A lesion is found if such regions cover a
+    quarter of it (`FOUND_SHARE`); a region that touches no lesion is a false alarm.
+
+    Parameters
+    ----------
+    x : array_like
+        Modulus on a grid, in any unit.
+    mask : array_like of bool, same shape
+        True lesions, each a connected part; none for tissue without a lesion.
+    contrast : float, optional
+        Least factor.
+
+    Returns
+    -------
+    found : float
+        NaN without lesions.
+    false_alarms : int
+    """
+    from scipy.ndimage import binary_dilation, label
+
+    x, mask = np.asarray(x, dtype=np.float64), np.asarray(mask, dtype=bool)
+    away = np.log(x / np.median(x))
+    near, lesions = binary_dilation(mask, iterations=2), label(mask)
+    suspicious, alarms = np.zeros(mask.shape, bool), 0
+    for regions, number in (label(sign * away > np.log(contrast)) for sign in (1, -1)):
+        for k in range(1, number + 1):
+            region = regions == k
+            if region.sum() >= SMALLEST_LESION:
+                suspicious |= region
+                alarms += not (region & near).any()
+    found = [suspicious[lesions[0] == k].mean() >= FOUND_SHARE for k in range(1, lesions[1] + 1)]
+    return float(np.mean(found)) if found else float("nan"), alarms
+
+
 def region_masks(
     truth: ArrayLike, geometry: Grid | Mesh, mask: ArrayLike | None = None, guard: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -276,9 +373,10 @@ def evaluate(
     Returns
     -------
     dict of str to float
-        relative_l2, rmse (Pa), mae (Pa), symmetric_rms, psnr (dB), ssim, cnre, cnre_db, cnr, gcnr and
-        contrast_ratio_error. Metrics that are not defined are NaN: ssim on a mesh or a small grid, all metrics that
-        need a lesion or a range if the truth is constant, psnr and ssim if scikit-image is not installed.
+        relative_l2, rmse (Pa), mae (Pa), symmetric_rms, psnr (dB), ssim, cnre, cnre_db, cnr, gcnr,
+        contrast_ratio_error, dice, position_error, found and false_alarms. Metrics that are not defined are NaN: ssim,
+        found and false_alarms on a mesh, ssim on a small grid, all metrics that need a lesion or a range if the mask
+        is empty or the truth constant, psnr and ssim if scikit-image is not installed.
 
     Raises
     ------
@@ -300,20 +398,31 @@ def evaluate(
         "mae": mae(x, truth, weights),
         "symmetric_rms": symmetric_rms(x, truth),
     }
-    regions = ("psnr", "ssim", "cnre", "cnre_db", "cnr", "gcnr", "contrast_ratio_error")
-    values |= dict.fromkeys(regions, float("nan"))
-    if np.ptp(truth) == 0:
+    regions = ("psnr", "ssim", "cnre", "cnre_db", "cnr", "gcnr", "contrast_ratio_error", "dice", "position_error")
+    values |= dict.fromkeys((*regions, "found", "false_alarms"), float("nan"))
+    constant = np.ptp(truth) == 0
+    if on_grid:
+        lesion = (
+            mask if mask is not None else np.zeros(x.shape, bool) if constant else _otsu(truth, geometry.node_weights)
+        )
+        values["found"], values["false_alarms"] = detections(x, lesion)
+    if constant:
         return values
     with suppress(ImportError):  # scikit-image is an extra
         values["psnr"] = psnr(x, truth)
         if on_grid and min(x.shape) >= SSIM_WINDOW:
             values["ssim"] = ssim(x, truth)
+    if mask is not None and not np.any(mask):
+        return values
     t, b = region_masks(truth, geometry, mask, guard)
     values["cnre"] = cnre(x, t, b, weights)
     values["cnre_db"] = cnre(x, t, b, weights, decibel=True)
     values["cnr"] = cnr(x, t, b, weights)
     values["gcnr"] = gcnr(x, t, b, weights)
     values["contrast_ratio_error"] = contrast_ratio_error(x, truth, t, b, weights)
+    lesion = region_masks(truth, geometry, mask, guard=0)[0]
+    values["dice"], shown = dice(x, truth, lesion, weights)
+    values["position_error"] = position_error(shown, lesion, geometry)
     return values
 
 

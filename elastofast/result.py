@@ -14,6 +14,8 @@ __all__ = ["Result", "message"]
 # cent even for small grids, so that such values say that the model or the stated noise level is wrong.
 CHI2_RANGE = (0.7, 1.3)
 
+HELD_SHARE = 0.01  # of the nodes on the bounds above which it is commented on. Not studied
+
 
 @dataclass
 class Result:
@@ -42,7 +44,18 @@ class Result:
     relative : bool
         True if the modulus is known only up to a factor, because no force is known.
     prior, gradient, optimizer : str
-        Names of what was used.
+        Names of what was used for this map.
+    held : float
+        Share of the nodes whose modulus lies on a bound.
+    fallback : str
+        Which step was taken because the data rejected the map of the prior that was asked for, or because it was
+        inferior: "" for none, "noise" (the noise is larger than stated), "trust" (the model is wrong, so that the data
+        were trusted less), "weight" (less of the prior), "prior" (total variation). The message says why.
+    comparison : list of dict
+        One entry for each map that was tried: prior, change (what differs from its defaults), weight, chi2,
+        probability (that a right map leaves a residual as structured as this), status; with ``prior="auto"`` also
+        distance (rms of log x from the prior's own idea of the map) and held_back (squared error on data held back from
+        the fit less that of total variation, and its standard deviation, in units of the noise variance).
     geometry : Grid or Mesh
         The geometry of the measurement.
     """
@@ -61,6 +74,9 @@ class Result:
     optimizer: str
     geometry: Any = field(repr=False)
     timing: dict[str, float] = field(repr=False, default_factory=dict)
+    held: float = 0.0
+    fallback: str = ""
+    comparison: list[dict[str, Any]] = field(repr=False, default_factory=list)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the map and the names of what made it to .npz, .h5, .mat or .vtu, see `save_modulus`."""
@@ -76,8 +92,10 @@ class Result:
         save_modulus(path, self, self.geometry, config=config)
 
 
-def message(status: str, chi2: float, prior: str, known: bool) -> str:
-    """What a status and chi2 mean, and what to do about them; ``known`` says whether a weight had been chosen."""
+def message(status: str, chi2: float, prior: str, known: bool, held: float = 0.0) -> str:
+    """What a status and chi2 mean, and what to do about them; ``known`` says whether a weight had been chosen, ``held``
+    is the share of the nodes on a bound.
+    """
     resume = "start=result, weight=result.weight." if known else "start=result; no weight was chosen yet."
     text = {
         "converged": "The objective no longer falls noticeably.",
@@ -91,10 +109,12 @@ def message(status: str, chi2: float, prior: str, known: bool) -> str:
     }[status]
     if prior == "none" and status == "converged":
         text = "Stopped at the first map that explains the data within their noise, or the last that improved."
+    if held > HELD_SHARE:
+        text += f" {held:.0%} of the nodes lie on the bounds, which hold them there: give wider bounds."
     if chi2 > CHI2_RANGE[1]:
         text += (
-            f" chi2 is {chi2:.2f}: the data are not explained. displacement_std may be too small, the load or the "
-            "Poisson ratio wrong, or the weight too large."
+            f" chi2 is {chi2:.2f}: the data are not explained under prior {prior!r}. displacement_std may be too "
+            "small, the load or the Poisson ratio wrong, the weight too large, or the prior made for other tissue."
         )
     elif chi2 < CHI2_RANGE[0]:
         text += (

@@ -104,6 +104,8 @@ def test_texture_and_two_lesions_are_new_truths(maps):
         m, mask = measure(data, 1, Condition(35.0, "two-lesions"))
         assert label(mask)[1] == 2
         assert 10e3 <= m.reference.min() < 15e3 and 30e3 <= m.reference[mask].max() <= 80e3
+        m, mask = measure(data, 1, Condition(35.0, "no-lesion"))
+        assert not mask.any() and np.ptp(m.reference) == 0 and 10e3 <= m.reference[0, 0] < 15e3
         with pytest.raises(ValueError, match=r"world must be one of clean, texture, .*, got 'dark'"):
             measure(data, 1, Condition(35.0, "dark"))
 
@@ -153,6 +155,31 @@ def test_the_last_method_is_tested_against_each_other_one():
     assert np.isnan(comparison({"a": [None], "b": [0.1]}).tests()[0]["p"])
 
 
+def test_paired_tests_of_other_metrics_know_which_way_is_better():
+    done = comparison({"tv": [0.1, 0.2, 0.3], "critic": [0.1, 0.2, 0.3]})
+    for row in done.rows:
+        row["dice"] = (0.8 if row["method"] == "tv" else 0.9) if row["map"] else None
+    (test,) = done.tests(["dice"])
+    assert (test["metric"], test["maps"], test["wins"]) == ("dice", 2, 2)
+    assert test["difference"] == pytest.approx(0.9 / 0.8 - 1)
+
+
+def test_detection_is_the_diameter_from_which_on_lesions_are_found():
+    done = comparison({"tv": [0.1] * 12, "critic": [0.1] * 12})
+    for row in done.rows:
+        k = row["map"]
+        row |= {"diameter": 1e-3 * (k + 1), "false_alarms": k % 2, "found": float(k >= 3 or row["method"] == "tv")}
+        if k == 11:  # no lesion
+            row |= {"diameter": None, "found": None}
+    tv, critic = done.detection()
+    assert (tv["diameter"], tv["found"], tv["false_alarms"]) == (1e-3, 1.0, 0.5)
+    assert critic["diameter"] == pytest.approx(4e-3)  # of eight found and none missed
+    assert critic["found"] == pytest.approx(8 / 11)
+    for row in done.rows:
+        row["found"] = 0.0
+    assert done.detection()[0]["diameter"] == np.inf and "found from" in str(done)
+
+
 # running ------------------------------------------------------------------------------------------
 
 
@@ -169,6 +196,12 @@ def test_compare_measures_the_errors_that_maps_have_by_construction(tmp_path, ma
         assert np.array_equal(file["35dB-clean/truth"][()], truth)
         assert np.allclose(file["35dB-clean/high"][()], 1.25 * truth, rtol=1e-6)
     assert not (tmp_path / "out" / "parts").exists()
+
+
+def test_tissue_without_a_lesion_is_compared_too(tmp_path, maps):
+    done = compare(tmp_path / "out", data=maps, maps=2, world=["no-lesion"], methods=[("same", scaled(1.1))])
+    assert [(row["false_alarms"], row["found"], row["diameter"]) for row in done.rows] == [(0, None, None)] * 2
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 def test_a_failure_is_a_row_and_no_crash(tmp_path, maps, quiet):
@@ -381,7 +414,7 @@ def test_compare_command_writes_tables_and_a_page_that_agree_with_the_library(tm
     seen = Page(page)
     assert not seen.links and "url(" not in page and "<script" not in page
     assert len(seen.images) == 6 and all(len(image["alt"]) > 20 for image in seen.images)
-    assert seen.tables == 1 + 2 * 3 + len(re.findall("<details><summary>[0-9]+ runs", page))
+    assert seen.tables == 1 + 2 * 4 + len(re.findall("<details><summary>[0-9]+ runs", page))
     whole = " ".join(seen.text)
     assert f"elastofast compare {out} --data {maps} --maps 2" in whole and np.__version__ in whole
     with open(out / "summary.csv") as file:

@@ -143,6 +143,43 @@ def test_evaluate_collects_all_metrics():
     assert all(np.isfinite(value) for value in e.values())
 
 
+def test_dice_and_position_are_those_of_a_shifted_lesion():
+    """Two discs whose centres are a known distance apart; the overlap is counted by hand."""
+    other, shifted = inclusion(GRID, (18e-3, 29e-3), 8e-3, modulus=40e3, background=12e3)
+    value, shown = metrics.dice(other, TRUTH, MASK)
+    assert np.array_equal(shown, shifted)
+    assert value == pytest.approx(2 * (MASK & shifted).sum() / (MASK.sum() + shifted.sum()))
+    diameter = metrics.lesion_diameter(MASK, GRID)
+    assert diameter == pytest.approx(16e-3, rel=0.05)
+    assert metrics.position_error(shown, MASK, GRID) == pytest.approx(4e-3 / diameter, rel=1e-6)
+    assert metrics.dice(1 / other, 1 / TRUTH, MASK)[0] == value  # a soft lesion
+    assert metrics.position_error(np.zeros_like(MASK), MASK, GRID) == np.inf
+    e = metrics.evaluate(other, TRUTH, GRID)
+    assert (e["dice"], e["found"], e["false_alarms"]) == (value, 1.0, 0)
+
+
+def test_detections_count_lesions_found_and_regions_that_are_none():
+    x = np.full(GRID.shape, 10e3)
+    x[5:8, 5:8] = 20e3  # stiff, and large enough to be taken for a lesion
+    x[30:33, 40:44] = 5e3  # soft
+    x[20, 2] = 50e3  # one node
+    x[12:16, 12:16] = 14e3  # too little contrast
+    two = np.zeros(GRID.shape, bool)
+    two[4:8, 4:8] = two[20:26, 20:26] = True
+    assert metrics.detections(x, two) == (0.5, 1)
+    assert metrics.detections(7 * x, two) == (0.5, 1)
+    assert metrics.detections(x, two, contrast=1.3) == (0.5, 2)
+    found, alarms = metrics.detections(x, np.zeros(GRID.shape, bool))
+    assert np.isnan(found) and alarms == 2
+
+
+def test_tissue_without_a_lesion_has_false_alarms_only():
+    flat, none = np.full(GRID.shape, 10e3), np.zeros(GRID.shape, bool)
+    for truth in (flat, flat * np.linspace(0.9, 1.1, 50)):
+        e = metrics.evaluate(TRUTH, truth, GRID, mask=none)
+        assert e["false_alarms"] == 1 and np.isnan([e["found"], e["dice"], e["gcnr"]]).all()
+
+
 def test_evaluate_weighs_a_mesh_by_area():
     mesh = split(GRID)
     e = metrics.evaluate(X.ravel(), TRUTH.ravel(), mesh)

@@ -204,6 +204,15 @@ def test_bounds_are_kept(scan):
     assert r.modulus.min() >= 11e3 * (1 - 1e-12) and r.modulus.max() <= 30e3 * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("prior", ["none", "tv"])
+def test_bounds_that_hold_every_node_are_named(prior):
+    """Nothing is left to do, which is no failure of the solves."""
+    r = ef.reconstruct(measure(33), prior, bounds=(1e3, 2e3))
+    assert (r.status, r.held) == ("converged", 1.0)
+    assert "100% of the nodes lie on the bounds" in r.message
+    assert ef.reconstruct(measure(33), prior).held == 0.0
+
+
 @pytest.mark.parametrize("bounds", [(15e3, 90e3), (1e3, 13e3)], ids=["from below", "from above"])
 @pytest.mark.parametrize("prior", ["none", "tikhonov"])
 def test_bounds_that_exclude_the_homogeneous_map_are_kept_and_fitted_within(scan, prior, bounds):

@@ -23,7 +23,7 @@ import numpy as np
 from .. import __version__
 from ..learning.dataset import Dataset, OtherDatasetError, build_dataset, whole_number
 from ..learning.workers import in_processes
-from ..metrics import evaluate
+from ..metrics import evaluate, lesion_diameter
 from ..progress import progress_bar
 from ..resumable import ResumableFolder, RowFile
 from .methods import METHODS, Method, chosen_methods
@@ -193,6 +193,7 @@ class _Bench:
         row = dict.fromkeys(COLUMNS)
         row |= {"condition": run.condition.name, "snr": run.condition.snr, "world": run.condition.scenario}
         row |= {"map": run.map, "index": run.index, "method": run.method, "jobs": self.jobs}
+        row["diameter"] = lesion_diameter(mask, m.geometry) if mask.any() else None
         modulus = None
         began = time.perf_counter()
         try:

@@ -20,14 +20,11 @@ from ..backend.processors import processors
 from ..io import write_atomically
 from ..metrics import relative_l2
 from .methods import METHODS
-from .results import COLUMNS, METRICS, SECONDS, number, spread
+from .results import COLUMNS, FOUND, METRICS, SECONDS, TESTED, number, spread
 from .scenarios import SCENARIOS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-if TYPE_CHECKING:
-    pass
 
 CASES = 3  # maps in the figures of the first condition; one in those of the others
 CASE_PANEL = 1.6  # inches, width of a map in `plot_cases`
@@ -193,12 +190,13 @@ def _page(comparison, summary, figures, geometry) -> str:
         body.append('<p class="note">Seconds were measured with several jobs at a time: compare them with care.</p>')
     if len(config["conditions"]) > 1:
         body.append(_overview(config, summary))
-    tests = comparison.tests()
+    tests, detection = comparison.tests(TESTED), comparison.detection()
     for condition in config["conditions"]:
         block = [line for line in summary if line["condition"] == condition]
         body.append(f'<section><h2 id="{escape(condition)}">{escape(condition)}</h2>')
         body.append(f"<p>Test maps {escape(SCENARIOS[condition.partition('dB-')[2]])}.</p>")
         body.append(_results_table(block))
+        body.append(_detection_table([line for line in detection if line["condition"] == condition]))
         body.append(_seconds_table(block))
         body.append(_tests_table([test for test in tests if test["condition"] == condition]))
         body.append(_failures(comparison, condition))
@@ -264,15 +262,30 @@ def _seconds_table(block) -> str:
     return _table("Seconds a map", ["method", *("total", *[*SECONDS.values()][1:])], lines)
 
 
+def _detection_table(block) -> str:
+    lines = []
+    for line in block:
+        diameter = f"{1e3 * line['diameter']:.1f} mm" if np.isfinite(line["diameter"]) else "-"
+        lines.append([line["method"], diameter, number(line["found"], ".0%"), number(line["false_alarms"], ".2f")])
+    heads = ["method", f"{FOUND:.0%} found from a diameter of", "found of all", "false alarms a map"]
+    return _table("Detection of lesions", heads, lines)
+
+
 def _tests_table(tests) -> str:
     if not tests:
         return ""
     lines = (
-        [t["against"], number(t["difference"], "+.1%"), f"{t['wins']} of {t['maps']}", number(t["p"], ".2g")]
+        [
+            METRICS[t["metric"]][0],
+            t["against"],
+            number(t["difference"], "+.1%"),
+            f"{t['wins']} of {t['maps']}",
+            number(t["p"], ".2g"),
+        ]
         for t in tests
     )
-    caption = f"Relative error of {tests[0]['method']} against the others, paired (Wilcoxon signed rank, two-sided)"
-    return _table(caption, ["against", "mean difference", "smaller on", "p"], lines)
+    caption = f"{tests[0]['method']} against the others, paired (Wilcoxon signed rank, two-sided)"
+    return _table(caption, ["metric", "against", "mean difference", "better on", "p"], lines)
 
 
 def _failures(comparison, condition) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["COLUMNS", "METRICS", "SECONDS", "Comparison", "number", "spread"]
+__all__ = ["COLUMNS", "FOUND", "METRICS", "SECONDS", "TESTED", "Comparison", "number", "spread"]
 
 # column: (heading, name in metrics.evaluate, format, whether larger is better)
 METRICS = {
@@ -20,11 +20,17 @@ METRICS = {
     "cnre_db": ("CNRe dB", "cnre_db", ".1f", True),
     "gcnr": ("gCNR", "gcnr", ".3f", True),
     "contrast_ratio_error": ("contrast err.", "contrast_ratio_error", ".3f", False),
+    "dice": ("Dice", "dice", ".3f", True),
+    "position_error": ("position err.", "position_error", ".3f", False),
+    "found": ("found", "found", ".2f", True),
+    "false_alarms": ("false alarms", "false_alarms", ".2f", False),
 }
+TESTED = ("relative_error", "ssim", "contrast_ratio_error", "dice")  # the metrics of the paired tests
+FOUND = 0.9  # share of the lesions from a diameter on that have to be found for this diameter to count as detected
 SECONDS = {"seconds": "seconds", "seconds_data": "data term", "seconds_prior": "prior", "seconds_rest": "the rest"}
 COLUMNS = (
-    "condition", "snr", "world", "map", "index", "method", *METRICS, "chi2", "status", "weight", *SECONDS, "jobs",
-    "message",
+    "condition", "snr", "world", "map", "index", "method", "diameter", *METRICS, "chi2", "status", "weight",
+    *SECONDS, "jobs", "message",
 )  # fmt: skip
 
 
@@ -64,7 +70,7 @@ class Comparison:
         """Values of one column for the common maps of a condition; NaN where they are not defined."""
         common = set(self.common(condition))
         picked = (r for r in self.rows if r["condition"] == condition and r["method"] == method and r["map"] in common)
-        return np.array([r[column] for r in sorted(picked, key=lambda r: r["map"])], dtype=np.float64)
+        return np.array([r.get(column) for r in sorted(picked, key=lambda r: r["map"])], dtype=np.float64)
 
     def summary(self) -> list[dict[str, Any]]:
         """Mean and standard deviation of every metric, mean seconds and counts, for each condition and method.
@@ -100,26 +106,64 @@ class Comparison:
             line[f"{column}_std"] = float(v.std(ddof=1)) if len(v) > 1 else math.nan
         return line
 
-    def tests(self) -> list[dict[str, Any]]:
-        """The last method against each other one: Wilcoxon's signed-rank test of the relative errors, two-sided.
+    def detection(self) -> list[dict[str, Any]]:
+        """How small a lesion every method finds, and how often it sees one where there is none.
 
-        ``difference`` is the mean over the common maps of the ratio of the last method's error to the other's, minus
-        one, and ``wins`` is the number of maps for which the last method has the smaller error.
+        ``diameter`` is the least diameter in metres from which on at least the share `FOUND` of the lesions are found,
+        infinite if there is none; ``false_alarms`` the mean number for each map. Maps with several lesions count with
+        the share of them that is found, and the diameter of a circle as large as all together.
+        """
+        table = []
+        for condition, method in itertools.product(self.config["conditions"], self.config["methods"]):
+            diameter, found, alarms = (
+                self.values(condition, method, column) for column in ("diameter", "found", "false_alarms")
+            )
+            some = np.isfinite(diameter) & np.isfinite(found)
+            order = np.argsort(-diameter[some])
+            falling, share = diameter[some][order], np.cumsum(found[some][order]) / np.arange(1, some.sum() + 1)
+            enough = falling[share >= FOUND]
+            table.append(
+                {
+                    "condition": condition,
+                    "method": method,
+                    "maps": len(diameter),
+                    "diameter": float(enough.min()) if len(enough) else math.inf if some.any() else math.nan,
+                    "found": float(found[some].mean()) if some.any() else math.nan,
+                    "false_alarms": float(alarms.mean()) if np.isfinite(alarms).any() else math.nan,
+                }
+            )
+        return table
+
+    def tests(self, metrics=("relative_error",)) -> list[dict[str, Any]]:
+        """The last method against each other one: Wilcoxon's signed-rank test, two-sided.
+
+        ``difference`` is the mean over the common maps of the ratio of the last method's value to the other's, minus
+        one, and ``wins`` is the number of maps for which the last method is better.
+
+        Parameters
+        ----------
+        metrics : sequence of str
+            Names in `METRICS`; maps for which one of the values is not defined do not count.
         """
         from scipy.stats import wilcoxon
 
         *others, last = self.config["methods"]
         table = []
-        for condition, other in itertools.product(self.config["conditions"], others):
-            a, b = (self.values(condition, method, "relative_error") for method in (last, other))
+        for condition, metric, other in itertools.product(self.config["conditions"], metrics, others):
+            a, b = (self.values(condition, method, metric) for method in (last, other))
+            a, b = (values[np.isfinite(a) & np.isfinite(b)] for values in (a, b))
+            better = a > b if METRICS[metric][3] else a < b
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio = a / b - 1
             table.append(
                 {
                     "condition": condition,
+                    "metric": metric,
                     "method": last,
                     "against": other,
                     "maps": len(a),
-                    "difference": float(np.mean(a / b - 1)) if len(a) else math.nan,
-                    "wins": int((a < b).sum()),
+                    "difference": float(np.mean(ratio)) if len(a) else math.nan,
+                    "wins": int(better.sum()),
                     "p": float(wilcoxon(a, b).pvalue) if (a != b).any() else 1.0 if len(a) else math.nan,
                 }
             )
@@ -143,10 +187,23 @@ class Comparison:
                 lines.append([*cells, str(line["failed"]), str(line["unconverged"])])
             title = f"{condition}: {len(self.common(condition))} maps, mean ± standard deviation, * best"
             text += [title, *_aligned(lines), ""]
-        tests = [["condition", "relative error of", "against", "difference", "wins", "p"]]
-        for test in self.tests():
-            wins = f"{test['wins']} of {test['maps']}"
-            cells = [test["condition"], test["method"], test["against"], number(test["difference"], "+.1%"), wins]
+        detected = [["condition", "method", "90 % found from", "found", "false alarms"]]
+        for line in self.detection():
+            diameter = f"{1e3 * line['diameter']:.1f} mm" if np.isfinite(line["diameter"]) else "-"
+            shares = number(line["found"], ".0%"), number(line["false_alarms"], ".2f")
+            detected.append([line["condition"], line["method"], diameter, *shares])
+        text += ["detection of lesions", *_aligned(detected), ""]
+        tests = [["condition", "metric", "of", "against", "difference", "better", "p"]]
+        for test in self.tests(TESTED):
+            wins, metric = f"{test['wins']} of {test['maps']}", METRICS[test["metric"]][0]
+            cells = [
+                test["condition"],
+                metric,
+                test["method"],
+                test["against"],
+                number(test["difference"], "+.1%"),
+                wins,
+            ]
             tests.append([*cells, number(test["p"], ".2g")])
         if len(tests) > 1:
             text += ["paired, Wilcoxon signed rank", *_aligned(tests), ""]

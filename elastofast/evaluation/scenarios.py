@@ -17,6 +17,7 @@ SCENARIOS = {
     "clean": "as the data set was made",
     "texture": "with a smooth log-normal texture of 10 %",
     "two-lesions": "made anew, with two built-in lesions each and moduli in the data set's ranges",
+    "no-lesion": "made anew, without any lesion and with a background in the data set's range",
     "poisson": "simulated with a Poisson ratio lower by 0.03 than the one assumed",
     "correlated": "with noise blurred over 1.5 nodes, of the stated standard deviation, taken for independent",
 }
@@ -87,6 +88,8 @@ def measure(data, i, condition, seed=0) -> tuple[Measurement, np.ndarray]:
         modulus *= lesion(grid, seed=maps, n_lesions=0, background=(1, 1), texture=TEXTURE)[0]
     if condition.scenario == "two-lesions":
         modulus, mask = _two_lesions(data, maps)
+    if condition.scenario == "no-lesion":
+        modulus, mask = lesion(grid, seed=maps, n_lesions=0, background=data.config["background"])
     true_law = type(law)(law.poisson + POISSON) if condition.scenario == "poisson" else law
     u = solve_forward(ElasticForm(grid, true_law), modulus, load)
     noisy, std = add_noise(u, condition.snr, data.config["noise"], seed=noise, fixed=load.fixed)

@@ -134,7 +134,10 @@ def gauss_newton(problem: Problem, *, tolerance: float, max_iterations: int, act
             finish=model.finish,
         )
         slope = numbers(dots(model.gradient, d))
+        # Where the bounds hold every value, no step is left to take.
+        at_rest = ~numbers((model.gradient * model.free).any(axis=-1))
         status[active & ~(slope < 0)] = "stalled"
+        status[active & at_rest] = "converged"
         active &= slope < 0
         if not active.any():
             break

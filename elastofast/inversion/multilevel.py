@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.batch import numbers
 from ..backend.stopwatch import Stopwatch
 from ..boundary import check_support
 from ..forward.protocol import SolveError
@@ -158,6 +159,7 @@ class Multilevel:
             coarsest=number == len(self.levels) - 1,
             resumed=self.resumed,
             homogeneous=self._homogeneous(self.levels[number]) if chooses else None,
+            splitting=options.splitting,
             node_ratio=geometry.n_nodes / options.geometry.n_nodes,
             announce_weight=self._take_weight,
         )
@@ -199,7 +201,7 @@ class Multilevel:
         fidelity = self.fidelity or self._fidelity(self.levels[0])
         if self.options.correction is not None:
             apply = self.prior_watch.wrap(self.options.correction.apply)
-            x, data = correct(x, self.relative, apply, self.options.geometry.node_shape, self.limits), None
+            x, data = correct(x, apply, self.options.geometry.node_shape, self.limits), None
         try:
             data = data or fidelity.evaluate(x, self.rtol)
         except SolveError:  # the measured displacement stands in for the one that could not be computed
@@ -207,7 +209,9 @@ class Multilevel:
         chi2 = np.broadcast_to(2 * data.value / fidelity.n_data, self.count)
         timing = {"data": sum(watch.seconds for watch in self.data_watches), "prior": self.prior_watch.seconds}
         timing["rest"] = self.history.seconds - sum(timing.values())
-        return pack(self.levels[0], self.options, x, data, chi2, status, self.weight, self.history, timing)
+        low, high = self.limits
+        held = numbers(((point.z <= low) | (point.z >= high)).mean(axis=-1))
+        return pack(self.levels[0], self.options, x, data, chi2, status, self.weight, held, self.history, timing)
 
     def _fidelity(self, measurements) -> Fidelity:
         fidelity = Fidelity.of_batch(measurements, self.options.gradient, self.rtol)

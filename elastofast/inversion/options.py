@@ -12,7 +12,7 @@ from ..geometry import Grid, Mesh
 from ..misfit.fidelity import GRADIENTS
 from ..priors import registry
 from ..priors.learned import SMALLEST_NODES, PostProcessing
-from ..priors.protocol import TargetPrior, check_prior
+from ..priors.protocol import SplittingSettings, TargetPrior, check_prior, splitting_settings
 from .optimizers import OPTIMIZERS
 from .problem import Optimizer
 
@@ -37,6 +37,12 @@ class Options:
     correction : PostProcessing or None
         What is done to the finished map.
     optimizer : Optimizer
+    splitting : SplittingSettings or None
+        How half-quadratic splitting weighs the prior; None for other optimisers.
+    automatic : bool
+        Whether the prior was chosen here.
+    unlearned : Options or None
+        What to do about maps that the data reject, see `fallback`; None where the caller decided about weight or steps.
     gradient : {"exact", "frozen"}
     log_bounds : (float, float) or None
         Logarithm of the smallest and largest modulus.
@@ -51,6 +57,9 @@ class Options:
     make_prior: Callable[[Any], Any] | None
     correction: PostProcessing | None
     optimizer: Optimizer
+    splitting: SplittingSettings | None
+    automatic: bool
+    unlearned: Options | None
     gradient: str
     log_bounds: tuple[float, float] | None
     max_iterations: int | None
@@ -59,7 +68,19 @@ class Options:
 
     @classmethod
     def checked(
-        cls, geometry, automatic_weight, *, prior, gradient, optimizer, bounds, max_iterations, step, progress, load
+        cls,
+        geometry,
+        automatic_weight,
+        open_edges,
+        *,
+        prior,
+        gradient,
+        optimizer,
+        bounds,
+        max_iterations,
+        step,
+        progress,
+        load,
     ) -> Options:
         """The options for measurements on a geometry.
 
@@ -68,6 +89,8 @@ class Options:
         geometry : Grid or Mesh
         automatic_weight : bool
             Whether the prior's weight is to be found; "auto" takes a learned prior only then.
+        open_edges : bool
+            Whether some dofs are open; "auto" takes total variation then.
         prior, gradient, optimizer, bounds, max_iterations, step, progress
             Arguments of `reconstruct`.
         load : callable
@@ -80,7 +103,7 @@ class Options:
         """
         automatic_prior = isinstance(prior, str) and prior == "auto"
         if automatic_prior:
-            learn = automatic_weight and optimizer is None
+            learn = automatic_weight and optimizer is None and not open_edges
             prior = registry.DEFAULT_LEARNED if learn and _learned_is_usable(geometry, load) else DEFAULT_UNLEARNED
         name, prior, make, correction = _chosen_prior(prior, geometry, load)
         if not isinstance(gradient, str) or gradient not in GRADIENTS:
@@ -96,6 +119,13 @@ class Options:
             raise ValueError(f"step must be positive and finite, got {step!r}")
         if not (progress is None or isinstance(progress, bool) or callable(progress)):
             raise TypeError(f"progress must be True, False or a callable, got {progress!r}")
+        splits = chosen.chooses_weight
+        unlearned = None
+        if splits and automatic_weight and max_iterations is None:
+            unlearned = cls.checked(
+                geometry, True, open_edges, prior=DEFAULT_UNLEARNED, gradient=gradient, optimizer=None, bounds=bounds,
+                max_iterations=None, step=step, progress=progress, load=load,
+            )  # fmt: skip
         return cls(
             geometry=geometry,
             prior_name=name,
@@ -103,6 +133,9 @@ class Options:
             make_prior=make,
             correction=correction,
             optimizer=chosen,
+            splitting=splitting_settings(prior) if splits else None,
+            automatic=automatic_prior,
+            unlearned=unlearned,
             gradient=gradient,
             log_bounds=_log_bounds(bounds),
             max_iterations=None if max_iterations is None else int(max_iterations),

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend.batch import column
-from ..backend.device import namespace, to_host
+from ..backend.device import to_host
 from ..misfit.fidelity import Evaluation
 from ..result import Result, message
 from .history import History
-from .initial import TISSUE
 from .options import Options
 
 __all__ = ["correct", "pack"]
 
 
-def correct(x, relative, apply, shape, limits):
+def correct(x, apply, shape, limits):
     """Moduli (B, N) after post-processing.
-
-    The network was trained on absolute moduli, so a relative map is shown to it at the level of soft tissue.
 
     Parameters
     ----------
     x : array, shape (B, N)
         Moduli in pascals, or relative ones.
-    relative : list of bool
-        Which are relative.
     apply : callable
         The correction of maps (B, *shape).
     shape : tuple of int
@@ -33,15 +27,11 @@ def correct(x, relative, apply, shape, limits):
     limits : (float, float) or arrays of shape (B, 1)
         Bounds on log x.
     """
-    middle = np.median(x, axis=-1, keepdims=True)
-    level = namespace(x).where(column(relative, x), TISSUE / middle, 1.0)
-    x = apply((level * x).reshape(-1, *shape))
-    x = x.reshape(len(level), -1) / level
-    return np.clip(x, *map(np.exp, limits))
+    return np.clip(apply(x.reshape(-1, *shape)).reshape(x.shape), *map(np.exp, limits))
 
 
 def pack(
-    measurements, options: Options, x, data: Evaluation, chi2, status, weight, history: History, timing
+    measurements, options: Options, x, data: Evaluation, chi2, status, weight, held, history: History, timing
 ) -> list[Result]:
     """One `Result` for each member of a batch.
 
@@ -57,6 +47,8 @@ def pack(
     status : sequence of str
     weight : numpy.ndarray, shape (B,), or None
         None if the run was interrupted before a weight was chosen.
+    held : numpy.ndarray, shape (B,)
+        Share of the nodes whose modulus lies on a bound.
     history : History
     timing : dict
         Seconds, see `Result`.
@@ -76,7 +68,8 @@ def pack(
                 modulus=modulus,
                 displacement=displacement,
                 status=status[k],
-                message=message(status[k], chi2[k], options.prior_name, weight is not None),
+                message=message(status[k], chi2[k], options.prior_name, weight is not None, float(held[k])),
+                held=float(held[k]),
                 chi2=float(chi2[k]),
                 weight=float("nan") if weight is None else float(weight[k]),
                 history=history.entries[k],

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ..misfit.fidelity import Evaluation, Fidelity
+from ..priors.protocol import SplittingSettings
 
 __all__ = ["Iterate", "Optimizer", "Problem", "Report"]
 
@@ -71,6 +72,8 @@ class Problem:
     homogeneous : array, shape (B, N), or None
         The best homogeneous maps, which do not depend on the start; None for optimisers that do not choose their
         weight.
+    splitting : SplittingSettings or None
+        How splitting weighs the prior where that is not what the prior brings along.
     node_ratio : float
         Nodes of this level over those of the finest one. Splitting multiplies a weight that the caller gave by it;
         Gauss-Newton takes the finest level's weight on all levels.
@@ -91,6 +94,7 @@ class Problem:
     coarsest: bool = True
     resumed: bool = False
     homogeneous: Any = None
+    splitting: SplittingSettings | None = None
     node_ratio: float = 1.0
     announce_weight: Callable[[np.ndarray], None] = lambda weight: None
 

@@ -13,6 +13,7 @@ from ..priors import registry
 from ..priors.learned import PostProcessing
 from ..priors.protocol import Prior
 from ..result import Result
+from .fallback import judged
 from .multilevel import Multilevel
 from .options import Options
 
@@ -47,9 +48,11 @@ def reconstruct(
         which dofs are fixed and open, and whether forces are noisy, take their steps in one go, each its own; all
         others are worked on one after another.
     prior : {"auto", "tv", "tikhonov", "none", "critic", "pnp", "unet"} or object
-        "auto" is the best one on held-out maps that can be used: "critic" on plane grids of 96 nodes or more along each
-        axis with nearly square pixels, where torch is installed and neither weight nor optimizer is given, else "tv".
-        The result's ``prior`` names it; name one yourself where installations differ, or tissue is textured ("tv").
+        "auto" is "critic" or "tv", whichever suits the measurement better (docs/method.md); the result's ``prior``,
+        ``comparison`` and ``message`` say which and why. The critic takes part on plane grids of 96 nodes or more along
+        each axis with nearly square pixels and no open dofs, where torch is installed and neither weight nor optimizer
+        is given. Maps of any learned prior that the data reject give way to less of the prior, and then to "tv", unless
+        weight or max_iterations is given.
         Total variation or first-order Tikhonov of log x; "none" is the maximum-likelihood iteration stopped at the
         first map with chi2 <= 1 (discrepancy principle). Learned ones, with the weights shipped with the package: an
         adversarial critic, plug-and-play with a DnCNN, and a UNet that corrects the unregularised map. Or an object,
@@ -104,14 +107,15 @@ def reconstruct(
     load = cache(registry.load)
 
     @cache  # one prior for all measurements on a geometry
-    def checked_on(geometry, automatic_weight):
+    def checked_on(geometry, automatic_weight, open_edges):
         return Options.checked(
-            geometry, automatic_weight, prior=prior, gradient=gradient, optimizer=optimizer, bounds=bounds,
+            geometry, automatic_weight, open_edges, prior=prior, gradient=gradient, optimizer=optimizer, bounds=bounds,
             max_iterations=max_iterations, step=step, progress=progress, load=load,
         )  # fmt: skip
 
     checked = [
-        checked_on(m.geometry, isinstance(w, str) and w == "auto") for m, w in zip(members, weights, strict=True)
+        checked_on(m.geometry, isinstance(w, str) and w == "auto", bool(m.load.open.any()))
+        for m, w in zip(members, weights, strict=True)
     ]
     groups = _groups(members, checked)
     runs = [
@@ -128,6 +132,7 @@ def reconstruct(
     for group in groups:
         try:
             found = runs.pop(0).results()  # popped, so that the memory of a finished run is free
+            found = judged([members[k] for k in group], found, checked[group[0]], None if single else group)
         except KeyboardInterrupt:
             if not results:
                 raise
@@ -137,7 +142,7 @@ def reconstruct(
                 error.add_note(f"in the reconstruction of measurement {', '.join(map(str, group))} of the list")
             raise
         results |= dict(zip(group, found, strict=True))
-        if found[0].status == "interrupted":
+        if any(result.status == "interrupted" for result in found):
             break
     return results[0] if single else [results.get(k) for k in range(len(members))]
 

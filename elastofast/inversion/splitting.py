@@ -40,19 +40,10 @@ PENALISED_STEPS = 5  # of the schedule, before boundaries and contrasts are know
 CG_STEPS = 12
 CG_TOLERANCE = 0.05
 MAX_HALVINGS = 8
-# A map that is plausible but cannot explain the data points at a wrong model (Poisson ratio, understated noise): data
-# that are trusted too much bend the map until it explains them.
-CHI2_LIMIT = 1.2
-NOISE_INFLATION = 16.0  # factor on the noise variance then; best on validation maps with a wrong Poisson ratio
 
 
 class HalfQuadraticSplitting(Optimizer):
-    """Half-quadratic splitting, coarse to fine, with a weight that follows from the data term's curvature.
-
-    On the finest level, members whose map ends above `CHI2_LIMIT` are worked on once more as if the variance of their
-    noise were `NOISE_INFLATION` times what is stated. Coarse copies of the data have a discretisation error of their
-    own, so they are not judged. Neither are runs with a given weight.
-    """
+    """Half-quadratic splitting, coarse to fine, with a weight that follows from the data term's curvature."""
 
     name = "splitting"
     batched = True
@@ -66,43 +57,32 @@ class HalfQuadraticSplitting(Optimizer):
 
     def minimise(self, problem: Problem) -> tuple[Iterate, np.ndarray]:
         """See the class."""
-        fidelity, members = problem.fidelity, len(problem.start.z)
-        settings = splitting_settings(problem.prior)
-        curvature = _mean_curvature(problem)
-        automatic = problem.weight is None
+        settings = problem.splitting or splitting_settings(problem.prior)
+        curvature, inflation = _mean_curvature(problem), settings.noise_inflation
         if problem.weight is None:
             weight = settings.weight * curvature**settings.growth
         else:
             weight = problem.weight * problem.node_ratio
         begins = problem.coarsest and not problem.resumed
-        first = np.minimum(FIRST_WEIGHT_SHARE * curvature, weight) if begins else REFINED_SHARE * weight
-        start, inflation = problem.start._replace(data=None), np.ones(members)
-        status, active = np.full(members, None, dtype=object), np.ones(members, bool)
-        while True:
-            steps = schedule_steps(curvature / inflation) if begins else np.full(members, REFINED_STEPS)
-            limit = problem.max_iterations or steps + MAX_FINAL_STEPS
-            if problem.finest:
-                problem.announce_weight(inflation * weight)
-            # J / inflation + weight R has the minimiser of J + inflation weight R: the weights, and the decreases of J
-            # that are compared with them, are scaled in place of J.
-            schedule = Schedule(
-                anchor=problem.homogeneous if begins else None,
-                first_weight=inflation * first,
-                weight=inflation * weight,
-                unpenalised_weight=inflation * settings.unpenalised_weight * curvature,
-                limiter_slack=settings.limiter_slack,
-                curvature=inflation * curvature,
-                min_misfit_decrease=inflation * MIN_MISFIT_DECREASE,
-                steps=np.minimum(steps, limit),
-                max_iterations=np.broadcast_to(limit, members),
-            )
-            found, ended = half_quadratic_splitting(replace(problem, start=start), schedule, active)
-            status = np.where(active, ended, status)
-            active = (2 * found.data.value > CHI2_LIMIT * fidelity.n_data) & (inflation == 1)
-            if not (problem.finest and automatic and active.any()):
-                return found, status
-            inflation = np.where(active, NOISE_INFLATION, inflation)
-            start = start._replace(z=fidelity.device.xp.where(column(active, start.z), start.z, found.z))
+        steps = schedule_steps(curvature / inflation) if begins else np.full(len(curvature), REFINED_STEPS)
+        limit = problem.max_iterations or steps + MAX_FINAL_STEPS
+        if problem.finest:
+            problem.announce_weight(inflation * weight)
+        # J / inflation + weight R has the minimiser of J + inflation weight R: the weights, and the decreases of J that
+        # are compared with them, are scaled in place of J.
+        schedule = Schedule(
+            anchor=problem.homogeneous if begins else None,
+            first_weight=inflation
+            * (np.minimum(FIRST_WEIGHT_SHARE * curvature, weight) if begins else REFINED_SHARE * weight),
+            weight=inflation * weight,
+            unpenalised_weight=inflation * settings.unpenalised_weight * curvature,
+            limiter_slack=settings.limiter_slack,
+            curvature=inflation * curvature,
+            min_misfit_decrease=np.full(len(curvature), inflation * MIN_MISFIT_DECREASE),
+            steps=np.minimum(steps, limit),
+            max_iterations=np.broadcast_to(limit, len(curvature)),
+        )
+        return half_quadratic_splitting(replace(problem, start=problem.start._replace(data=None)), schedule)
 
 
 def _mean_curvature(problem):
@@ -160,7 +140,7 @@ class Schedule(NamedTuple):
         return np.where(number >= 0, scheduled, ANCHOR_WEIGHT * self.first_weight)
 
 
-def half_quadratic_splitting(problem: Problem, schedule: Schedule, active=True):
+def half_quadratic_splitting(problem: Problem, schedule: Schedule):
     """Alternate v = P(z), the prior's target, and one Gauss-Newton step on J(x) + rho / 2 |z - v|^2 over z = log x.
 
     The iteration rests where (gradient of J) + rho (z - P(z)) = 0; the left side is in general not the gradient of
@@ -181,8 +161,6 @@ def half_quadratic_splitting(problem: Problem, schedule: Schedule, active=True):
     problem : Problem
         Its prior is a `TargetPrior`; of the start only z is used, and data if present.
     schedule : Schedule
-    active : array of bool, shape (B,), optional
-        Which members are to move at all.
 
     Returns
     -------
@@ -193,7 +171,7 @@ def half_quadratic_splitting(problem: Problem, schedule: Schedule, active=True):
     fidelity, rtol, anchor = problem.fidelity, problem.rtol, schedule.anchor
     z, shape, xp = problem.start.z, fidelity.measurement.geometry.node_shape, fidelity.device.xp
     members = len(z)
-    active = np.broadcast_to(active, members).copy()
+    active = np.ones(members, bool)
     status = np.full(members, "max_iterations", dtype=object)
     now = problem.start.data if problem.start.data is not None else fidelity.evaluate(np.exp(z), rtol)
     number = np.full(members, 0 if anchor is None else -ANCHOR_MAX_STEPS)  # of the step, below zero towards the anchor

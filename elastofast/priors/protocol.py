@@ -105,12 +105,21 @@ class SplittingSettings(NamedTuple):
     limiter_slack : float
         Largest amount, in log x, by which the map may leave the range of the target's values around a node once the
         unpenalised directions are in use.
+    plausible, plausible_decay : float
+        Largest root mean square of z - P(z), in log x, that right maps of the prior are left with:
+        ``plausible * max(h, 1)**-plausible_decay``. ``prior="auto"`` takes a map that is farther from its target for
+        one that the prior was not trained for.
+    noise_inflation : float
+        Factor on the variance of the displacement noise, for data that are to be trusted less than is stated.
     """
 
     weight: float = 100.0
     growth: float = 1.0
     unpenalised_weight: float = 3.0
     limiter_slack: float = np.inf
+    plausible: float = np.inf
+    plausible_decay: float = 0.0
+    noise_inflation: float = 1.0
 
 
 def splitting_settings(prior: TargetPrior) -> SplittingSettings:

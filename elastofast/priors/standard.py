@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Standard"]
+__all__ = ["TISSUE", "Standard"]
+
+TISSUE = 12.5e3  # Pa: background of the maps that the shipped networks were trained on
 
 
 class Standard(NamedTuple):
@@ -28,7 +30,7 @@ class Standard(NamedTuple):
         Which of the two formulas holds.
     """
 
-    reference: float = 12.5e3
+    reference: float = TISSUE
     scale: float = 0.5
     logarithmic: bool = True
 
