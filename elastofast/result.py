@@ -58,6 +58,8 @@ class Result:
         the fit less that of total variation, and its standard deviation, in units of the noise variance).
     geometry : Grid or Mesh
         The geometry of the measurement.
+    rejected : numpy.ndarray of bool, shape (d, *node_shape), or None
+        Measured displacements that were left out as outliers.
     """
 
     modulus: np.ndarray
@@ -77,6 +79,7 @@ class Result:
     held: float = 0.0
     fallback: str = ""
     comparison: list[dict[str, Any]] = field(repr=False, default_factory=list)
+    rejected: np.ndarray | None = field(repr=False, default=None)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the map and the names of what made it to .npz, .h5, .mat or .vtu, see `save_modulus`."""

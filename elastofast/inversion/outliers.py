@@ -9,6 +9,8 @@ blocks whose inside looks smooth. What is found is left out, that is, taken as n
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,11 @@ import numpy as np
 from ..backend.device import to_host
 from ..geometry import Grid
 from ..measurement import Measurement
-from ..result import Result
+from ..result import CHI2_RANGE, Result
 
-__all__ = ["MAX_ROUNDS", "contradicting", "jumps", "without"]
+__all__ = ["NOISES", "contradicting", "jumps", "without_outliers"]
+
+NOISES = ("auto", "gaussian", "robust")
 
 # Difference from the median of the neighbours, in units of what noise and the neighbours' own scatter make plausible,
 # above which a displacement is a jump: far beyond Gaussian noise.
@@ -27,12 +31,63 @@ NEIGHBOURHOOD = 5  # nodes along each axis of the test
 # Where a fifth of the neighbours differ from their medians too, as along the boundary of a lesion at little noise, a
 # displacement has to differ this many times as much. Not studied.
 SHARED_PERCENTILE, SHARED = 80, 3.0
-# Residual above which a displacement contradicts the others, in units of the typical residual (1.4826 times the median),
-# but at least in standard deviations. Not studied.
+# Residual above which a displacement contradicts the others, in units of the typical residual (MAD times the median)
+# or of the standard deviation, whichever is larger. Not studied.
 CONTRADICTION = 6.0
-MAX_SHARE = 0.2  # of all displacements: more are no outliers
+MAX_SHARE = 0.05  # of all displacements: more are no outliers
 MAX_ROUNDS = 4  # runs, each without what the one before contradicted
 MAD = 1.4826  # from the median of absolute deviations to a standard deviation
+
+
+def without_outliers(
+    members: dict[int, Measurement], noise: str, solve: Callable[[dict[int, Measurement]], dict[int, Result]]
+) -> dict[int, Result]:
+    """Results without the displacements that are outliers; these are in their ``rejected``.
+
+    Parameters
+    ----------
+    members : dict of int to Measurement
+    noise : {"auto", "gaussian", "robust"}
+        "gaussian" keeps all displacements. "auto" looks for contradictions only where the data are not explained, and
+        takes them back if the rest is not explained either. "robust" looks for them in any case.
+    solve : callable
+        From some of the members to their results.
+    """
+    if noise == "gaussian":
+        return solve(members)
+    rejected = {k: jumps(m) for k, m in members.items()}
+    used = {k: _without(m, rejected[k]) for k, m in members.items()}
+    results = solve(used)
+    first, final = dict(results), {k: mask.copy() for k, mask in rejected.items()}
+    for _ in range(MAX_ROUNDS):
+        again = {}
+        for k, result in results.items():
+            if result.status in ("interrupted", "failed") or (noise == "auto" and result.chi2 <= CHI2_RANGE[1]):
+                continue
+            new = contradicting(used[k], result)
+            if new.any():
+                final[k] = final[k] | new
+                again[k] = used[k] = _without(members[k], final[k])
+        if not again:
+            break
+        results = results | solve(again)
+    for k, result in results.items():
+        if noise == "auto" and not result.chi2 <= CHI2_RANGE[1]:
+            result, final[k] = first[k], rejected[k]
+        results[k] = _reported(members[k], result, final[k])
+    return results
+
+
+def _reported(m, result, rejected):
+    """The result, with what was left out and why."""
+    count = int(rejected.sum())
+    if not count:
+        return result
+    text = (
+        f" {count} of {int(m.observed.sum())} displacements were left out as outliers, see `rejected`; "
+        'noise="gaussian" keeps them.'
+    )
+    return replace(result, rejected=rejected, message=result.message + text)
 
 
 def jumps(m: Measurement) -> np.ndarray:
@@ -69,13 +124,14 @@ def contradicting(m: Measurement, result: Result) -> np.ndarray:
     return found if found.sum() <= MAX_SHARE * m.observed.sum() else np.zeros_like(found)
 
 
-def without(m: Measurement, rejected: np.ndarray) -> Measurement:
+def _without(m, rejected):
     """The measurement with these displacements not measured."""
+    if not rejected.any():
+        return m
     std: Any = np.where(rejected, np.inf, m.displacement_std)
-    found = Measurement.derived(
+    return Measurement.derived(
         m.geometry, m.law, m.load, m.displacement, std, m.force_std, m.displacement_correlation, m.device
     )
-    return found
 
 
 def _filled(field, seen):

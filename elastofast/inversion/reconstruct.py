@@ -16,6 +16,7 @@ from ..result import Result
 from .fallback import judged
 from .multilevel import Multilevel
 from .options import Options
+from .outliers import NOISES, without_outliers
 
 __all__ = ["Result", "reconstruct"]
 
@@ -33,6 +34,7 @@ def reconstruct(
     optimizer: str | None = None,
     start: Any = None,
     bounds: tuple[float, float] | None = None,
+    noise: str = "auto",
     max_iterations: int | None = None,
     step: float = 0.7,
     progress: bool | Callable[[dict[str, Any]], object] | None = None,
@@ -75,6 +77,10 @@ def reconstruct(
         than a first guess: its map does not depend on an array given here.
     bounds : (float, float), optional
         Smallest and largest modulus in pascals; default a hundredth and a hundred times the start's mean.
+    noise : {"auto", "gaussian", "robust"}
+        What is done about outliers. "auto" leaves out displacements that jump against their neighbours and, where the
+        data are not explained, those that contradict all others by many standard deviations; "robust" looks for the
+        latter in any case; "gaussian" keeps everything. The result's ``rejected`` says which.
     max_iterations : int, optional
         Limit on outer steps of a level; default 60 (Gauss-Newton; 20 with the frozen gradient), 31 to 45 (splitting,
         after up to 30 towards the homogeneous map), 200 (L-BFGS), 100 (descent, between updates of its
@@ -100,6 +106,8 @@ def reconstruct(
     >>> result = ef.reconstruct(m, prior="tv")  # doctest: +SKIP
     >>> print(result.status, result.chi2)  # doctest: +SKIP
     """
+    if noise not in NOISES:
+        raise ValueError(f"noise must be one of {', '.join(map(repr, NOISES))}, got {noise!r}")
     single = isinstance(measurement, Measurement)
     members = [measurement] if isinstance(measurement, Measurement) else _members(measurement)
     starts = [start] if single else _for_each(start, None, "start", len(members))
@@ -117,33 +125,39 @@ def reconstruct(
         checked_on(m.geometry, isinstance(w, str) and w == "auto", bool(m.load.open.any()))
         for m, w in zip(members, weights, strict=True)
     ]
-    groups = _groups(members, checked)
-    runs = [
-        Multilevel(
-            [members[k] for k in group],
-            [starts[k] for k in group],
-            [weights[k] for k in group],
-            checked[group[0]],
-            places=None if single else group,
-        )
-        for group in groups
-    ]
-    results: dict[int, Result] = {}
-    for group in groups:
-        try:
-            found = runs.pop(0).results()  # popped, so that the memory of a finished run is free
-            found = judged([members[k] for k in group], found, checked[group[0]], None if single else group)
-        except KeyboardInterrupt:
-            if not results:
+
+    def solve(own: dict[int, Measurement]) -> dict[int, Result]:
+        """The results of some of the members; those that Ctrl-C left untouched are missing."""
+        groups = _groups(own, checked)
+        runs = [
+            Multilevel(
+                [own[k] for k in group],
+                [starts[k] for k in group],
+                [weights[k] for k in group],
+                checked[group[0]],
+                places=None if single else group,
+            )
+            for group in groups
+        ]
+        results: dict[int, Result] = {}
+        for group in groups:
+            try:
+                found = runs.pop(0).results()  # popped, so that the memory of a finished run is free
+                found = judged([own[k] for k in group], found, checked[group[0]], None if single else group)
+            except KeyboardInterrupt:
+                if not results:
+                    raise
+                break
+            except Exception as error:
+                if not single:
+                    error.add_note(f"in the reconstruction of measurement {', '.join(map(str, group))} of the list")
                 raise
-            break
-        except Exception as error:
-            if not single:
-                error.add_note(f"in the reconstruction of measurement {', '.join(map(str, group))} of the list")
-            raise
-        results |= dict(zip(group, found, strict=True))
-        if any(result.status == "interrupted" for result in found):
-            break
+            results |= dict(zip(group, found, strict=True))
+            if any(result.status == "interrupted" for result in found):
+                break
+        return results
+
+    results = without_outliers(dict(enumerate(members)), noise, solve)
     return results[0] if single else [results.get(k) for k in range(len(members))]
 
 
@@ -171,13 +185,13 @@ def _for_each(value, default, name: str, count: int) -> list:
     return list(value)
 
 
-def _groups(members: list[Measurement], options: list[Options]) -> list[list[int]]:
+def _groups(members: dict[int, Measurement], options: list[Options]) -> list[list[int]]:
     """Which members take their steps together: on a device those that share everything but their numbers.
 
     In host memory one solve keeps all cores busy, and several hierarchies would not fit into their caches.
     """
     groups: list[list[int]] = []
-    for k, m in enumerate(members):
+    for k, m in members.items():
         together = options[k].optimizer.batched and m.device.is_gpu and m.displacement_correlation is None
         for group in groups if together else ():
             if _alike(members[group[0]], m):
