@@ -380,6 +380,8 @@ def test_a_measurement_has_open_edges_a_known_pressure_or_a_plate():
     good = tracking.measured
     np.testing.assert_array_equal(m.displacement[:, good], tracking.displacement[:, good])
     np.testing.assert_array_equal(m.displacement_std, tracking.displacement_std)
+    for axis, table in enumerate(tracking.error_correlation):
+        np.testing.assert_array_equal(m.displacement_correlation[axis][: len(table)], table)
 
     m = tracking.measurement(law, pressure=50.0)
     assert m.load.loaded[0, 0, 1:-1].all() and m.load.open[1, 0].all() and m.load.open[:, -1].all()
@@ -450,7 +452,7 @@ def test_images_are_read_in_grey_and_page_by_page(tmp_path):
     io.imsave(tmp_path / "colour.png", np.stack([grey[0]] * 3, axis=-1), check_contrast=False)
     io.imsave(tmp_path / "pages.tif", grey, check_contrast=False)
     np.testing.assert_array_equal(read_frames(tmp_path / "one.png").data, grey[:1])
-    np.testing.assert_allclose(255 * read_frames(tmp_path / "colour.png").data, grey[:1], atol=1e-9)
+    np.testing.assert_allclose(read_frames(tmp_path / "colour.png").data, grey[:1], atol=1e-9)
     np.testing.assert_array_equal(read_frames(tmp_path / "pages.tif").data, grey)
 
 
@@ -461,7 +463,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
         read_frames(tmp_path / "missing.png")
     for name, content in (("a.txt", b"1 2 3"), ("a.npz", b"PK\x03\x04junk"), ("a.png", b"junk"), ("a.mat", b"junk")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name}: cannot be read as"):
+        with pytest.raises(ValueError, match=f"{name}: "):
             read_frames(tmp_path / name)
     np.save(tmp_path / "object.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="allow_pickle"):  # refused, not unpickled

@@ -107,7 +107,7 @@ class Tracking:
             u = u - self._motion_of_bottom()[:, None, None]
         elif load is None:
             load = _open_edges(self.grid, pressure)
-        return Measurement(self.grid, law, load, u, std, force_std)
+        return Measurement(self.grid, law, load, u, std, force_std, displacement_correlation=self.error_correlation)
 
     def _motion_of_bottom(self):
         """Mean displacement of the bottom row, of both components."""

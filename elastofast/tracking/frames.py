@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..io.containers import read_container
+
 __all__ = ["KINDS", "Frames", "read_frames", "sample_spacing"]
 
 KINDS = ("rf", "b-mode")
 SOUND_SPEED = 1540.0  # m/s, the mean of soft tissue, to which scanners are calibrated
 SHORTEST = 16  # samples or lines below which an array is not taken for a frame
-IMAGES = (b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes of PNG, TIFF and BigTIFF files
 AXES = {2: "zx", 3: "tzx"}  # of arrays in files, except:
 MATLAB_AXES = {2: "zx", 3: "zxt"}
 
@@ -145,7 +146,7 @@ def check_extent(shape: tuple[int, ...], spacing: tuple[float, float]) -> None:
 def read_frames(
     path: str | os.PathLike, variable: str | Sequence[str] | None = None, axes: str | None = None
 ) -> Frames:
-    """Read frames from a MATLAB (v5 or v7.3), HDF5, NPZ, NPY, PNG or TIFF file.
+    """Read frames from a MATLAB (v5 or v7.3), HDF5, NPZ, NPY, PNG, TIFF or text file.
 
     Parameters
     ----------
@@ -166,22 +167,27 @@ def read_frames(
     OSError
         If the file cannot be opened.
     ImportError
-        If a package that the format needs is not installed (h5py, scikit-image).
+        If a package that the format needs is not installed.
     ValueError
         If the file is damaged, holds no frames, or several variables among which to choose, or axes do not fit.
     """
     path = Path(path)
-    arrays, usual = _arrays(path, [variable] if isinstance(variable, str) else variable)
+    container = read_container(path)
+    wanted = [variable] if isinstance(variable, str) else variable
+    usual = MATLAB_AXES if path.suffix.lower() == ".mat" else AXES
     frames, names = [], []
-    for name, array in arrays.items():
+    for name in _chosen(container, wanted):
+        array = np.asarray(container.get(name))
+        if container.kind == "PNG or TIFF" and array.ndim >= 3 and array.shape[-1] in (3, 4):
+            array = array[..., :3].mean(axis=-1)  # colours, with or without opacity
         order = axes or usual.get(array.ndim, "")
         if sorted(order) not in (sorted("zx"), sorted("tzx")) or len(order) != array.ndim:
             raise ValueError(
                 f"{path}: axes must name the {array.ndim} axes of {name}, shape {array.shape}, by the "
                 f"letters z (axial), x (lateral) and t (frame), got {axes!r}"
             )
-        stack = array[None] if "t" not in order else array
-        stack = stack.transpose([("t" + order if "t" not in order else order).index(letter) for letter in "tzx"])
+        stack, order = (array, order) if "t" in order else (array[None], "t" + order)
+        stack = stack.transpose([order.index(letter) for letter in "tzx"])
         for i, frame in enumerate(stack):
             names.append(f"{path}: {name}" + (f", frame {i}" if len(stack) > 1 else ""))
             frames.append(as_frame(frame, names[-1]))
@@ -191,71 +197,21 @@ def read_frames(
     return Frames(np.array(frames), tuple(names))
 
 
-def _arrays(path, wanted) -> tuple[dict[str, np.ndarray], dict[int, str]]:
-    """The arrays of a file that could be frames, or those that are wanted, and what their axes usually are."""
-    with open(path, "rb") as file:
-        head = file.read(520)
-    hdf5 = b"\x89HDF\r\n\x1a\n" in (head[:8], head[512:])
-    try:
-        if hdf5:
-            found = _hdf5(path)
-        elif head.startswith(IMAGES):
-            found = {path.name: _image(path)}
-        elif head.startswith(b"\x93NUMPY"):
-            found = {path.stem: np.load(path, allow_pickle=False)}
-        elif head.startswith(b"PK\x03\x04"):
-            with np.load(path, allow_pickle=False) as file:
-                found = {name: file[name] for name in file.files}
-        elif head.startswith(b"MATLAB 5.0") or path.suffix.lower() == ".mat":
-            from scipy.io import loadmat
-
-            found = {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
-        else:
-            raise ValueError("expected MATLAB, HDF5, NPZ, NPY, PNG or TIFF")
-    except (ImportError, MemoryError):
-        raise
-    except Exception as error:  # for damaged bytes the parsers raise nearly any exception
-        raise ValueError(f"{path}: cannot be read as frames: {error}") from error
-    usual = MATLAB_AXES if path.suffix.lower() == ".mat" else AXES
-    found = {name: np.asarray(value) for name, value in found.items()}
-    listing = ", ".join(f"{name} {value.shape}" for name, value in found.items()) or "nothing"
+def _chosen(container, wanted) -> Sequence[str]:
+    """Names of the variables that hold the frames."""
+    variables = container.variables
+    listing = ", ".join(f"{name} {variable.shape}" for name, variable in variables.items()) or "nothing"
     if wanted is not None:
-        missing = [name for name in wanted if name not in found]
+        missing = [name for name in wanted if name not in variables]
         if missing:
-            raise ValueError(f"{path}: there is no variable {missing[0]!r}; the file holds {listing}")
-        return {name: found[name] for name in wanted}, usual
-    frames = {
-        name: value
-        for name, value in found.items()
-        if value.dtype.kind in "fiuc" and value.ndim in (2, 3) and sum(n >= SHORTEST for n in value.shape) >= 2
-    }
-    if len(frames) != 1:
-        which = "none of them can be frames" if not frames else f"choose variable= among {', '.join(frames)}"
-        raise ValueError(f"{path}: {which}; the file holds {listing}")
-    return frames, usual
-
-
-def _hdf5(path) -> dict[str, np.ndarray]:
-    """All numeric data sets of an HDF5 or MATLAB v7.3 file, also of those in groups, by their paths."""
-    import h5py
-
-    found = {}
-
-    def visit(name, item):
-        if isinstance(item, h5py.Dataset) and item.dtype.kind in "fiuc":
-            # MATLAB stores arrays in column-major order
-            found[name] = item[()].T if "MATLAB_class" in item.attrs else item[()]
-
-    with h5py.File(path, "r") as file:
-        file.visititems(visit)
-    return found
-
-
-def _image(path) -> np.ndarray:
-    """Brightness of an image; several pages are frames."""
-    from skimage.color import rgb2gray
-    from skimage.io import imread
-
-    image = imread(path)
-    # the last axis may be colours, with or without opacity
-    return rgb2gray(image[..., :3]) if image.ndim >= 3 and image.shape[-1] in (3, 4) else image
+            raise ValueError(f"{container.path}: there is no variable {missing[0]!r}; the file holds {listing}")
+        return wanted
+    possible = [
+        name
+        for name, variable in variables.items()
+        if variable.dtype.kind in "fiuc" and sum(n >= SHORTEST for n in variable.shape) >= 2
+    ]
+    if len(possible) != 1:
+        which = "none of them can be frames" if not possible else f"choose variable= among {', '.join(possible)}"
+        raise ValueError(f"{container.path}: {which}; the file holds {listing}")
+    return possible
