@@ -47,6 +47,9 @@ STEPS = 2  # Gauss-Newton steps of each kind; a third changes results by less th
 # derivatives
 PERIOD_SAMPLES, BAND_SAMPLES = 6, 3
 CORRELATED = 0.5  # correlation below which a node is not measured: false peaks may be as high. Not studied.
+# Distance of windows from the edges of a frame, in reciprocals of the bandwidth, that is about the size of a speckle:
+# what filters make of the edge stays where it is, and within this distance biases displacements towards zero.
+MARGIN = 1.0
 INSIDE = 0.9  # part of a window that has to lie inside of both frames
 DECORRELATED = 0.7  # median correlation below which a pair is warned about: the noise has the power of the signal
 FEWEST_NODES = 0.05  # share of nodes that has to be measured
@@ -193,6 +196,7 @@ class _Pair:
         # samples within which the right peak lies after the coarse search, and within which a step leads to it
         self.ambiguity = np.array([1 / (2 * frequency) if kind == "rf" else self.coarsening[0], self.coarsening[1]])
         self.basin = 1 / (4 * np.array([frequency if kind == "rf" else bands[0], bands[1]]))
+        self.margin = MARGIN / bands
         self._choose_windows(np.prod(bands / self.spacing), window, step, search)
 
     def _choose_windows(self, density, window, step, search):
@@ -209,7 +213,7 @@ class _Pair:
         self.search = _lengths("search", search, SEARCH * extent)
         if (self.step > self.window).any():
             raise ValueError(f"step must not be larger than the window, {_mm(self.window)}, got {_mm(self.step)}")
-        if (self.window + 2 * self.step > extent).any():
+        if (self.window + 2 * self.step > extent - 2 * self.margin * self.spacing).any():
             raise ValueError(
                 f"window {_mm(self.window)} and step {_mm(self.step)} leave fewer than 3 nodes along an axis of the "
                 f"frame, {_mm(extent)}"
@@ -220,8 +224,8 @@ class _Pair:
 
     def track(self) -> Tracking:
         size = tuple(self.window / self.spacing)
-        windows = _windows(self.a.shape, size, self.step / self.spacing)
-        self.present = [not_empty(x, size) for x in (self.a, self.b)]
+        windows = _windows(self.a.shape, size, self.step / self.spacing, self.margin)
+        self.present = [not_empty(x, size) & _within(x.shape, self.margin) for x in (self.a, self.b)]
         a, b = (flatten(x, size) for x in (self.a, self.b))
         fit = self._refine(windows, a, b, *self._among_periods(windows, a, b, self._coarse()))
         correlation = fit.correlation
@@ -276,14 +280,15 @@ class _Pair:
         for _ in range(STEPS):
             base = predictor(total, good, tuple(SMOOTH * self.window / self.step))
             warped, inside = warp(spline, self.present[1], at_samples(base, windows.centres, a.shape))
-            step, correlation, inverse, gradient, energy = refine(windows, a, warped)
+            inside &= self.present[0]
+            step, correlation, inverse, gradient, energy = refine(windows, a, warped, inside)
             good = (np.abs(step) < self.basin[:, None, None]).all(axis=0)
             good &= correlation > CORRELATED if trusted is None else trusted
-            good &= windows((inside & self.present[0]).astype(float)) > INSIDE * windows.n
+            good &= windows(inside.astype(float)) > INSIDE * windows.n
             self._check_measured(correlation, good)
             total = np.where(good, base + step, base)
             good &= ~outliers(total, np.median(np.abs(step[:, good]), axis=1))
-        return _Fit(total, good, correlation, inverse, energy, gradient, warped - a)
+        return _Fit(total, good, correlation, inverse, energy, gradient, (warped - a) * inside)
 
     def _coarse(self) -> np.ndarray:
         """Displacement in each sample, from the envelopes in large windows."""
@@ -355,9 +360,9 @@ def _whole(reach) -> tuple[int, int]:
     return int(axial), int(lateral)
 
 
-def _windows(shape, size, step) -> Windows:
+def _windows(shape, size, step, margin=(0.0, 0.0)) -> Windows:
     """As many windows as fit into an image, in its middle."""
-    counts = [int((n - w) / s) + 1 for n, w, s in zip(shape, size, step, strict=True)]
+    counts = [int((n - 2 * m - w) / s) + 1 for n, w, s, m in zip(shape, size, step, margin, strict=True)]
     centres = [(n - 1) / 2 + s * (np.arange(k) - (k - 1) / 2) for n, s, k in zip(shape, step, counts, strict=True)]
     return Windows(shape, tuple(map(float, size)), tuple(centres))
 
@@ -369,6 +374,12 @@ def _finer(image, factors) -> np.ndarray:
             last = (image.shape[axis] - 1) * factor + 1
             image = signal.resample_poly(image, factor, 1, axis=axis, padtype="edge").take(np.arange(last), axis)
     return image
+
+
+def _within(shape, margin) -> np.ndarray:
+    """Samples that keep a distance from the edges of an image."""
+    axial, lateral = (np.minimum(i := np.arange(n), n - 1 - i) >= m for n, m in zip(shape, margin, strict=True))
+    return np.logical_and.outer(axial, lateral)
 
 
 def _envelope(image) -> np.ndarray:

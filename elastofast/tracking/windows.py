@@ -92,9 +92,9 @@ def derivatives(image: np.ndarray) -> list[np.ndarray]:
 class _Moments:
     """Sum and norm of an image in each window, about the mean of the window; NaN where a window is empty."""
 
-    def __init__(self, windows, image):
+    def __init__(self, windows, image, n):
         self.sum = windows(image)
-        norm2 = windows(image**2) - self.sum**2 / windows.n
+        norm2 = windows(image**2) - self.sum**2 / n
         self.norm = np.sqrt(np.where(norm2 > EMPTY * windows.n, norm2, np.nan))  # of flattened images, variance one
 
 
@@ -122,7 +122,7 @@ def find_peak(
     at_edge : numpy.ndarray of bool, shape node_shape
         Where the largest correlation lies at the end of the range that was searched.
     """
-    of_a, lags = _Moments(windows, a), [np.arange(-r, r + 1) for r in reach]
+    of_a, lags = _Moments(windows, a, windows.n), [np.arange(-r, r + 1) for r in reach]
     padded = np.pad(b, [(r, r) for r in reach], mode="edge")
     mean, deviation = _local_moments(padded, windows.size)
     nodes = [np.rint(c).astype(int) for c in windows.centres]
@@ -150,7 +150,7 @@ def find_peak(
 
 
 def refine(
-    windows: Windows, a: np.ndarray, b: np.ndarray
+    windows: Windows, a: np.ndarray, b: np.ndarray, inside: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray], np.ndarray]:
     """One Gauss-Newton step towards the peak of the normalised cross-correlation of two nearly aligned images.
 
@@ -164,6 +164,8 @@ def refine(
     windows : Windows
     a, b : numpy.ndarray
         Flattened images.
+    inside : numpy.ndarray of bool
+        The samples that count; windows may lack some, but an image that ends would hold its displacement fast.
 
     Returns
     -------
@@ -178,8 +180,9 @@ def refine(
     energy : numpy.ndarray, shape (2, *node_shape)
         Sum of its squares over each window, for the normalised images.
     """
-    of_a, of_b, n = _Moments(windows, a), _Moments(windows, b), windows.n
-    da, db = derivatives(a), derivatives(b)
+    da, db = ([inside * d for d in derivatives(x)] for x in (a, b))
+    a, b, n = inside * a, inside * b, np.maximum(windows(inside.astype(float)), 1.0)
+    of_a, of_b = _Moments(windows, a, n), _Moments(windows, b, n)
     both = of_a.norm * of_b.norm
     correlation = (windows(a * b) - of_a.sum * of_b.sum / n) / both
     slope, hessian = np.empty((2, *windows.node_shape)), np.empty((2, 2, *windows.node_shape))
