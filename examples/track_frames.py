@@ -19,7 +19,7 @@ u = ef.solve_forward(ef.ElasticForm(body, law), truth, ef.compression(body, stra
 scanner = Scanner(shape=(1250, 154), pitch=0.157e-3)
 before, after = simulate_frames(scanner, (body, u), snr=20.0, decorrelation=0.02)
 
-tracking = ef.track(before, after, scanner.spacing, step=1e-3)
+tracking = ef.track(before, after, scanner.spacing)
 print(f"median correlation {np.nanmedian(tracking.correlation):.3f}, {tracking.measured.mean():.0%} of nodes measured")
 for name, std in zip(("axial", "lateral"), tracking.displacement_std, strict=True):
     print(f"{name:<8} standard deviation {1e6 * np.median(std):.2f} um")

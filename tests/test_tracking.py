@@ -38,7 +38,7 @@ def compressed_pair(decorrelation=0.02, snr=20.0):
     """One pair of frames, its motion and what was tracked."""
     motion = compressed(0.01, 24e-3, 24e-3)
     a, b = simulate_frames(LARGE, motion, snr=snr, decorrelation=decorrelation, seed=4)
-    return a, b, motion, ef.track(a, b, LARGE.spacing)
+    return a, b, motion, ef.track(a, b, LARGE.spacing, step=0.5e-3)
 
 
 # simulated frames ---------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def brightness(rf):
 
 def test_brightness_is_tracked_too():
     a, b, motion, rf = compressed_pair()
-    tracking = ef.track(brightness(a), brightness(b), LARGE.spacing)
+    tracking = ef.track(brightness(a), brightness(b), LARGE.spacing, step=0.5e-3)
     assert tracking.kind == "b-mode"
     z = ((tracking.displacement - truth(tracking, motion)) / tracking.displacement_std)[INNER]
     np.testing.assert_allclose(np.sqrt((z**2).mean((1, 2))), 1, atol=0.25)
@@ -137,7 +137,7 @@ def test_coarsely_sampled_signals_are_resampled():
     scanner = Scanner(shape=(520, 96), sampling_frequency=20e6, frequency=7e6, pitch=0.2e-3)  # 2.9 samples a period
     motion = compressed(0.01, 20e-3, 19e-3)
     a, b = simulate_frames(scanner, motion, snr=20, decorrelation=0.02, seed=2)
-    tracking = ef.track(a, b, scanner.spacing)
+    tracking = ef.track(a, b, scanner.spacing, step=0.5e-3)
     z = ((tracking.displacement - truth(tracking, motion)) / tracking.displacement_std)[INNER]
     np.testing.assert_allclose(np.sqrt((z**2).mean((1, 2))), 1, atol=0.25)
 
@@ -148,7 +148,7 @@ def test_noise_that_grows_with_depth_is_stated_rightly_at_every_depth():
     rng, fading = np.random.default_rng(0), 10 ** (-np.linspace(0, 1.5, 1250))[:, None]  # by 30 dB
     noise = 0.02 * a.std()  # white
     a, b = (fading * frame + noise * rng.normal(size=frame.shape) for frame in (a, b))
-    tracking = ef.track(a, b, scanner.spacing)
+    tracking = ef.track(a, b, scanner.spacing, step=0.5e-3)
     z = ((tracking.displacement - truth(tracking, motion)) / tracking.displacement_std)[INNER]
     for zone in np.array_split(z, 3, axis=1):
         np.testing.assert_allclose(np.sqrt(np.nanmean(zone**2, axis=(1, 2))), 1, atol=0.3)  # of 80 separate windows
@@ -504,7 +504,7 @@ def test_one_command_leads_from_frames_to_a_map(tmp_path, capsys):
     np.save(tmp_path / "b.npy", b)
     field, out, plot, figure = (tmp_path / n for n in ("field.h5", "map.h5", "map.png", "field.png"))
     code, text, err = run(
-        *("track", tmp_path / "a.npy", tmp_path / "b.npy", "-o", field, "--law", "plane_stress", "--step", 1e-3),
+        *("track", tmp_path / "a.npy", tmp_path / "b.npy", "-o", field, "--law", "plane_stress"),
         *("--sampling-frequency", 40e6, "--pitch", LARGE.pitch, "--figure", figure),
         *("--reconstruct", out, "--prior", "tv", "--plot", plot),
         capsys=capsys,

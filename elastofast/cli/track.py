@@ -56,7 +56,7 @@ def add_options(option) -> None:
     option("--kind", choices=KINDS, help="what the frames hold (default: found out)")
     lengths = {"type": float, "nargs": "+"}
     option("--window", **lengths, help="size of the windows in metres, axial and lateral (default: by the speckle)")
-    option("--step", **lengths, help="distance between nodes in metres (default: a quarter of the window)")
+    option("--step", **lengths, help="distance between nodes in metres (default: half of the window)")
     option("--search", **lengths, help="largest displacement in metres (default: 2.5 %% of the frame)")
     plane = [name for name, law in LAWS.items() if law.dim == 2]
     option("--law", choices=plane, default=PlaneStrain.name, help="material law")

@@ -30,10 +30,13 @@ __all__ = ["track", "track_sequence"]
 # correlation of .8, 1 % of the lateral displacements are false peaks.
 INDEPENDENT = 50
 FEWEST = 12  # independent samples in a window, below which peaks are false and a standard deviation means nothing
-OVERLAP = 0.75  # of neighbouring windows by default, common in elastography
+# Overlap of neighbouring windows by default. More of it adds nodes, but hardly information: what the nodes between say
+# is correlated with what their neighbours say, and reconstructions have to undo that.
+OVERLAP = 0.5
 SEARCH = 0.025  # default range of the search over the extent of the frame, that is the largest mean strain
 COARSE = 2.0  # size of the coarse windows over that of the final ones
 COARSE_SAMPLES = 3  # samples of the envelope in the reciprocal of its bandwidth
+COARSE_OVERLAP = 0.75
 COARSE_SMOOTH = 1.0  # nodes; as SMOOTH, for the coarse windows. Not studied.
 COARSE_TOLERANCE = 0.1  # samples by which coarse peaks may scatter; 0.1 is the tolerance of Westerweel and Scarano
 AGREEMENT = 0.7  # nodes over which neighbours have to agree on a peak, see `find_peak`
@@ -93,7 +96,7 @@ def track(
     window : float or (float, float), optional
         Size of the windows in metres; by default square, with 50 independent samples of speckle.
     step : float or (float, float), optional
-        Distance between the centres of neighbouring windows in metres; by default a quarter of the window.
+        Distance between the centres of neighbouring windows in metres; by default half of the window.
     search : float or (float, float), optional
         Largest displacement in metres; by default 2.5 % of the extent of the frame.
     kind : {"rf", "b-mode"}, optional
@@ -295,7 +298,7 @@ class _Pair:
         small = [_block_means(_envelope(x) if self.kind == "rf" else x, self.coarsening) for x in (self.a, self.b)]
         spacing = self.spacing * self.coarsening
         size = self.coarse_window / spacing
-        windows = _windows(small[0].shape, tuple(size), (1 - OVERLAP) * size)
+        windows = _windows(small[0].shape, tuple(size), (1 - COARSE_OVERLAP) * size)
         a, b = (flatten(x, tuple(size)) for x in small)
         field, correlation, at_edge = find_peak(windows, a, b, _whole(self.search / spacing), AGREEMENT)
         if ((correlation < CORRELATED) | at_edge).mean() > OUTSIDE:
