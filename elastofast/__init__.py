@@ -23,12 +23,14 @@ _MODULE_NAMES = {
     "misfit.covariance": ("NoiseCovariance",),
     "misfit.fidelity": ("Fidelity",),
     "phantoms": ("inclusion", "lesion"),
-    "plots": ("plot_maps", "plot_result"),
+    "plots": ("plot_maps", "plot_result", "plot_tracking"),
     "result": ("Result",),
     "simulation": ("simulate",),
+    "tracking.field": ("Tracking",),
+    "tracking.pair": ("track",),
 }
 _MODULE_OF = {name: module for module, names in _MODULE_NAMES.items() for name in names}
-_MODULES = ("metrics", "priors")
+_MODULES = ("metrics", "priors", "tracking")
 
 __all__ = ["__version__", *sorted(_MODULE_OF), *_MODULES]
 

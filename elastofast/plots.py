@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .geometry import Mesh
     from .measurement import Measurement
     from .result import Result
+    from .tracking.field import Tracking
 
 # colours of Okabe and Ito, which readers with any colour vision can tell apart
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -232,6 +233,42 @@ def plot_result(result: Result, measurement: Measurement, path: str | os.PathLik
         axes.set_title(f"profile at axial position {depth * 1e3:.1f} mm", loc="left")
         axes.legend(frameon=False)
         _draw_convergence(figure.add_subplot(bottom[1]), result)
+        return _save(figure, path)
+
+
+def plot_tracking(tracking: Tracking, path: str | os.PathLike | None = None) -> Figure:
+    """A tracked displacement: both components, the standard deviation of the axial one, and the correlation.
+
+    Parameters
+    ----------
+    tracking : Tracking
+        From `track`. Nodes that were not measured are left blank.
+    path : path-like, optional
+        Where to save the figure; the suffix (.png, .pdf, .svg) chooses the format.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    OSError
+        If the figure cannot be written.
+    """
+    grid, um = tracking.grid, 1e6
+    std = np.where(tracking.measured, tracking.displacement_std[grid.axial], np.nan)
+    panels = {
+        "axial displacement (µm)": (um * tracking.displacement[0], "viridis"),
+        "lateral displacement (µm)": (um * tracking.displacement[1], "viridis"),
+        "axial std (µm)": (um * std, "magma"),
+        "correlation": (tracking.correlation, "magma"),
+    }
+    with styled_figure(WIDTH, RESULT_PANEL * _aspect(grid) + 1.0) as figure:
+        for axes, (title, (field, cmap)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+            low, high = np.nanpercentile(field, CENTRAL)
+            image = draw_map(axes, field, grid, (float(low), float(high)), cmap=cmap)
+            axes.set_title(title)
+            figure.colorbar(image, ax=axes, location="bottom", extend="both")
         return _save(figure, path)
 
 

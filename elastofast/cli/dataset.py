@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-
 from ..phantoms import KINDS
 from .shared import check_output, measurement_options, pair
 
@@ -73,9 +70,7 @@ def run(options) -> int:
         del settings[name]
     for name in ("shape", "extent"):
         settings[name] = pair(name, settings[name])
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"elastofast: {message}", file=sys.stderr)
-        build_dataset(options.out, **settings, progress=not options.quiet)
+    build_dataset(options.out, **settings, progress=not options.quiet)
     with Dataset.open(options.out) as data:
         print(f"wrote {options.out}: {data!r}")
     return 0
