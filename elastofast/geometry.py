@@ -111,6 +111,10 @@ class Mesh:
         Node coordinates in metres, d = 2 or 3. Column i is the coordinate of displacement component i.
     cells : array_like of int, shape (M, d + 1)
         Zero-based node numbers of each simplex, in any orientation.
+    mean_dilatation : bool
+        Whether elements are to be free of locking: in plane strain and in three dimensions the volumetric term then
+        sees the mean dilatation around each node. With False they are the ordinary ones, which are much too stiff where
+        tissue is nearly incompressible; they are there for data that were computed with them.
 
     Raises
     ------
@@ -119,7 +123,7 @@ class Mesh:
         belongs to no cell.
     """
 
-    def __init__(self, points: ArrayLike, cells: ArrayLike) -> None:
+    def __init__(self, points: ArrayLike, cells: ArrayLike, mean_dilatation: bool = True) -> None:
         points = np.array(points, dtype=np.float64, order="C")
         cells = np.array(cells)
         if points.ndim != 2 or points.shape[1] not in (2, 3):
@@ -153,6 +157,7 @@ class Mesh:
         self.points = points
         self.cells = cells
         self.cell_volumes = np.abs(volume)
+        self.mean_dilatation = bool(mean_dilatation)
         for a in (self.points, self.cells, self.cell_volumes):
             a.setflags(write=False)
 

@@ -10,20 +10,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dense import dense_psi
+from quadratic import compressed, lattice, plates, simplices
+from scipy.sparse import csc_array, diags_array
+from scipy.sparse.linalg import eigsh
 from scipy.spatial import Delaunay
 
-from elastofast.boundary import compression, rigid_modes
+from elastofast.boundary import Boundary, compression, rigid_modes
 from elastofast.forward import mesh_solver
 from elastofast.forward.form import ElasticForm
 from elastofast.forward.mesh import MeshBackend
 from elastofast.forward.mesh_solver import MeshSolver
+from elastofast.forward.solve import solve_forward
 from elastofast.geometry import Grid, Mesh
 from elastofast.laws import PlaneStrain, PlaneStress, Solid
 
 LAWS = [PlaneStress(0.3), PlaneStress(-0.2), PlaneStrain(0.495), Solid(0.45)]
 
 
-def irregular_mesh(d, n, seed=0):
+def irregular_mesh(d, n, seed=0, mean_dilatation=True):
     """A square or cube of edge 30 mm: nodes moved at random, faces flat, all in random order."""
     rng = np.random.default_rng(seed)
     p = np.stack(np.meshgrid(*[np.arange(n)] * d, indexing="ij"), axis=-1).reshape(-1, d).astype(float)
@@ -32,7 +36,7 @@ def irregular_mesh(d, n, seed=0):
     p = rng.permutation(p)
     cells = Delaunay(p).simplices
     volumes = np.abs(np.linalg.det(p[cells[:, 1:]] - p[cells[:, :1]]))
-    return Mesh(p * 0.03 / (n - 1), cells[volumes > 1e-6])
+    return Mesh(p * 0.03 / (n - 1), cells[volumes > 1e-6], mean_dilatation)
 
 
 def fields(mesh, batch, dtype=np.float64, seed=1):
@@ -110,8 +114,9 @@ def test_reference_grid_is_that_of_scikit_fem(law):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-5)])
 @pytest.mark.parametrize("law", LAWS, ids=repr)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_contractions_are_the_dense_ones(law, dtype, tolerance, batch):
-    mesh = irregular_mesh(law.dim, 5 if law.dim == 2 else 3)
+@pytest.mark.parametrize("mean_dilatation", [True, False])
+def test_contractions_are_the_dense_ones(law, dtype, tolerance, batch, mean_dilatation):
+    mesh = irregular_mesh(law.dim, 5 if law.dim == 2 else 3, mean_dilatation=mean_dilatation)
     psi = dense_psi(mesh, law)
     backend = MeshBackend(mesh, law)
     x, u, v = fields(mesh, batch, dtype)
@@ -131,11 +136,11 @@ def test_contractions_are_the_dense_ones(law, dtype, tolerance, batch):
 
 
 @pytest.mark.parametrize("law", [PlaneStress(0.3), PlaneStrain(0.495)], ids=repr)
-def test_stiffness_is_that_of_scikit_fem(law):
+def test_stiffness_of_ordinary_triangles_is_that_of_scikit_fem(law):
     skfem = pytest.importorskip("skfem")
     from skfem.helpers import ddot, sym_grad, trace
 
-    mesh = irregular_mesh(2, 24)
+    mesh = irregular_mesh(2, 24, mean_dilatation=False)
     x = fields(mesh, 1)[0][0]
     basis = skfem.Basis(
         skfem.MeshTri(mesh.points.T.copy(), mesh.cells.T.copy()), skfem.ElementVector(skfem.ElementTriP1())
@@ -190,6 +195,72 @@ def test_sparse_and_matrix_free_agree_and_patterns_are_shared(law):
 def test_a_law_of_another_dimension_is_refused():
     with pytest.raises(ValueError, match=r"law Solid is 3-D, but the geometry is 2-D"):
         ElasticForm(irregular_mesh(2, 3), Solid(0.3))
+
+
+# ---------------------------------------------------------------- nearly incompressible bodies
+
+EDGE = 0.03
+
+
+def smooth(*x):
+    """A modulus (Pa) with a stiff region about (.4, .55, .5) of the edge."""
+    centre = [c * EDGE for c in (0.4, 0.55, 0.5)]
+    return 1e4 * (1 + 3 * np.exp(-sum((a - c) ** 2 for a, c in zip(x, centre, strict=False)) / (2 * 5e-3**2)))
+
+
+def moved(points, share, spacing, seed=0):
+    """Inner nodes moved by up to a share of the spacing."""
+    rng = np.random.default_rng(seed)
+    inner = ((points > 1e-9) & (points < EDGE - 1e-9)).all(axis=1)
+    return points + share * spacing * inner[:, None] * rng.uniform(-1, 1, points.shape)
+
+
+def displacement(law, points, cells, mean_dilatation=True):
+    mesh = Mesh(points, cells, mean_dilatation)
+    fixed, values = plates(points, EDGE)
+    return solve_forward(ElasticForm(mesh, law), smooth(*points.T), Boundary(fixed=fixed, displacement=values))
+
+
+@pytest.mark.parametrize("pattern", ["diagonal", "union jack"])
+@pytest.mark.parametrize("poisson", [0.3, 0.499])
+def test_triangles_converge_with_the_second_order_at_any_poisson_ratio(pattern, poisson):
+    pytest.importorskip("skfem")
+    law, errors = PlaneStrain(poisson), []
+    expected = compressed(law, smooth, EDGE, 33)
+    for n in (9, 17, 33):
+        points, step = lattice(2, n, EDGE), 32 // (n - 1)
+        u = displacement(law, points, simplices((n, n), pattern))
+        errors.append(relative(u, expected[:, ::step, ::step].reshape(2, -1)))
+    assert errors[-1] < 1.1e-3  # ordinary triangles of one diagonal at .499: .041
+    assert np.log2(errors[0] / errors[1]) > 1.8 and np.log2(errors[1] / errors[2]) > 1.8
+
+
+def test_tetrahedra_do_not_lock():
+    pytest.importorskip("skfem")
+    points, cells = lattice(3, 5, EDGE), simplices((5, 5, 5), "five")
+    errors = [
+        relative(displacement(law, points, cells, mean), compressed(law, smooth, EDGE, 5).reshape(3, -1))
+        for law, mean in ((Solid(0.3), True), (Solid(0.499), True), (Solid(0.499), False))
+    ]
+    assert errors[1] < 1.3 * errors[0]
+    assert errors[2] > 1.9 * errors[0]  # what the mean dilatation cures
+
+
+@pytest.mark.parametrize("pattern", ["diagonal", "union jack", "irregular"])
+def test_mean_dilatation_brings_no_soft_modes(pattern):
+    """The lowest vibrations of a free square of constant density are those of finer bilinear cells."""
+    law, n = PlaneStrain(0.499), 17
+    points = lattice(2, n, EDGE)
+    cells = simplices((n, n), "diagonal" if pattern == "irregular" else pattern)
+    if pattern == "irregular":
+        points = moved(points, 0.3, EDGE / (n - 1))
+    lowest = []
+    for geometry in (Mesh(points, cells), Grid((2 * n - 1,) * 2, (EDGE / (2 * n - 2),) * 2)):
+        k = ElasticForm(geometry, law).stiffness(np.ones(geometry.node_shape))
+        mass = diags_array(np.tile(geometry.node_weights, 2))
+        values = eigsh(csc_array(k), 12, csc_array(mass), sigma=-1e3, return_eigenvectors=False)
+        lowest.append(np.sort(values)[3:])
+    np.testing.assert_allclose(*lowest, rtol=0.04)
 
 
 # ---------------------------------------------------------------- solver
@@ -422,7 +493,7 @@ def authors():
 
 
 def test_stiffness_is_that_of_the_authors(authors):
-    mesh = Mesh(authors["vertices"], authors["triangles"])
+    mesh = Mesh(authors["vertices"], authors["triangles"], mean_dilatation=False)
     ours = np.arange(2 * mesh.n_nodes).reshape(-1, 2).T.ravel()  # component * N + node out of interleaved
     expected = authors["GK"][np.ix_(ours, ours)]
     loaded = compression(mesh, pressure=10.0).loaded.ravel()
@@ -433,7 +504,7 @@ def test_stiffness_is_that_of_the_authors(authors):
 
 def test_displacement_is_that_of_the_authors(authors):
     """Their load is `compression` with 10 Pa, our solution their field, rounded to 1e-10 m."""
-    mesh = Mesh(authors["vertices"], authors["triangles"])
+    mesh = Mesh(authors["vertices"], authors["triangles"], mean_dilatation=False)
     load = compression(mesh, pressure=10.0)
     np.testing.assert_allclose(load.force, authors["fxy"].reshape(-1, 2).T, atol=1e-15)
     solver = MeshSolver(MeshBackend(mesh, PlaneStrain(0.495)), authors["E"].ravel(), load.loaded)
