@@ -338,14 +338,14 @@ class MeshBackend:
         return MeshSolver(self, x, active, shift)
 
     @cached_property
-    def _neighbours(self):
+    def _neighbours(self) -> tuple[np.ndarray, np.ndarray]:
         """The nodes that share a cell with a node, itself included, in ascending order, as CSR (indptr, nodes)."""
         n, k = self.mesh.n_nodes, self.mesh.dim + 1
         rows, columns = np.repeat(self.mesh.cells, k, axis=1), np.tile(self.mesh.cells, k)
         return _graph(csr_array((np.ones(rows.size, bool), (rows.ravel(), columns.ravel())), shape=(n, n)))
 
     @cached_property
-    def _coupled(self):
+    def _coupled(self) -> tuple[np.ndarray, np.ndarray]:
         """The nodes whose displacements cause forces at a node: its neighbours, or theirs too if the dilatation is
         averaged.
         """
