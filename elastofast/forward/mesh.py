@@ -338,6 +338,13 @@ class MeshBackend:
         return MeshSolver(self, x, active, shift)
 
     @cached_property
+    def hierarchy(self):
+        """What multigrid needs of the body, whatever its moduli."""
+        from .mesh_multigrid import MeshHierarchy
+
+        return MeshHierarchy(self.mesh, *self._coupled)
+
+    @cached_property
     def _neighbours(self) -> tuple[np.ndarray, np.ndarray]:
         """The nodes that share a cell with a node, itself included, in ascending order, as CSR (indptr, nodes)."""
         n, k = self.mesh.n_nodes, self.mesh.dim + 1
