@@ -190,15 +190,6 @@ class Mesh:
         share = np.repeat(self.cell_volumes / (self.dim + 1), self.dim + 1)
         return np.bincount(self.cells.ravel(), share, minlength=self.n_nodes)
 
-    @cached_property
-    def coarser(self):
-        """A mesh of about half the resolution and the interpolation from it, or None; see
-        `elastofast.forward.mesh_coarsening.coarse_mesh`.
-        """
-        from .forward.mesh_coarsening import coarse_mesh
-
-        return coarse_mesh(self)
-
     @classmethod
     def read(cls, path) -> Mesh:
         """Read the triangles (or tetrahedra) of any file that meshio knows.

@@ -10,14 +10,16 @@ about one in four (in three dimensions one in six to eight) of them.
 from __future__ import annotations
 
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numba import njit
 from scipy.sparse import csr_array
+from scipy.spatial import cKDTree
 
 from ..geometry import Mesh
 
-__all__ = ["CoarseMesh", "coarse_mesh"]
+__all__ = ["CoarseMesh", "coarser"]
 
 # Quality (1 for equilateral cells, 0 for flat ones) that cells of a coarse mesh have to have, unless those around the
 # node were worse, and share of the volume around a node that a step may change at a curved surface. Not studied.
@@ -26,13 +28,12 @@ VOLUME_CHANGE = 0.05
 # Length of the mean unit normal at a boundary node, in steps of which nodes are sorted: corners before edges before
 # faces. Not studied.
 NORMAL_STEP = 0.05
-# Rounds of the search for the coarse cell that contains a node, and how far outside a barycentric coordinate may be.
-SEARCHES = 4
-INSIDE = 1e-9
+INSIDE = 1e-9  # how far below zero the barycentric coordinates of a node in its cell may be by rounding
+NEAR_CELLS = 40  # among which the cell is looked for of a node that is in none of those around its place
 
 
 class CoarseMesh(NamedTuple):
-    """Outcome of `coarse_mesh`.
+    """Outcome of `coarser`.
 
     Attributes
     ----------
@@ -51,13 +52,22 @@ class CoarseMesh(NamedTuple):
     kept: np.ndarray
 
 
-def coarse_mesh(mesh: Mesh) -> CoarseMesh | None:
-    """A mesh of about half the resolution, or None if less than a third of the nodes could be removed.
+_known: WeakKeyDictionary[Mesh, CoarseMesh | None] = WeakKeyDictionary()
+
+
+def coarser(mesh: Mesh) -> CoarseMesh | None:
+    """A mesh of about half the resolution, made once; None if less than a third of the nodes could be removed.
 
     Parameters
     ----------
     mesh : Mesh
     """
+    if mesh not in _known:
+        _known[mesh] = _coarse(mesh)
+    return _known[mesh]
+
+
+def _coarse(mesh):
     d, n = mesh.dim, mesh.n_nodes
     rows, columns = np.repeat(mesh.cells, d + 1, axis=1).ravel(), np.tile(mesh.cells, d + 1).ravel()
     graph = csr_array((np.ones(rows.size, bool), (rows, columns)), shape=(n, n))
@@ -74,6 +84,11 @@ def coarse_mesh(mesh: Mesh) -> CoarseMesh | None:
     coarse = Mesh(mesh.points[kept], number[cells[alive]], mesh.mean_dilatation)
     place = number[target]
     weights, corners = _locate(mesh.points, coarse.points, coarse.cells, place, *_cells_of_nodes(coarse))
+    away = np.flatnonzero(weights.min(axis=1) < -INSIDE)
+    if len(away):
+        weights[away], corners[away] = _locate_again(mesh.points[away], coarse)
+    weights = np.maximum(weights, 0.0)  # nodes outside a curved surface
+    weights /= weights.sum(axis=1, keepdims=True)
     weights[kept], corners[kept] = 0, place[kept][:, None]
     weights[kept, 0] = 1
     interpolation = csr_array(
@@ -178,6 +193,43 @@ def _contains(cell, node):
 
 
 @njit(nogil=True, cache=True)
+def _touches(cells, head, following, v, u, w, together):
+    """Whether an intact cell around v has node u, and node w as well or not."""
+    entry = head[v]
+    while entry >= 0:
+        cell = cells[entry // cells.shape[1]]
+        entry = following[entry]
+        if cell[0] >= 0 and _contains(cell, u) and _contains(cell, w) == together:
+            return True
+    return False
+
+
+@njit(nogil=True, cache=True)
+def _keeps_connected(cells, head, following, v, w):
+    """Whether the body stays as connected as it is when v is moved onto w (link condition).
+
+    A common neighbour of both has to share a cell with both, or else the body would be joined there by less than a
+    face; and it has to keep a cell.
+    """
+    entry = head[v]
+    while entry >= 0:
+        cell = cells[entry // cells.shape[1]]
+        entry = following[entry]
+        if cell[0] < 0:
+            continue
+        for u in cell:
+            if u == v or u == w:
+                continue
+            elsewhere = _touches(cells, head, following, w, u, v, False)
+            if _touches(cells, head, following, v, u, w, True):
+                if not elsewhere and not _touches(cells, head, following, v, u, w, False):
+                    return False
+            elif elsewhere:
+                return False
+    return True
+
+
+@njit(nogil=True, cache=True)
 def _collapse(points, cells, keep, order, floor, volume_change):
     """Move every node that is not kept onto a neighbour that is, if that is possible; cells that vanish get nodes -1.
 
@@ -225,7 +277,9 @@ def _collapse(points, cells, keep, order, floor, volume_change):
                         volume, quality = _measure(points, changed, v, w)
                         after += volume
                         least = min(least, quality)
-                if least >= best_quality and least > 0 and abs(after - before) <= volume_change * before:
+                if least < best_quality or least <= 0 or abs(after - before) > volume_change * before:
+                    continue
+                if _keeps_connected(cells, head, following, v, w):
                     best, best_quality = w, least
         if best < 0:
             keep[v] = True
@@ -252,32 +306,33 @@ def _collapse(points, cells, keep, order, floor, volume_change):
 
 @njit(nogil=True, cache=True)
 def _locate(points, coarse_points, cells, place, indptr, cells_of):
-    """Barycentric coordinates of every node in the coarse cell that contains it, or nearly does.
-
-    The search begins in the cells around the node's place and goes on in those around the best cell so far.
-    """
+    """Barycentric coordinates of every node in the cell around its place that contains it, or nearly does."""
     n, d = points.shape
     weights, corners = np.zeros((n, d + 1)), np.zeros((n, d + 1), np.int64)
     own = np.empty(d + 1)
     for v in range(n):
         nearest = -np.inf
-        corners[v] = place[v]
-        for _ in range(SEARCHES):
-            before = nearest
-            for node in corners[v].copy():
-                for at in range(indptr[node], indptr[node + 1]):
-                    cell = cells[cells_of[at]]
-                    total = 0.0
-                    for a in range(d + 1):  # volumes of the cells in which the point takes a corner's place
-                        own[a] = _signed(coarse_points, cell, points[v], a)
-                        total += own[a]
-                    own /= total
-                    if own.min() > nearest:
-                        nearest = own.min()
-                        weights[v], corners[v] = own, cell
-            if nearest >= -INSIDE or nearest == before:
-                break
-        for a in range(d + 1):
-            weights[v, a] = max(weights[v, a], 0.0)
-        weights[v] /= weights[v].sum()
+        for at in range(indptr[place[v]], indptr[place[v] + 1]):
+            cell = cells[cells_of[at]]
+            total = 0.0
+            for a in range(d + 1):  # volumes of the cells in which the point takes a corner's place
+                own[a] = _signed(coarse_points, cell, points[v], a)
+                total += own[a]
+            own /= total
+            if own.min() > nearest:
+                nearest = own.min()
+                weights[v], corners[v] = own, cell
     return weights, corners
+
+
+def _locate_again(points, mesh):
+    """The same for some points, among the cells whose centres are near."""
+    centres = mesh.points[mesh.cells].mean(axis=1)
+    _, near = cKDTree(centres).query(points, k=range(1, min(NEAR_CELLS, len(centres)) + 1))
+    p = mesh.points[mesh.cells[near]]  # (points, cells, corners, d)
+    edges = (p[:, :, 1:] - p[:, :, :1]).swapaxes(-1, -2)
+    own = np.linalg.solve(edges, (points[:, None] - p[:, :, 0])[..., None])[..., 0]
+    own = np.concatenate([1 - own.sum(axis=-1, keepdims=True), own], axis=-1)
+    best = own.min(axis=-1).argmax(axis=1)
+    at = np.arange(len(points))
+    return own[at, best], mesh.cells[near[at, best]]

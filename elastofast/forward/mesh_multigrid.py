@@ -21,6 +21,7 @@ from scipy.sparse import csr_array
 
 from ..boundary import rigid_modes
 from .krylov import semi_iteration
+from .mesh_coarsening import coarser
 
 __all__ = ["MeshHierarchy", "MeshMultigrid"]
 
@@ -64,7 +65,7 @@ def _row3(b, a):
 
 @njit(nogil=True, cache=True)
 def _minus2(t, blocks, k, x, c):
-    """t - (block k) (row c of x)."""
+    """A vector t minus block k times row c of x."""
     return (
         t[0] - (blocks[k, 0, 0] * x[c, 0] + blocks[k, 0, 1] * x[c, 1]),
         t[1] - (blocks[k, 1, 0] * x[c, 0] + blocks[k, 1, 1] * x[c, 1]),
@@ -82,7 +83,7 @@ def _minus3(t, blocks, k, x, c):
 
 @njit(nogil=True, cache=True)
 def _times2(m, a, t):
-    """(Block a) t."""
+    """Block a times a vector t."""
     return m[a, 0, 0] * t[0] + m[a, 0, 1] * t[1], m[a, 1, 0] * t[0] + m[a, 1, 1] * t[1]
 
 
@@ -274,8 +275,8 @@ class MeshHierarchy:
         self._least: dict[bytes, tuple] = {}
         bounds, rows, starts, parents, shares = [0, mesh.n_nodes], [(indptr, nodes)], [np.zeros(1, int)], [], []
         graph = csr_array((np.ones(len(nodes), np.int8), nodes, indptr), shape=(mesh.n_nodes,) * 2)
-        while mesh.n_nodes * mesh.dim > COARSEST_DOFS and mesh.coarser is not None:
-            mesh, p = mesh.coarser.mesh, mesh.coarser.interpolation
+        while mesh.n_nodes * mesh.dim > COARSEST_DOFS and (coarse := coarser(mesh)) is not None:
+            mesh, p = coarse.mesh, coarse.interpolation
             pattern = csr_array((np.ones(p.nnz, np.int8), p.indices, p.indptr), shape=p.shape)
             graph = (pattern.T.tocsr() @ ((graph @ pattern) > 0).astype(np.int8) > 0).astype(np.int8)
             graph.sort_indices()

@@ -14,7 +14,7 @@ from .protocol import Solution, SolveError
 __all__ = ["MeshSolver"]
 
 # Active dofs up to which factorising is used at once, and up to which it is used where multigrid is slow, by dimension.
-# Measured, ms of one core for what a Gauss-Newton step takes (set-up, 2 solves to 1e-4, 24 of `precondition`), triangles:
+# Measured, ms of one core for what a Gauss-Newton step takes (set-up, 2 solves to 1e-4, 24 of `precondition`):
 #
 #     nodes     plane stress            plane strain .45        plane strain .495
 #               direct  multigrid       direct  multigrid       direct  multigrid
@@ -26,9 +26,9 @@ DIRECT_LIMIT = {2: 3_000, 3: 1_000}
 SLOW_DIRECT_LIMIT = {2: 200_000, 3: 10_000}
 # Multigrid is slow where the least eigenvalue of (V-cycle x matrix) is below this: at a Poisson ratio of .4999.
 SLOW = 2e-3
-# Accuracy of the fixed operator that stands for K^-1 in products with the Gauss-Newton Hessian, which it enters squared.
-# With .3 total variation took 44 and 14 steps on triangles of 65 and 129 nodes a side, with .15 34 and 8, with .08 33
-# and 8.
+# Accuracy of the fixed operator that stands for K^-1 in products with the Gauss-Newton Hessian, which it enters
+# squared. With .3 total variation took 44 and 14 steps on triangles of 65 and 129 nodes a side, with .15 34 and 8, with
+# .08 33 and 8.
 CURVATURE_ACCURACY = 0.15
 
 

@@ -11,7 +11,7 @@ from ..backend.device import namespace
 from ..boundary import Boundary, check_support
 from ..geometry import Grid, Mesh
 from ..measurement import Measurement
-from .coarsen_mesh import coarsen_mesh, sample_mesh
+from .coarsen_mesh import coarsen_mesh, refine_mesh, sample_mesh
 
 __all__ = ["coarsen", "refine", "sample"]
 
@@ -222,7 +222,7 @@ def sample(fine, coarse):
 def refine(field, coarse, fine):
     """Node field (..., *node_shape) interpolated linearly to the fine grid or mesh that it was coarsened from."""
     if isinstance(fine, Mesh):
-        return (fine.coarser.interpolation @ field.T).T
+        return refine_mesh(field, fine)
     for axis, (n, k) in enumerate(zip(fine.shape, coarse.shape, strict=True)):
         axis += field.ndim - 2
         xp = namespace(field)

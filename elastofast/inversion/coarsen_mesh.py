@@ -7,14 +7,15 @@ from scipy.sparse import csr_array, diags_array
 from scipy.sparse.linalg import cg
 
 from ..boundary import Boundary, check_support
+from ..forward.mesh_coarsening import coarser
 from ..measurement import Measurement
 
-__all__ = ["coarsen_mesh", "sample_mesh"]
+__all__ = ["coarsen_mesh", "refine_mesh", "sample_mesh"]
 
 FIT_RTOL = 1e-6  # of the fit of a displacement on the coarse mesh, far below noise
 FIT_MAX_ITERATIONS = 500
-# Weight of a displacement that was not measured (its value counts as zero), relative to the mean weight: it only decides
-# where nothing was measured. Not studied.
+# Weight of a displacement that was not measured (its value counts as zero), relative to the mean weight: it only
+# decides where nothing was measured. Not studied.
 UNMEASURED_WEIGHT = 1e-9
 # A coarse node counts as measured if this share of the fine nodes about it was. Not studied.
 MIN_SHARE = 0.5
@@ -33,11 +34,10 @@ def coarsen_mesh(m, smallest):
     smallest : int
         The coarse mesh has at least as many nodes as a square with this many along each edge.
     """
-    if m.geometry.n_nodes < 2 * smallest**2 or m.geometry.coarser is None:
+    coarse = coarser(m.geometry) if m.geometry.n_nodes >= smallest**2 else None
+    if coarse is None or coarse.mesh.n_nodes < smallest**2:
         return None
-    mesh, interpolation, place, _ = m.geometry.coarser
-    if mesh.n_nodes < smallest**2:
-        return None
+    mesh, interpolation, place, _ = coarse
     d, fine = m.geometry.dim, m.geometry.n_nodes
     gather = csr_array((np.ones(fine), (place, np.arange(fine))), shape=(mesh.n_nodes, fine))
 
@@ -83,14 +83,26 @@ def sample_mesh(fine, coarse):
     """The coarse measurement with the single displacements of the nodes that it shares with the fine one; see
     `coarsen.sample`.
     """
-    nodes = np.arange(coarse.geometry.n_nodes)
-    level = fine.geometry
-    kept = []
+    level, kept = fine.geometry, []
     while level is not coarse.geometry:
-        kept.append(level.coarser.kept)
-        level = level.coarser.mesh
+        step = _made(level)
+        level = step.mesh
+        kept.append(step.kept)
+    nodes = np.arange(level.n_nodes)
     for each in reversed(kept):
         nodes = each[nodes]
     std = np.where(fine.observed | fine.load.fixed, fine.displacement_std, np.inf)[:, nodes]
     std = np.where(std > 0, std, coarse.displacement_std)
     return Measurement(coarse.geometry, coarse.law, coarse.load, fine.displacement[:, nodes], std, coarse.force_std)
+
+
+def refine_mesh(field, fine):
+    """Node field (..., N) of the coarse mesh of a fine one, interpolated; see `coarsen.refine`."""
+    return (_made(fine).interpolation @ field.T).T
+
+
+def _made(mesh):
+    """The coarser mesh of a mesh that is known to have one."""
+    found = coarser(mesh)
+    assert found is not None
+    return found
