@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import factorial, prod
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+# Distance of two nodes over the size of the body, below which they count as one.
+COINCIDENT = 1e-9
+# Of a centre that is to count as inside another cell: the least barycentric coordinate.
+INSIDE = 1e-6
+# Cells whose centres are nearest to that of a cell, among which overlapping ones are looked for. Not studied.
+NEAR_CENTRES = 8
 
 
 @dataclass(frozen=True)
@@ -119,8 +127,9 @@ class Mesh:
     Raises
     ------
     ValueError
-        If coordinates are not finite, cells name nodes that do not exist, a cell has no area, or a node
-        belongs to no cell.
+        If coordinates are not finite, cells name nodes that do not exist, a cell has no area, a node belongs to no
+        cell, or cells overlap: the same cell twice, three cells at one face, or two on the same side of it. The message
+        names the cells.
     """
 
     def __init__(self, points: ArrayLike, cells: ArrayLike, mean_dilatation: bool = True) -> None:
@@ -154,11 +163,21 @@ class Mesh:
         # one orientation for all, so that volumes are positive
         flip = volume < 0
         cells[np.ix_(flip, [0, 1])] = cells[np.ix_(flip, [1, 0])]
-        self.points = points
-        self.cells = cells
-        self.cell_volumes = np.abs(volume)
-        self.mean_dilatation = bool(mean_dilatation)
-        for a in (self.points, self.cells, self.cell_volumes):
+        _refuse_overlap(points, cells)
+        _warn_of_doubled_nodes(points)
+        self._set(points, cells, np.abs(volume), bool(mean_dilatation))
+
+    @classmethod
+    def _of(cls, points, cells, mean_dilatation) -> Mesh:
+        """A mesh of oriented cells that need no checks."""
+        self = cls.__new__(cls)
+        edges = points[cells[:, 1:]] - points[cells[:, :1]]
+        self._set(points, cells, np.linalg.det(edges) / factorial(points.shape[1]), mean_dilatation)
+        return self
+
+    def _set(self, points, cells, volumes, mean_dilatation):
+        self.points, self.cells, self.cell_volumes, self.mean_dilatation = points, cells, volumes, mean_dilatation
+        for a in (points, cells, volumes):
             a.setflags(write=False)
 
     def __repr__(self):
@@ -225,3 +244,89 @@ class Mesh:
             )
         nodes, numbers = np.unique(used, return_inverse=True)  # drop nodes of lines, points, other blocks
         return cls(points[nodes], numbers.reshape(used.shape))
+
+
+def _refuse_overlap(points, cells):
+    """Raise ValueError for cells that lie over each other.
+
+    Cells that are there twice, and faces (2-D: edges) with more than one cell on a side, are found by numbers alone.
+    What remains are parts of a mesh that overlap without a common face. They are found by the centres of cells that lie
+    in other cells.
+    """
+    count, k = cells.shape
+    first, number = _equal_rows(np.sort(cells, axis=1), len(points))
+    if len(first) < count:
+        again = np.setdiff1d(np.arange(count), first)
+        raise ValueError(
+            f"cells must be different; {len(again)} are there more than once: cell {again[0]} {cells[again[0]]} is "
+            f"cell {first[number[again[0]]]} again. Drop the copies (np.unique of the sorted cells)"
+        )
+    # In an oriented mesh every face is passed at most once in each direction.
+    faces, parities = [], []
+    for corner in range(k):
+        face = np.delete(cells, corner, axis=1)
+        order = np.argsort(face, axis=1)
+        # the sign of the permutation that sorts the face, times that of the corner left out
+        swaps = sum((order[:, i] > order[:, j]).astype(int) for i in range(k - 1) for j in range(i + 1, k - 1))
+        faces.append(np.take_along_axis(face, order, axis=1))
+        parities.append((swaps + corner) % 2)
+    keys = np.column_stack([np.concatenate(faces), np.concatenate(parities)])
+    where, number = _equal_rows(keys, len(points))
+    twice = np.flatnonzero(np.bincount(number) > 1)
+    if len(twice):
+        same = np.flatnonzero(number == twice[0]) % count
+        name = "edge" if k == 3 else "face"
+        raise ValueError(
+            f"cells must not overlap: cells {same[0]} {cells[same[0]]} and {same[1]} {cells[same[1]]} lie on the same "
+            f"side of the {name} between nodes {keys[where[twice[0]], :-1]}; {len(twice)} {name}s are like that. "
+            "Merged files and nodes that were moved across a cell are the usual causes"
+        )
+    _refuse_covered_centres(points, cells)
+
+
+def _equal_rows(rows, n):
+    """First of every kind of rows of numbers below n, and the kind of each row."""
+    number = rows[:, 0]
+    for column in rows.T[1:]:
+        _, first, number = np.unique(number * n + column, return_index=True, return_inverse=True)
+    return first, number
+
+
+def _warn_of_doubled_nodes(points):
+    """Warn where two nodes lie at one place."""
+    from scipy.spatial import cKDTree
+
+    distance, other = cKDTree(points).query(points, k=2)
+    doubled = np.flatnonzero(distance[:, 1] <= COINCIDENT * np.ptp(points, axis=0).max())
+    if len(doubled):
+        warnings.warn(
+            f"points: {len(doubled)} nodes lie where another one lies, for instance {doubled[0]} and "
+            f"{np.setdiff1d(other[doubled[0]], doubled[0])[0]}. Cells that do not share a node are not connected: "
+            "merge such nodes unless the body has a slit there",
+            stacklevel=3,
+        )
+
+
+def _refuse_covered_centres(points, cells):
+    """Raise ValueError where the centre of a cell lies in another cell."""
+    from scipy.spatial import cKDTree
+
+    corners = points[cells]
+    centres = corners.mean(axis=1)
+    reach = np.linalg.norm(corners - centres[:, None], axis=2).max(axis=1)
+    # A cell that contains a centre has its own centre within its reach of it. Looked for among the nearest ones: of
+    # overlapping parts of a mesh with cells of like size some are found.
+    near = min(NEAR_CENTRES, len(cells))
+    distance, other = cKDTree(centres).query(centres, k=range(1, near + 1))
+    inverse = np.linalg.inv((corners[:, 1:] - corners[:, :1]).swapaxes(1, 2))
+    for rank in range(near):
+        own = np.flatnonzero((other[:, rank] != np.arange(len(cells))) & (distance[:, rank] < reach[other[:, rank]]))
+        covering = other[own, rank]
+        inside = np.einsum("mij,mj->mi", inverse[covering], centres[own] - corners[covering, 0])
+        within = (inside > INSIDE).all(axis=1) & (inside.sum(axis=1) < 1 - INSIDE)
+        if within.any():
+            one, two = own[within][0], covering[within][0]
+            raise ValueError(
+                f"cells must not overlap: the centre of cell {one} {cells[one]} lies in cell {two} {cells[two]}. Two "
+                "parts of a mesh lie over each other"
+            )

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from quadratic import lattice, simplices
 
 from elastofast.geometry import Grid, Mesh
 
@@ -108,3 +109,48 @@ def test_axial_direction_is_the_first_of_a_grid_and_the_last_of_a_mesh():
     assert Grid((3, 4), (1.0, 1.0)).axial == 0
     assert Mesh([[0, 0], [1, 0], [0, 1]], [[0, 1, 2]]).axial == 1
     assert Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], [[0, 1, 2, 3]]).axial == 2
+
+
+def squares(n=5, d=2):
+    return lattice(d, n, 1.0), simplices((n,) * d, "diagonal" if d == 2 else "five")
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_cells_that_are_there_twice_are_named(d):
+    points, cells = squares(d=d)
+    turned = np.roll(cells[7:9], 1, axis=1)
+    with pytest.raises(ValueError, match=rf"2 are there more than once: cell {len(cells)} .* is cell 7 again"):
+        Mesh(points, np.vstack([cells, turned]))
+
+
+def test_both_diagonals_of_squares_are_refused():
+    points, cells = squares()
+    with pytest.raises(
+        ValueError, match=r"cells \d+ \[.*\] and \d+ \[.*\] lie on the same side of the edge between nodes"
+    ):
+        Mesh(points, np.vstack([cells, np.arange(25).reshape(5, 5)[:, ::-1].ravel()[cells]]))
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_node_that_was_moved_across_a_cell_is_found(d):
+    points, cells = squares(d=d)
+    middle = len(points) // 2
+    moved = points.copy()
+    moved[middle, :2] += 0.3
+    with pytest.raises(ValueError, match="lie on the same side of the " + ("edge" if d == 2 else "face")):
+        Mesh(moved, cells)
+    Mesh(points, cells)
+
+
+def test_parts_that_lie_over_each_other_are_refused_and_parts_beside_each_other_are_not():
+    points, cells = squares()
+    both = np.vstack([cells, cells + len(points)])
+    with pytest.raises(ValueError, match=r"the centre of cell \d+ .* lies in cell \d+"):
+        Mesh(np.vstack([points, points + np.array([0.3, 0.35])]), both)
+    Mesh(np.vstack([points, points + np.array([1.5, 0.35])]), both)
+
+
+def test_doubled_nodes_are_told():
+    points, cells = squares()
+    with pytest.warns(UserWarning, match=r"10 nodes lie where another one lies, .* merge such nodes unless"):
+        Mesh(np.vstack([points, points + np.array([1.0, 0.0])]), np.vstack([cells, cells + len(points)]))

@@ -81,7 +81,7 @@ def _coarse(mesh):
         return None
     number = np.full(n, -1)
     number[kept] = np.arange(len(kept))
-    coarse = Mesh(mesh.points[kept], number[cells[alive]], mesh.mean_dilatation)
+    coarse = Mesh._of(mesh.points[kept], number[cells[alive]], mesh.mean_dilatation)
     place = number[target]
     weights, corners = _locate(mesh.points, coarse.points, coarse.cells, place, *_cells_of_nodes(coarse))
     away = np.flatnonzero(weights.min(axis=1) < -INSIDE)
