@@ -10,6 +10,8 @@ from math import factorial, prod
 import numpy as np
 from numpy.typing import ArrayLike
 
+# Difference of areas, relative to them, below which the two diagonals of a quadrilateral count as equally good.
+EQUAL = 1e-9
 # Distance of two nodes over the size of the body, below which they count as one.
 COINCIDENT = 1e-9
 # Of a centre that is to count as inside another cell: the least barycentric coordinate.
@@ -111,14 +113,16 @@ class Grid:
 
 
 class Mesh:
-    """Mesh of simplices: triangles in 2-D, tetrahedra in 3-D.
+    """Mesh of simplices: triangles in 2-D, tetrahedra in 3-D. Quadrilaterals and hexahedra are split into them.
 
     Parameters
     ----------
     points : array_like of float, shape (N, d)
         Node coordinates in metres, d = 2 or 3. Column i is the coordinate of displacement component i.
-    cells : array_like of int, shape (M, d + 1)
-        Zero-based node numbers of each simplex, in any orientation.
+    cells : array_like of int, shape (M, d + 1) or (M, 2^d)
+        Zero-based node numbers of each simplex, in any orientation; or of each quadrilateral or hexahedron in the order
+        of VTK and meshio (around the bottom, then around the top). A quadrilateral becomes two triangles, a hexahedron
+        six tetrahedra with the same nodes, and ``mesh.cells`` are these.
     mean_dilatation : bool
         Whether elements are to be free of locking: in plane strain and in three dimensions the volumetric term then
         sees the mean dilatation around each node. With False they are the ordinary ones, which are much too stiff where
@@ -141,8 +145,11 @@ class Mesh:
             bad = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
             raise ValueError(f"points must be finite, node {bad} is {points[bad]}")
         d = points.shape[1]
-        if cells.ndim != 2 or cells.shape[1] != d + 1 or len(cells) == 0:
-            raise ValueError(f"cells must have shape (M, {d + 1}) for {d}-D points, got {cells.shape}")
+        if cells.ndim != 2 or cells.shape[1] not in (d + 1, 2**d) or len(cells) == 0:
+            raise ValueError(
+                f"cells must have shape (M, {d + 1}) for {d}-D points, got {cells.shape} "
+                f"({'quadrilaterals' if d == 2 else 'hexahedra'} (M, {2**d}) are split)"
+            )
         if not np.issubdtype(cells.dtype, np.integer):
             raise ValueError(f"cells must hold integers, got dtype {cells.dtype}")
         if cells.min() < 0 or cells.max() >= len(points):
@@ -151,6 +158,8 @@ class Mesh:
                 f"got {cells.min()} to {cells.max()} (numbering starts at zero)"
             )
         cells = np.ascontiguousarray(cells, dtype=np.int64)
+        if cells.shape[1] == 2**d:
+            cells = _triangles(points, cells) if d == 2 else _tetrahedra(cells)
         edges = points[cells[:, 1:]] - points[cells[:, :1]]
         volume = np.linalg.det(edges) / (2.0 if d == 2 else 6.0)
         size = np.abs(edges).max(axis=(1, 2)) ** d
@@ -211,7 +220,7 @@ class Mesh:
 
     @classmethod
     def read(cls, path) -> Mesh:
-        """Read the triangles (or tetrahedra) of any file that meshio knows.
+        """Read the triangles and quadrilaterals, or the tetrahedra and hexahedra, of any file that meshio knows.
 
         Parameters
         ----------
@@ -221,7 +230,7 @@ class Mesh:
         Raises
         ------
         ValueError
-            If the file cannot be read or holds neither triangles nor tetrahedra.
+            If the file cannot be read or holds none of these cells.
         """
         import meshio
 
@@ -229,21 +238,58 @@ class Mesh:
             file = meshio.read(path)
         except (Exception, SystemExit) as error:  # meshio ends the process on some foreign files
             raise ValueError(f"path: cannot read a mesh from {str(path)!r}: {error}") from error
-        cells = file.cells_dict
-        if "tetra" in cells:
-            used, points = cells["tetra"], file.points
-        elif "triangle" in cells:
-            used, points = cells["triangle"], file.points
+        cells, points = file.cells_dict, file.points
+        if "tetra" in cells or "hexahedron" in cells:
+            found = [cells[kind] for kind in ("tetra",) if kind in cells]
+            found += [_tetrahedra(cells[kind]) for kind in ("hexahedron",) if kind in cells]
+        elif "triangle" in cells or "quad" in cells:
             if points.shape[1] == 3:
                 if np.ptp(points[:, 2]) > 1e-9 * np.ptp(points):
-                    raise ValueError(f"path: the triangles of {str(path)!r} do not lie in a plane z = constant")
+                    raise ValueError(f"path: the cells of {str(path)!r} do not lie in a plane z = constant")
                 points = points[:, :2]
+            found = [cells[kind] for kind in ("triangle",) if kind in cells]
+            found += [_triangles(points, cells[kind]) for kind in ("quad",) if kind in cells]
         else:
             raise ValueError(
                 f"path: {str(path)!r} holds neither triangles nor tetrahedra, only {sorted(cells) or 'no cells'}"
             )
+        used = np.concatenate(found)
         nodes, numbers = np.unique(used, return_inverse=True)  # drop nodes of lines, points, other blocks
         return cls(points[nodes], numbers.reshape(used.shape))
+
+
+def _triangles(points: np.ndarray, quadrilaterals: np.ndarray) -> np.ndarray:
+    """Two triangles for each quadrilateral, by the diagonal that leaves the larger of the smaller areas."""
+    a, b, c, d = quadrilaterals.T
+    ways = [((a, b, c), (a, c, d)), ((a, b, d), (b, c, d))]
+
+    def area(triangle):
+        p, q, r = (points[node] for node in triangle)
+        return np.linalg.det(np.stack([q - p, r - p], axis=1))
+
+    areas = [np.stack([area(triangle) for triangle in way]) for way in ways]
+    turn = np.sign(areas[0].sum(axis=0))
+    second = (turn * areas[1]).min(axis=0) > (turn * areas[0]).min(axis=0) + EQUAL * np.abs(areas[0]).max(axis=0)
+    first, other = (np.concatenate([np.stack(triangle, axis=1) for triangle in way]) for way in ways)
+    return np.where(np.tile(second, 2)[:, None], other, first)
+
+
+def _tetrahedra(hexahedra: np.ndarray) -> np.ndarray:
+    """Six tetrahedra for each hexahedron: its node of least number with two triangles of each face that lacks the node.
+
+    A face is cut by the diagonal through its own node of least number, so that cells on both sides cut it the same way.
+    """
+    faces = np.array([[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 5, 4], [1, 2, 6, 5], [2, 3, 7, 6], [3, 0, 4, 7]])
+    apex = hexahedra.argmin(axis=1)
+    found = []
+    for face in faces:
+        lacking = np.flatnonzero(~np.isin(apex, face))
+        corners = hexahedra[lacking][:, face]
+        turned = (corners.argmin(axis=1)[:, None] + np.arange(4)) % 4
+        p, q, r, s = np.take_along_axis(corners, turned, axis=1).T
+        top = hexahedra[lacking, apex[lacking]]
+        found += [np.stack([p, q, r, top], axis=1), np.stack([p, r, s, top], axis=1)]
+    return np.concatenate(found)
 
 
 def _refuse_overlap(points, cells):

@@ -154,3 +154,56 @@ def test_doubled_nodes_are_told():
     points, cells = squares()
     with pytest.warns(UserWarning, match=r"10 nodes lie where another one lies, .* merge such nodes unless"):
         Mesh(np.vstack([points, points + np.array([1.0, 0.0])]), np.vstack([cells, cells + len(points)]))
+
+
+def bricks(n, d, seed=0):
+    """Lattice with inner nodes moved, numbered at random, and its quadrilaterals or hexahedra."""
+    rng = np.random.default_rng(seed)
+    points = lattice(d, n, 1.0)
+    inner = ((points > 0) & (points < 1)).all(axis=1)
+    points = points + 0.15 / n * inner[:, None] * rng.uniform(-1, 1, points.shape)
+    number = rng.permutation(len(points)).reshape((n,) * d)
+    moved = np.empty_like(points)
+    moved[number.ravel()] = points
+    low, high = slice(None, -1), slice(1, None)
+    around = [(low, low), (high, low), (high, high), (low, high)]
+    if d == 2:
+        corners = [number[at] for at in around]
+    else:
+        corners = [number[(*at, k)] for k in (low, high) for at in around]
+    return moved, np.stack([c.ravel() for c in corners], axis=1)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_quadrilaterals_and_hexahedra_are_split_so_that_neighbours_fit(d):
+    points, cells = bricks(5, d)
+    mesh = Mesh(points, cells)
+    assert len(mesh.cells) == {2: 2, 3: 6}[d] * len(cells)
+    assert mesh.cell_volumes.sum() == pytest.approx(1.0)
+    faces = np.sort(np.concatenate([np.delete(mesh.cells, k, axis=1) for k in range(d + 1)]), axis=1)
+    faces, counts = np.unique(faces, axis=0, return_counts=True)
+    outside = points[faces[counts == 1]]
+    flat = (np.ptp(outside, axis=1) == 0) & np.isin(outside[:, 0], [0.0, 1.0])
+    assert flat.any(axis=1).all()  # the only faces with one cell are on the surface
+
+
+def test_a_concave_quadrilateral_is_cut_inside():
+    mesh = Mesh([[0, 0], [2, 0], [0.5, 0.5], [0, 2]], [[0, 1, 2, 3]])
+    assert mesh.cell_volumes.sum() == pytest.approx(1.0)
+    assert {frozenset(c) for c in mesh.cells.tolist()} == {frozenset((0, 1, 2)), frozenset((0, 2, 3))}
+    with pytest.raises(ValueError, match="must not overlap"):
+        Mesh([[0, 0], [1, 1], [1, 0], [0, 1]], [[0, 1, 2, 3]])  # numbered crosswise
+
+
+def test_quadrilaterals_beside_triangles_and_hexahedra_are_read(tmp_path):
+    meshio = pytest.importorskip("meshio")
+    points, cells = bricks(4, 2)
+    a, b, c, d = cells[0]
+    parts = [("quad", cells[1:]), ("triangle", [[a, b, c], [a, c, d]])]
+    meshio.write(tmp_path / "plane.vtu", meshio.Mesh(np.pad(points, ((0, 0), (0, 1))), parts))
+    mesh = Mesh.read(tmp_path / "plane.vtu")
+    assert mesh.dim == 2 and len(mesh.cells) == 18 and mesh.cell_volumes.sum() == pytest.approx(1.0)
+    points, cells = bricks(3, 3)
+    meshio.write(tmp_path / "solid.vtu", meshio.Mesh(points, [("hexahedron", cells)]))
+    mesh = Mesh.read(tmp_path / "solid.vtu")
+    assert mesh.dim == 3 and len(mesh.cells) == 48 and mesh.cell_volumes.sum() == pytest.approx(1.0)
