@@ -269,7 +269,7 @@ def test_mean_dilatation_brings_no_soft_modes(pattern):
 
 def use_multigrid(monkeypatch):
     """Multigrid of several levels on the smallest meshes."""
-    monkeypatch.setattr(mesh_solver, "DIRECT_LIMIT", {2: 0, 3: 0})
+    monkeypatch.setattr(mesh_solver, "DIRECT_DOFS_PER_CYCLE", {2: 0, 3: 0})
     monkeypatch.setattr(mesh_multigrid, "COARSEST_DOFS", 20)
 
 

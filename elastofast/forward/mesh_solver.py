@@ -13,19 +13,19 @@ from .protocol import Solution, SolveError
 
 __all__ = ["MeshSolver"]
 
-# Active dofs up to which factorising is used at once, and up to which it is used where multigrid is slow, by dimension.
-# Measured, ms of one core for what a Gauss-Newton step takes (set-up, 2 solves to 1e-4, 24 of `precondition`):
+# A system is factorised if it has no more active dofs than this times the number of V-cycles that `precondition` would
+# take, by dimension. Measured, ms of one core for what a Gauss-Newton step takes (set-up, 2 solves to 1e-4, 24 of
+# `precondition`):
 #
-#     nodes     plane stress            plane strain .45        plane strain .495
-#               direct  multigrid       direct  multigrid       direct  multigrid
-#     33 x 33   11      13              21      19              22      41
-#     49 x 49   26      19              64      42              64      89
-#     65 x 65   50      34              177     74              185     169
-#     97 x 97   168     69              546     169             533     431
-DIRECT_LIMIT = {2: 3_000, 3: 1_000}
-SLOW_DIRECT_LIMIT = {2: 200_000, 3: 10_000}
-# Multigrid is slow where the least eigenvalue of (V-cycle x matrix) is below this: at a Poisson ratio of .4999.
-SLOW = 2e-3
+#     nodes     plane stress, 3 cycles   plane strain .45, 4      plane strain .495, 7-9
+#               direct  multigrid        direct  multigrid        direct  multigrid
+#     33 x 33   11      13               21      19               22      41
+#     49 x 49   26      19               64      42               64      89
+#     65 x 65   50      34               177     74               185     169
+#     97 x 97   168     69               546     169              533     431
+#
+# With a factorisation there are also fewer steps.
+DIRECT_DOFS_PER_CYCLE = {2: 1_300, 3: 300}
 # Accuracy of the fixed operator that stands for K^-1 in products with the Gauss-Newton Hessian, which it enters
 # squared. With .3 total variation took 44 and 14 steps on triangles of 65 and 129 nodes a side, with .15 34 and 8, with
 # .08 33 and 8.
@@ -67,14 +67,16 @@ class MeshSolver:
         matrix = backend.stiffness(np.asarray(x, dtype=np.float64).reshape(mesh.n_nodes))
         if shift is not None:
             shift = np.asarray(shift, dtype=np.float64).reshape(self.active.shape)
-        self.method = "direct"
-        if self.active.sum() > DIRECT_LIMIT[mesh.dim]:
+        self.method, limit = "direct", DIRECT_DOFS_PER_CYCLE[mesh.dim]
+        if self.active.sum() > 2 * limit:  # where one or two cycles would do it is not worth the set-up of multigrid
+            from .mesh_multigrid import MeshMultigrid, cycles
+
             self._nodes = np.ascontiguousarray(self.active.T)
             ones = np.ones(mesh.n_nodes)
             least, free = backend.hierarchy.least(self._nodes, lambda: backend.stiffness(ones))
             if free and shift is None:
                 raise _singular()
-            if least >= SLOW or self.active.sum() > SLOW_DIRECT_LIMIT[mesh.dim]:
+            if self.active.sum() > limit * cycles(least, CURVATURE_ACCURACY):
                 self.method = "multigrid"
         self._cycles: Callable
         if self.method == "direct":
@@ -86,8 +88,6 @@ class MeshSolver:
             self._product, self._cycle = matrix.__matmul__, inverse
             self._cycles = lambda r, accuracy: inverse(r)
         else:
-            from .mesh_multigrid import MeshMultigrid
-
             shift = None if shift is None else shift.T
             multigrid = MeshMultigrid(backend.hierarchy, matrix, self._nodes, shift, least)
             self._product, self._cycle, self._cycles = multigrid.product, multigrid.cycle, multigrid.accelerated
