@@ -65,7 +65,7 @@ class Law:
     dim: ClassVar[int] = 2
     name: ClassVar[str] = ""  # in files and on the command line
     poisson_limit: ClassVar[float] = 0.5  # where the law's stiffness ceases to be finite
-    mean_dilatation: ClassVar[bool] = False  # on a Grid: the volumetric term sees the mean dilatation of each cell only
+    mean_dilatation: ClassVar[bool] = False  # the volumetric term sees mean dilatations only, so that it does not lock
     multigrid: ClassVar[MultigridSettings] = MultigridSettings()  # on a Grid
 
     def __post_init__(self):
@@ -105,8 +105,8 @@ class PlaneStress(Law):
 class PlaneStrain(Law):
     """Long body, no strain along its length; -1 < poisson < 0.5.
 
-    On a `Grid` the volumetric term uses the mean dilatation of each cell, so nearly incompressible tissue does
-    not lock (Hughes, The Finite Element Method, 4.4). On a triangular `Mesh` it is the plain linear triangle.
+    The volumetric term uses mean dilatations, so that nearly incompressible tissue does not lock: of each cell on a
+    `Grid` (Hughes, The Finite Element Method, 4.4), around each node on a triangular `Mesh` (docs/method.md, Model).
     """
 
     name = "plane_strain"
@@ -115,10 +115,11 @@ class PlaneStrain(Law):
 
 
 class Solid(Law):
-    """Three-dimensional body (tetrahedral `Mesh`); -1 < poisson < 0.5."""
+    """Three-dimensional body (tetrahedral `Mesh`); -1 < poisson < 0.5. Mean dilatations as in plane strain."""
 
     name = "solid"
     dim = 3
+    mean_dilatation = True
 
 
 LAWS = {law.name: law for law in (PlaneStress, PlaneStrain, Solid)}

@@ -52,7 +52,7 @@ def _grid_psi(grid, law):
     n_nodes, h = n0 * n1, np.array(grid.spacing)
     psi = np.zeros((n_nodes, 2 * n_nodes, 2 * n_nodes))
     gauss = 0.5 + np.array([-0.5, 0.5]) / np.sqrt(3)
-    reduced = law.name == "plane_strain"  # mean dilatation: the lambda term sees cell means only
+    reduced = law.mean_dilatation  # the lambda term sees cell means only
     for i in range(n0 - 1):
         for j in range(n1 - 1):
             nodes = np.array([i * n1 + j, i * n1 + j + 1, (i + 1) * n1 + j, (i + 1) * n1 + j + 1])
@@ -69,14 +69,22 @@ def _grid_psi(grid, law):
 def _mesh_psi(mesh, law):
     d, n_nodes = mesh.dim, mesh.n_nodes
     psi = np.zeros((n_nodes, d * n_nodes, d * n_nodes))
-    c = elasticity(law, volumetric=True, deviatoric=True)
+    averaged = law.mean_dilatation and mesh.mean_dilatation
+    c = elasticity(law, volumetric=not averaged, deviatoric=True)
     # degree-two rule: one point towards each vertex
     near = {2: 2 / 3, 3: 0.5854101966249685}[d]
     rule = np.full((d + 1, d + 1), (1 - near) / d) + np.eye(d + 1) * (near - (1 - near) / d)
+    shares, divergences = np.zeros(n_nodes), np.zeros((n_nodes, d, n_nodes))
     for nodes in mesh.cells:
         vandermonde = np.column_stack([np.ones(d + 1), mesh.points[nodes]])
         gradients = np.linalg.inv(vandermonde)[1:].T  # phi_a = coefficient column a of [1, x, y, z]
         volume = abs(np.linalg.det(vandermonde)) / factorial(d)
         for barycentric in rule:
             _add(psi, nodes, barycentric, gradients, volume / (d + 1), c)
+        for n in nodes:
+            shares[n] += volume / (d + 1)
+            divergences[n][:, nodes] += volume / (d + 1) * gradients.T
+    if averaged:  # the lambda term sees the mean over the cells around each node only
+        for n, b in enumerate(divergences.reshape(n_nodes, -1)):
+            psi[n] += law.lame_lambda / shares[n] * np.outer(b, b)
     return psi

@@ -13,7 +13,7 @@ import pytest
 import elastofast
 from elastofast import _core
 from elastofast.forward.form import ElasticForm
-from elastofast.forward.grid import semi_iteration
+from elastofast.forward.krylov import semi_iteration
 from elastofast.geometry import Grid
 from elastofast.laws import PlaneStress
 

@@ -151,7 +151,7 @@ def test_info_names_versions_and_what_is_missing(capsys, monkeypatch):
     real = importlib.metadata.version
 
     def version(name):
-        if name == "pyamg":
+        if name == "meshio":
             raise importlib.metadata.PackageNotFoundError(name)
         return real(name)
 
@@ -159,7 +159,7 @@ def test_info_names_versions_and_what_is_missing(capsys, monkeypatch):
     code, out, _ = run("info", capsys=capsys)
     assert code == 0
     assert np.__version__ in out and "instruction set" in out and "threads" in out
-    assert "pyamg         missing, needed for forward solves on large meshes: pip install pyamg" in out
+    assert "meshio        missing, needed for Mesh.read: pip install meshio" in out
     assert "CUDA" in out
 
 

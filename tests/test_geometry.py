@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from quadratic import lattice, simplices
 
 from elastofast.geometry import Grid, Mesh
 
@@ -108,3 +109,101 @@ def test_axial_direction_is_the_first_of_a_grid_and_the_last_of_a_mesh():
     assert Grid((3, 4), (1.0, 1.0)).axial == 0
     assert Mesh([[0, 0], [1, 0], [0, 1]], [[0, 1, 2]]).axial == 1
     assert Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], [[0, 1, 2, 3]]).axial == 2
+
+
+def squares(n=5, d=2):
+    return lattice(d, n, 1.0), simplices((n,) * d, "diagonal" if d == 2 else "five")
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_cells_that_are_there_twice_are_named(d):
+    points, cells = squares(d=d)
+    turned = np.roll(cells[7:9], 1, axis=1)
+    with pytest.raises(ValueError, match=rf"2 are there more than once: cell {len(cells)} .* is cell 7 again"):
+        Mesh(points, np.vstack([cells, turned]))
+
+
+def test_both_diagonals_of_squares_are_refused():
+    points, cells = squares()
+    with pytest.raises(
+        ValueError, match=r"cells \d+ \[.*\] and \d+ \[.*\] lie on the same side of the edge between nodes"
+    ):
+        Mesh(points, np.vstack([cells, np.arange(25).reshape(5, 5)[:, ::-1].ravel()[cells]]))
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_node_that_was_moved_across_a_cell_is_found(d):
+    points, cells = squares(d=d)
+    middle = len(points) // 2
+    moved = points.copy()
+    moved[middle, :2] += 0.3
+    with pytest.raises(ValueError, match="lie on the same side of the " + ("edge" if d == 2 else "face")):
+        Mesh(moved, cells)
+    Mesh(points, cells)
+
+
+def test_parts_that_lie_over_each_other_are_refused_and_parts_beside_each_other_are_not():
+    points, cells = squares()
+    both = np.vstack([cells, cells + len(points)])
+    with pytest.raises(ValueError, match=r"the centre of cell \d+ .* lies in cell \d+"):
+        Mesh(np.vstack([points, points + np.array([0.3, 0.35])]), both)
+    Mesh(np.vstack([points, points + np.array([1.5, 0.35])]), both)
+
+
+def test_doubled_nodes_are_told():
+    points, cells = squares()
+    with pytest.warns(UserWarning, match=r"10 nodes lie where another one lies, .* merge such nodes unless"):
+        Mesh(np.vstack([points, points + np.array([1.0, 0.0])]), np.vstack([cells, cells + len(points)]))
+
+
+def bricks(n, d, seed=0):
+    """Lattice with inner nodes moved, numbered at random, and its quadrilaterals or hexahedra."""
+    rng = np.random.default_rng(seed)
+    points = lattice(d, n, 1.0)
+    inner = ((points > 0) & (points < 1)).all(axis=1)
+    points = points + 0.15 / n * inner[:, None] * rng.uniform(-1, 1, points.shape)
+    number = rng.permutation(len(points)).reshape((n,) * d)
+    moved = np.empty_like(points)
+    moved[number.ravel()] = points
+    low, high = slice(None, -1), slice(1, None)
+    around = [(low, low), (high, low), (high, high), (low, high)]
+    if d == 2:
+        corners = [number[at] for at in around]
+    else:
+        corners = [number[(*at, k)] for k in (low, high) for at in around]
+    return moved, np.stack([c.ravel() for c in corners], axis=1)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_quadrilaterals_and_hexahedra_are_split_so_that_neighbours_fit(d):
+    points, cells = bricks(5, d)
+    mesh = Mesh(points, cells)
+    assert len(mesh.cells) == {2: 2, 3: 6}[d] * len(cells)
+    assert mesh.cell_volumes.sum() == pytest.approx(1.0)
+    faces = np.sort(np.concatenate([np.delete(mesh.cells, k, axis=1) for k in range(d + 1)]), axis=1)
+    faces, counts = np.unique(faces, axis=0, return_counts=True)
+    outside = points[faces[counts == 1]]
+    flat = (np.ptp(outside, axis=1) == 0) & np.isin(outside[:, 0], [0.0, 1.0])
+    assert flat.any(axis=1).all()  # the only faces with one cell are on the surface
+
+
+def test_a_concave_quadrilateral_is_cut_inside():
+    mesh = Mesh([[0, 0], [2, 0], [0.5, 0.5], [0, 2]], [[0, 1, 2, 3]])
+    assert mesh.cell_volumes.sum() == pytest.approx(1.0)
+    assert {frozenset(c) for c in mesh.cells.tolist()} == {frozenset((0, 1, 2)), frozenset((0, 2, 3))}
+    with pytest.raises(ValueError, match="must not overlap"):
+        Mesh([[0, 0], [1, 1], [1, 0], [0, 1]], [[0, 1, 2, 3]])  # numbered crosswise
+
+
+def test_quadrilaterals_beside_triangles_and_hexahedra_are_read(tmp_path):
+    meshio = pytest.importorskip("meshio")
+    points, cells = bricks(4, 2)
+    a, b, c, d = cells[0]
+    parts = [("quad", cells[1:]), ("triangle", [[a, b, c], [a, c, d]])]
+    meshio.write(tmp_path / "plane.vtu", meshio.Mesh(np.pad(points, ((0, 0), (0, 1))), parts))
+    mesh = Mesh.read(tmp_path / "plane.vtu")
+    assert mesh.dim == 2 and len(mesh.cells) == 18 and mesh.cell_volumes.sum() == pytest.approx(1.0)
+    points, cells = bricks(3, 3)
+    meshio.write(tmp_path / "solid.vtu", meshio.Mesh(points, [("hexahedron", cells)]))
+    mesh = Mesh.read(tmp_path / "solid.vtu")
+    assert mesh.dim == 3 and len(mesh.cells) == 48 and mesh.cell_volumes.sum() == pytest.approx(1.0)

@@ -12,7 +12,7 @@ import pytest
 import elastofast
 from elastofast import _core
 
-HEAVY = {"torch", "numba", "cupy", "matplotlib", "h5py", "meshio", "pyamg", "skimage"}
+HEAVY = {"torch", "numba", "cupy", "matplotlib", "h5py", "meshio", "skimage"}
 
 # The parts of the package in the order in which data pass: each may import itself and those before it.
 FLOW = (

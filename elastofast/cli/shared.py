@@ -19,7 +19,6 @@ OPTIONAL = {
     "h5py": "HDF5 and MATLAB v7.3 files",
     "meshio": "Mesh.read",
     "numba": "the form on Mesh",
-    "pyamg": "forward solves on large meshes",
     "matplotlib": "figures (demo, reconstruct --plot)",
     "scikit-image": "PSNR and SSIM",
     "torch": "learned priors",

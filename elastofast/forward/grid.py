@@ -9,6 +9,7 @@ import numpy as np
 from .. import _core
 from ..boundary import rigid_modes
 from ..laws import MultigridSettings
+from .krylov import semi_iteration
 from .protocol import Solution, SolveError
 from .sparsity import SparsityPattern, contraction_pattern, stiffness_pattern
 
@@ -208,20 +209,6 @@ class GridSolver:
 def smoother(settings: MultigridSettings) -> list[tuple[float, float]]:
     """Coefficients of a law's smoother, as of `semi_iteration`, for a largest eigenvalue of one."""
     return semi_iteration(1 / settings.smoother_ratio, 1.0, settings.smoother_degree)
-
-
-def semi_iteration(low: float, high: float, count: int) -> list[tuple[float, float]]:
-    """Coefficients (momentum, gain) of ``count`` steps of the Chebyshev semi-iteration for a spectrum from low to high.
-
-    Saad, Iterative Methods for Sparse Linear Systems, section 12.3.
-    """
-    middle, radius = (high + low) / 2, (high - low) / 2
-    steps, rho = [(0.0, 1 / middle)], radius / middle
-    for _ in range(count - 1):
-        following = 1 / (2 * middle / radius - rho)
-        steps.append((following * rho, 2 * following / radius))
-        rho = following
-    return steps
 
 
 def _deflation(grid, fixed):

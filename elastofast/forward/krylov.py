@@ -1,4 +1,4 @@
-"""Conjugate gradients for several systems at once."""
+"""Conjugate gradients for several systems at once, and the Chebyshev semi-iteration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..backend.batch import dots
 from ..backend.device import namespace
 from ..backend.elementwise import fused
 
-__all__ = ["Iteration", "RestartedIteration", "conjugate_gradients", "restarted_conjugate_gradients"]
+__all__ = ["Iteration", "RestartedIteration", "conjugate_gradients", "restarted_conjugate_gradients", "semi_iteration"]
 
 # Runs of the iteration, each of which starts from the true residual of the last one. The second run has the drift of
 # the recursive residual to make up for, which a few iterations do; more runs only help ill-conditioned systems. Not
@@ -184,6 +184,20 @@ def restarted_conjugate_gradients(
         if bool(converged.all()) or iterations >= maxiter:
             break
     return RestartedIteration(x, iterations, preconditioned, residual)
+
+
+def semi_iteration(low: float, high: float, count: int) -> list[tuple[float, float]]:
+    """Coefficients (momentum, gain) of ``count`` steps of the Chebyshev semi-iteration for a spectrum from low to high.
+
+    Saad, Iterative Methods for Sparse Linear Systems, section 12.3.
+    """
+    middle, radius = (high + low) / 2, (high - low) / 2
+    steps, rho = [(0.0, 1 / middle)], radius / middle
+    for _ in range(count - 1):
+        following = 1 / (2 * middle / radius - rho)
+        steps.append((following * rho, 2 * following / radius))
+        rho = following
+    return steps
 
 
 @fused

@@ -1,29 +1,35 @@
-"""Solves with K(x) on a `Mesh`: a sparse factorisation where that is cheap, algebraic multigrid beyond."""
+"""Solves with K(x) on a `Mesh`: a sparse factorisation where that is cheap, multigrid beyond."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from scipy.sparse import bsr_array, csr_array, diags_array
+from scipy.sparse import diags_array
 from scipy.sparse.linalg import splu
 
-from ..boundary import rigid_modes
 from .krylov import restarted_conjugate_gradients
 from .protocol import Solution, SolveError
 
 __all__ = ["MeshSolver"]
 
-# Active dofs up to which factorising is used, by dimension. Measured, seconds of one core, set-up + one
-# solve to 1e-8, Poisson ratio 0.495 in 2-D (plane stress) and 0.45 in 3-D, moduli 1:5:
+# A system is factorised if it has no more active dofs than this times the number of V-cycles that `precondition` would
+# take, by dimension. Measured, ms of one core for what a Gauss-Newton step takes (set-up, 2 solves to 1e-4, 24 of
+# `precondition`):
 #
-#     dofs      direct (SuperLU)   multigrid (PyAMG)         dofs      direct        multigrid
-#     2-D 20k   .27 + .01          .31 + .27 (15 it)         3-D 5k    .58 + .01     .17 + .30 (22 it)
-#     2-D 102k  2.8 + .06          1.9 + 2.0 (16 it)         3-D 12k   2.4 + .02     .64 + 1.6 (24 it)
-#     2-D 201k  8.4 + .16          5.5 + 5.8 (19 it)         3-D 24k   10 + .06      .95 + 1.2 (28 it)
-#     2-D 405k  24 + .38           12 + 16 (19 it)           3-D 35k   31 + .12      2.0 + 1.9 (28 it)
+#     nodes     plane stress, 3 cycles   plane strain .45, 4      plane strain .495, 7-9
+#               direct  multigrid        direct  multigrid        direct  multigrid
+#     33 x 33   11      13               21      19               22      41
+#     49 x 49   26      19               64      42               64      89
+#     65 x 65   50      34               177     74               185     169
+#     97 x 97   168     69               546     169              533     431
 #
-# Plane strain at 0.495 costs multigrid 70 iterations and more, and a reconstruction solves several times with
-# each matrix, so in 2-D only memory (.9 GB at 200k) speaks against factorising.
-DIRECT_LIMIT = {2: 200_000, 3: 10_000}
+# With a factorisation there are also fewer steps.
+DIRECT_DOFS_PER_CYCLE = {2: 1_300, 3: 300}
+# Accuracy of the fixed operator that stands for K^-1 in products with the Gauss-Newton Hessian, which it enters
+# squared. With .3 total variation took 44 and 14 steps on triangles of 65 and 129 nodes a side, with .15 34 and 8, with
+# .08 33 and 8.
+CURVATURE_ACCURACY = 0.15
 
 
 class MeshSolver:
@@ -43,7 +49,7 @@ class MeshSolver:
     Attributes
     ----------
     method : str
-        "direct" or "multigrid". Multigrid needs PyAMG; without it large meshes are factorised as well.
+        "direct" or "multigrid".
 
     Raises
     ------
@@ -60,17 +66,31 @@ class MeshSolver:
             raise ValueError("active marks no dof: there is nothing to solve for")
         matrix = backend.stiffness(np.asarray(x, dtype=np.float64).reshape(mesh.n_nodes))
         if shift is not None:
-            matrix = matrix + diags_array(np.asarray(shift, dtype=np.float64).ravel())
-        pyamg = _pyamg() if self.active.sum() > DIRECT_LIMIT[mesh.dim] else None
-        self.method = "direct" if pyamg is None else "multigrid"
-        # _order lists the dofs, as component * N + node, in the order in which _matrix and _inverse want them
-        if pyamg is None:
-            self._order = np.flatnonzero(self.active)
-            self._matrix = matrix[self._order][:, self._order]
-            self._inverse = _factorise(self._matrix)
+            shift = np.asarray(shift, dtype=np.float64).reshape(self.active.shape)
+        self.method, limit = "direct", DIRECT_DOFS_PER_CYCLE[mesh.dim]
+        if self.active.sum() > 2 * limit:  # where one or two cycles would do it is not worth the set-up of multigrid
+            from .mesh_multigrid import MeshMultigrid, cycles
+
+            self._nodes = np.ascontiguousarray(self.active.T)
+            ones = np.ones(mesh.n_nodes)
+            least, free = backend.hierarchy.least(self._nodes, lambda: backend.stiffness(ones))
+            if free and shift is None:
+                raise _singular()
+            if self.active.sum() > limit * cycles(least, CURVATURE_ACCURACY):
+                self.method = "multigrid"
+        self._cycles: Callable
+        if self.method == "direct":
+            self._rows = np.flatnonzero(self.active)
+            if shift is not None:
+                matrix = matrix + diags_array(shift.ravel())
+            matrix = matrix[self._rows][:, self._rows]
+            inverse = _factorise(matrix)
+            self._product, self._cycle = matrix.__matmul__, inverse
+            self._cycles = lambda r, accuracy: inverse(r)
         else:
-            self._order = np.arange(self.active.size).reshape(self.active.shape).T.ravel()
-            self._matrix, self._inverse = _multigrid(pyamg, matrix, self.active, rigid_modes(mesh), self._order)
+            shift = None if shift is None else shift.T
+            multigrid = MeshMultigrid(backend.hierarchy, matrix, self._nodes, shift, least)
+            self._product, self._cycle, self._cycles = multigrid.product, multigrid.cycle, multigrid.accelerated
 
     def solve(self, b, x0=None, rtol=1e-8, maxiter=500) -> Solution:
         """Solve to a true relative residual of ``rtol`` by preconditioned conjugate gradients.
@@ -98,7 +118,7 @@ class MeshSolver:
             raise ValueError("b must be finite on the active dofs")
         guess = None if x0 is None else self._take(x0)
         w, iterations, _, (residual,) = restarted_conjugate_gradients(
-            self._matrix.__matmul__, self._inverse, rhs, guess, rtol=rtol, maxiter=maxiter
+            self._product, self._cycle, rhs, guess, rtol=rtol, maxiter=maxiter
         )
         if residual <= rtol:
             return Solution(self._put(w).reshape(np.shape(b)), iterations, float(residual))
@@ -109,34 +129,31 @@ class MeshSolver:
         )
 
     def precondition(self, r):
-        """A^-1 r for r (d, N): exact if factorised, else one V-cycle, symmetric positive definite."""
-        return self._put(self._inverse(self._take(r))).reshape(np.shape(r))
+        """A^-1 r for r (d, N): exact if factorised, else by a few V-cycles; one fixed symmetric positive definite
+        operator.
+        """
+        return self.approximate_inverse(r, CURVATURE_ACCURACY)
 
     def approximate_inverse(self, r, accuracy):
-        """A^-1 r, one fixed operator where factorised, else a solve to a hundredth of the given accuracy."""
-        return self.precondition(r) if self.method == "direct" else self.solve(r, rtol=0.01 * accuracy).value
+        """A^-1 r to about the given relative accuracy, as one fixed symmetric positive definite operator."""
+        return self._put(self._cycles(self._take(r), accuracy)).reshape(np.shape(r))
 
     def apply(self, w):
         """A w for w (d, N); zero on inactive dofs."""
-        return self._put(self._matrix @ self._take(w)).reshape(np.shape(w))
+        return self._put(self._product(self._take(w))).reshape(np.shape(w))
 
     def _take(self, field):
-        """Dof field (d, N) to the solver's own vector."""
-        return np.where(self.active, field, 0.0).ravel()[self._order]
+        """Dof field (d, N) to the solver's own vector: of the active dofs, or of all dofs node by node."""
+        field = np.reshape(field, self.active.shape)
+        return field.ravel()[self._rows] if self.method == "direct" else np.where(self._nodes, field.T, 0.0).ravel()
 
     def _put(self, vector):
         """The solver's own vector to a dof field (d, N)."""
+        if self.method == "multigrid":
+            return np.ascontiguousarray((vector.reshape(self._nodes.shape) * self._nodes).T)
         field = np.zeros(self.active.size)
-        field[self._order] = vector
-        return np.where(self.active, field.reshape(self.active.shape), 0.0)
-
-
-def _pyamg():
-    try:
-        import pyamg
-    except ImportError:
-        return None
-    return pyamg
+        field[self._rows] = vector
+        return field.reshape(self.active.shape)
 
 
 def _singular():
@@ -164,30 +181,3 @@ def _factorise(matrix):
     if not r @ w > 1e-13 * (w @ (matrix.diagonal() * w)):
         raise _singular()
     return factor.solve
-
-
-def _multigrid(pyamg, matrix, active, modes, order):
-    """Matrix over all dofs in node order, identity-like where inactive, and one V-cycle for it.
-
-    Smoothed aggregation keeps the dofs of a node together and reproduces the rigid motions (Vanek, Mandel,
-    Brezina, Computing 56, 1996).
-    """
-    keep = active.ravel().astype(np.float64)
-    masked = diags_array(keep) @ matrix @ diags_array(keep) + diags_array((1 - keep) * matrix.diagonal())
-    d = len(active)
-    blocks = bsr_array(csr_array(masked)[order][:, order], blocksize=(d, d))
-    u, s, _ = np.linalg.svd((modes * active).reshape(len(modes), -1)[:, order].T, full_matrices=False)
-    near_null = u[:, s > 1e-8 * s[0]]
-    energy = near_null.T @ (blocks @ near_null)
-    scale = near_null.T @ (blocks.diagonal()[:, None] * near_null)
-    if np.linalg.eigvalsh(energy)[0] <= 1e-13 * np.linalg.eigvalsh(scale)[-1]:
-        raise _singular()
-    state = np.random.get_state()  # noqa: NPY002 (PyAMG draws from the global generator)
-    np.random.seed(0)  # noqa: NPY002
-    try:
-        hierarchy = pyamg.smoothed_aggregation_solver(
-            blocks, near_null, smooth=("energy", {"maxiter": 2}), max_coarse=300
-        )
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
-    return blocks, hierarchy.aspreconditioner(cycle="V").matvec

@@ -17,8 +17,8 @@ __all__ = ["solve_forward"]
 def solve_forward(form: ElasticForm, x: Any, load: Boundary, rtol: float = 1e-8) -> Any:
     """Displacement u with K(x) u = f on the loaded dofs and u as given on the fixed ones.
 
-    Conjugate gradients with one geometric multigrid cycle as preconditioner on a `Grid`; a sparse direct
-    factorisation, or PyAMG for large problems, on a `Mesh`. Moduli on a GPU are solved there, a batch at once.
+    Conjugate gradients with one geometric multigrid cycle as preconditioner on a `Grid` and on large meshes; a sparse
+    direct factorisation on a small `Mesh`. Moduli on a GPU are solved there, a batch at once.
 
     Parameters
     ----------

@@ -9,8 +9,9 @@ from scipy.sparse.linalg import cg
 
 from ..backend.device import namespace
 from ..boundary import Boundary, check_support
-from ..geometry import Grid
+from ..geometry import Grid, Mesh
 from ..measurement import Measurement
+from .coarsen_mesh import coarsen_mesh, refine_mesh, sample_mesh
 
 __all__ = ["coarsen", "refine", "sample"]
 
@@ -51,10 +52,12 @@ def coarsen(measurement, smallest=COARSEST_NODES):
     Returns
     -------
     Measurement or None
-        None where a coarse copy makes no sense: on a mesh, on a small grid, or where the support would be lost.
+        None where a coarse copy makes no sense: on a small grid or mesh, or where the support would be lost.
     """
     m, grid = measurement, measurement.geometry
-    shape = _coarse_shape(grid, smallest) if isinstance(grid, Grid) else None
+    if isinstance(grid, Mesh):
+        return coarsen_mesh(m, smallest)
+    shape = _coarse_shape(grid, smallest)
     if shape is None:
         return None
     spacing = tuple(h * (n - 1) / (k - 1) for h, n, k in zip(grid.spacing, grid.shape, shape, strict=True))
@@ -192,6 +195,8 @@ def sample(fine, coarse):
 
     The discretisation error of the coarse grid is small beside such noise.
     """
+    if isinstance(fine.geometry, Mesh):
+        return sample_mesh(fine, coarse)
     nodes = np.ix_(
         *(np.rint(np.linspace(0, n - 1, k)).astype(int)
           for n, k in zip(fine.geometry.shape, coarse.geometry.shape, strict=True))
@@ -215,7 +220,9 @@ def sample(fine, coarse):
 
 
 def refine(field, coarse, fine):
-    """Node field (..., *coarse.shape) interpolated linearly to the fine grid that it was coarsened from."""
+    """Node field (..., *node_shape) interpolated linearly to the fine grid or mesh that it was coarsened from."""
+    if isinstance(fine, Mesh):
+        return refine_mesh(field, fine)
     for axis, (n, k) in enumerate(zip(fine.shape, coarse.shape, strict=True)):
         axis += field.ndim - 2
         xp = namespace(field)

@@ -224,7 +224,7 @@ class Multilevel:
     def _refined(self, z, number):
         """Maps carried from a level to the next finer one."""
         coarse, fine = (self.levels[k][0].geometry for k in (number, number - 1))
-        return refine(z.reshape(-1, *coarse.shape), coarse, fine).reshape(len(z), -1)
+        return refine(z.reshape(-1, *coarse.node_shape), coarse, fine).reshape(len(z), -1)
 
 
 def _without_solution(x, fidelity):

@@ -22,7 +22,8 @@ def unpack_comp_elast(file, overrides) -> dict[str, Any]:
     geometry = overrides.get("geometry")
     if geometry is None:
         points = _columns(need(file, "vertices"), 2, "vertices")
-        geometry = Mesh(points, _columns(whole_numbers(need(file, "triangles"), "triangles"), 3, "triangles"))
+        triangles = _columns(whole_numbers(need(file, "triangles"), "triangles"), 3, "triangles")
+        geometry = Mesh(points, triangles, mean_dilatation=False)  # the elements that the fields were computed with
     n = geometry.n_nodes
     values = {"geometry": geometry, "law": LAW}
     if "load" not in overrides:

@@ -46,6 +46,7 @@ FIELDS = {
     "grid_spacing": ("m", "distance between nodes along each axis"),
     "points": ("m", "node coordinates, (N, d)"),
     "cells": ("1", "zero-based node numbers of each simplex, (M, d + 1)"),
+    "mean_dilatation": ("1", "1 for elements that do not lock, 0 for ordinary ones"),
     "law": ("", "'plane_stress', 'plane_strain' or 'solid'"),
     "poisson": ("1", "Poisson ratio"),
     "fixed": ("1", "1 where the displacement is known exactly"),
@@ -135,7 +136,8 @@ def unpack_geometry(container) -> Grid | Mesh:
         shape, spacing = np.ravel(need(container, "grid_shape")), np.ravel(need(container, "grid_spacing"))
         return Grid(tuple(shape.tolist()), tuple(spacing.tolist()))
     if kind == "mesh":
-        return Mesh(need(container, "points"), whole_numbers(need(container, "cells"), "cells"))
+        mean = bool(number(container, "mean_dilatation")) if "mean_dilatation" in container else True
+        return Mesh(need(container, "points"), whole_numbers(need(container, "cells"), "cells"), mean)
     raise ValueError(f"geometry must be 'grid' or 'mesh', got {kind!r}")
 
 
@@ -151,7 +153,12 @@ def pack_geometry(geometry) -> dict[str, Any]:
             "grid_spacing": np.array(geometry.spacing),
         }
     if isinstance(geometry, Mesh):
-        return {"geometry": "mesh", "points": geometry.points, "cells": geometry.cells}
+        return {
+            "geometry": "mesh",
+            "points": geometry.points,
+            "cells": geometry.cells,
+            "mean_dilatation": int(geometry.mean_dilatation),
+        }
     raise TypeError(f"geometry must be a Grid or a Mesh, got {type(geometry).__name__}")
 
 
