@@ -30,7 +30,7 @@ JUMP = 6.0
 NEIGHBOURHOOD = 5  # nodes along each axis of the test
 # Where a fifth of the neighbours differ from their medians too, as along the boundary of a lesion at little noise, a
 # displacement has to differ this many times as much. Not studied.
-SHARED_PERCENTILE, SHARED = 80, 3.0
+SHARED_PERCENTILE, SHARED = 80, 5.0
 # Residual above which a displacement contradicts the others, in units of the typical residual (MAD times the median)
 # or of the standard deviation, whichever is larger. Not studied.
 CONTRADICTION = 6.0
