@@ -273,7 +273,9 @@ def plot_tracking(tracking: Tracking, path: str | os.PathLike | None = None) -> 
 
 
 def _draw_misfit(figure, places, result, measurement) -> list:
-    """What the fit leaves of each measured component, in standard deviations of its noise; the two panels."""
+    """What the fit leaves of each measured component, in standard deviations of its noise, and the outliers that were
+    left out; the two panels.
+    """
     geometry = measurement.geometry
     axial = geometry.axial
     measured = np.isfinite(measurement.displacement_std) & ~measurement.load.fixed
@@ -285,6 +287,10 @@ def _draw_misfit(figure, places, result, measurement) -> list:
         axes = figure.add_subplot(place)
         image = draw_map(axes, misfit[component], geometry, (-MISFIT_LIMIT, MISFIT_LIMIT), cmap="RdBu_r")
         axes.set_title(f"{name} misfit")
+        if result.rejected is not None and result.rejected[component].any():
+            at = 1e3 * geometry.points[result.rejected[component].ravel()]
+            axes.plot(at[:, 1 - axial], at[:, axial], "kx", ms=2.5, mew=0.6)
+            axes.set_title(f"{name} misfit (x: left out)")
         panels.append(axes)
     bar = figure.colorbar(image, ax=panels, fraction=0.05, pad=0.02, extend="both")
     bar.set_label("(measured − fitted) / std")
