@@ -95,9 +95,9 @@ class Result:
         save_modulus(path, self, self.geometry, config=config)
 
 
-def message(status: str, chi2: float, prior: str, known: bool, held: float = 0.0) -> str:
+def message(status: str, chi2: float, prior: str, known: bool, held: float = 0.0, correlated: bool = False) -> str:
     """What a status and chi2 mean, and what to do about them; ``known`` says whether a weight had been chosen, ``held``
-    is the share of the nodes on a bound.
+    is the share of the nodes on a bound, ``correlated`` says that the residual is that of correlated noise.
     """
     resume = "start=result, weight=result.weight." if known else "start=result; no weight was chosen yet."
     text = {
@@ -118,6 +118,12 @@ def message(status: str, chi2: float, prior: str, known: bool, held: float = 0.0
         text += (
             f" chi2 is {chi2:.2f}: the data are not explained under prior {prior!r}. displacement_std may be too "
             "small, the load or the Poisson ratio wrong, the weight too large, or the prior made for other tissue."
+        )
+    elif correlated:
+        text += (
+            f" chi2 is {chi2:.2f}: noise is being fitted. The residual lacks the roughest part of independent noise, "
+            "so the noise is correlated from node to node, as that of overlapping windows is: state over which length, "
+            "displacement_correlation."
         )
     elif chi2 < CHI2_RANGE[0]:
         text += (

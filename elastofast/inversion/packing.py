@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend.device import to_host
+from ..geometry import Grid
 from ..misfit.fidelity import Evaluation
-from ..result import Result, message
+from ..result import CHI2_RANGE, Result, message
+from .evidence import residual
 from .history import History
 from .options import Options
 
@@ -68,7 +70,14 @@ def pack(
                 modulus=modulus,
                 displacement=displacement,
                 status=status[k],
-                message=message(status[k], chi2[k], options.prior_name, weight is not None, float(held[k])),
+                message=message(
+                    status[k],
+                    chi2[k],
+                    options.prior_name,
+                    weight is not None,
+                    float(held[k]),
+                    _correlated(m, data, k, chi2),
+                ),
                 held=float(held[k]),
                 chi2=float(chi2[k]),
                 weight=float("nan") if weight is None else float(weight[k]),
@@ -83,6 +92,13 @@ def pack(
             )
         )
     return results
+
+
+def _correlated(m, data, k, chi2):
+    """Whether chi2 is low because the noise is correlated from node to node, which nobody stated."""
+    if not (chi2[k] < CHI2_RANGE[0] and isinstance(m.geometry, Grid) and m.displacement_correlation is None):
+        return False
+    return residual(m, data.displacement[k].reshape(m.displacement.shape)).correlated
 
 
 def _scaled(m, x, u):
