@@ -509,7 +509,7 @@ def test_dataset_command_builds_what_it_was_asked_for_and_refuses_to_overwrite(i
     assert cli.main(["dataset", str(path), "--masks", str(folder), *options.split()]) == 0
     out, err = capsys.readouterr()
     assert "40 dB, 8 train, 2 validation, 2 test" in out and str(path) in out
-    assert err == f"elastofast: {folder}: left out 1 without a lesion (Masks/mask_0009-l.png)\n"
+    assert err == f"elastofast: warning: {folder}: left out 1 without a lesion (Masks/mask_0009-l.png)\n"
     with Dataset.open(path) as data:
         assert data.geometry.shape == (17, 21) and data.geometry.spacing == pytest.approx((30e-3 / 16, 2e-3))
         assert data.config["edge"] == [1, 2] and data.config["seed"] == 3
