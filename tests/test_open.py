@@ -183,3 +183,16 @@ def test_a_load_that_noise_hides_is_warned_about_and_one_that_it_contradicts_ref
         homogeneous(ef.Measurement(grid, law, pressed, -u, 1e-6))
     with pytest.raises(ValueError, match="nothing moved"):
         homogeneous(ef.Measurement(grid, law, pressed, 0 * u, 1e-6))
+
+
+@pytest.mark.parametrize("blur", [1.0, 2.5])
+def test_correlated_noise_costs_few_more_iterations(blur):
+    """All edges open, noise blurred over one and two and a half nodes, at the homogeneous map."""
+    grid = square(33)
+    m = measure(grid, LAWS["plane stress"], "all", 35)
+    length = 2 * blur * grid.spacing[0]
+    x = np.full(grid.shape, 1e4)
+    form = ef.ElasticForm(grid, LAWS["plane stress"])
+    gamma = NoiseCovariance(form, x, m.load, 1e-6, displacement_correlation=length)
+    r = np.where(m.load.loaded, form.force(x, m.displacement), 0.0)
+    assert gamma.solve(r, rtol=1e-4).iterations <= 35

@@ -152,7 +152,7 @@ class NoiseCovariance:
             first = to_host(self._noise.weights).reshape(-1, d, n)[0]
             self._open_dofs = OpenDofs(
                 self.form, self._device, self._equations, attribute_on(self._device, self.load, "open").reshape(d, n),
-                self._noise.precision, EdgeSymbol(self.form, self._device, open_, first),
+                self._noise.precision, EdgeSymbol(self.form, self._device, open_, first, correlations),
             )  # fmt: skip
         least, most = (
             choose(xp.where(self._equations & xp.isfinite(std), std, other), axis=(-2, -1))

@@ -6,7 +6,8 @@ wave's continuation into the body in equilibrium,
 
     S(k) = P_0 + sum over depths m of U_m^* P_m U_m,    U_m = G_m U_{m-1},
 
-with the mean precision P_m of the displacements at each depth. The nodes at one depth only see their neighbours, so
+with the mean precision P_m of the displacements at each depth; correlated noise couples the depths, and its precision
+depends on the wavenumber. The nodes at one depth only see their neighbours, so
 that G_m = -(A_0 + A_+ G_{m+1})^-1 A_-, with the symbols A of the three rows of the stencil of K.
 """
 
@@ -15,10 +16,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.linalg import toeplitz
 
 from ..backend.device import Device
 from ..forward.form import ElasticForm
 from ..geometry import Grid
+from .noise import WHITE_SHARE
 
 __all__ = ["EdgeSymbol"]
 
@@ -41,9 +44,13 @@ class EdgeSymbol:
         Open dofs, on the host.
     precision : numpy.ndarray, shape (d, N)
         1 / std^2 of the displacements, zero where not measured; on the host. Of a batch, of any member.
+    correlations : sequence of two arrays, or None
+        Correlation of the noise along each axis, see `CorrelatedNoise`.
     """
 
-    def __init__(self, form: ElasticForm, device: Device, open_: np.ndarray, precision: np.ndarray) -> None:
+    def __init__(
+        self, form: ElasticForm, device: Device, open_: np.ndarray, precision: np.ndarray, correlations: Any = None
+    ) -> None:
         self._xp = device.xp
         d = form.geometry.dim
         typical = precision[precision > 0].mean() if (precision > 0).any() else 1.0
@@ -63,7 +70,8 @@ class EdgeSymbol:
                     blocks = np.moveaxis(stencil, axis, 0)
                     if last:
                         rows, blocks = rows[::-1], blocks[::-1]
-                    inverse = _inverse_symbol(blocks, shape[1 - axis], rows[:-1])
+                    tables = None if correlations is None else (correlations[axis], correlations[1 - axis])
+                    inverse = _inverse_symbol(blocks, shape[1 - axis], rows[:-1], tables)
                     self._edges.append((edge, device.upload(inverse), shape[1 - axis]))
                     left[edge] = False
             self._shape = (d, *shape)
@@ -98,7 +106,7 @@ def _stencil(form):
     return out
 
 
-def _inverse_symbol(blocks, n, rows):
+def _inverse_symbol(blocks, n, rows, correlations):
     """Inverse of S(k) for all wavenumbers of an edge of n nodes, shape (n // 2 + 1, d, d).
 
     Parameters
@@ -107,6 +115,8 @@ def _inverse_symbol(blocks, n, rows):
         The stencil; first axis into the body, second along the edge.
     rows : array, shape (depth, d)
         Mean precision at each depth; the first row is the edge itself. Beyond the last one the body is held.
+    correlations : two arrays, or None
+        Correlation of the noise by the distance in depth, and by that along the edge.
     """
     k = 2 * np.pi * np.fft.rfftfreq(n)
     phase = np.exp(-1j * np.outer(k, (-1, 0, 1)))
@@ -117,12 +127,20 @@ def _inverse_symbol(blocks, n, rows):
     for _ in rows[1:]:
         gain = -np.linalg.solve(own + outward @ gain, inward)
         gains.append(gain)
-    d = own.shape[-1]
-    wave = np.broadcast_to(np.eye(d, dtype=complex), own.shape)
-    symbol = wave * rows[0][:, None]
-    for gain, row in zip(reversed(gains), rows[1:], strict=True):
-        wave = gain @ wave
-        symbol = symbol + np.conj(np.swapaxes(wave, 1, 2)) @ (row[:, None] * wave)
+    waves = np.empty((len(k), len(rows), *own.shape[1:]), complex)  # wavenumber, depth, component, amplitude
+    waves[:, 0] = np.eye(own.shape[-1])
+    for depth, gain in enumerate(reversed(gains), start=1):
+        waves[:, depth] = gain @ waves[:, depth - 1]
+    waves *= np.sqrt(rows)[:, :, None]  # in standard deviations
+    if correlations is None:
+        symbol = np.einsum("kmia,kmib->kab", waves.conj(), waves)
+    else:
+        in_depth, along = correlations
+        spectrum = along[0] + 2 * np.cos(np.outer(k, np.arange(1, n))) @ along[1:n]
+        values, vectors = np.linalg.eigh(toeplitz(in_depth[: len(rows)]))
+        waves = np.einsum("mj,kmia->kjia", vectors, waves, optimize=True)
+        smooth = (1 - WHITE_SHARE) * np.maximum(np.outer(spectrum, values), 0.0)
+        symbol = np.einsum("kj,kjia,kjib->kab", 1 / (smooth + WHITE_SHARE), waves.conj(), waves, optimize=True)
     values, vectors = np.linalg.eigh(symbol)
     values = np.maximum(values, np.maximum(FLOOR * values[:, -1:], FLOOR**2 * values.max()))
     return np.einsum("kij,kj,klj->kil", vectors, 1 / values, vectors.conj())

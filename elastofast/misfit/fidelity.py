@@ -183,7 +183,7 @@ class Fidelity:
         self._open_dofs = None
         if m.load.open.any() and not self._forces:
             weights = to_host(self._noise.weights).reshape(-1, d, n)[0]
-            symbol = EdgeSymbol(m.form, self.device, m.load.open.reshape(d, n), weights)
+            symbol = EdgeSymbol(m.form, self.device, m.load.open.reshape(d, n), weights, m.displacement_correlation)
             unknown = self._open & (contained | (observed if m.displacement_correlation is not None else False))
             self._open_dofs = OpenDofs(m.form, self.device, self.equations, unknown, self._noise.precision, symbol)
             self._prescribed = xp.where(self._open, self.measured, self._prescribed)
