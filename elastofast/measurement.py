@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.ndimage import binary_dilation
 
 from .backend.device import Device, device_of, to_host
 from .boundary import Boundary, rigid_motion
@@ -35,6 +36,7 @@ CONTRADICTION = 5.0
 # Strains by the range of a component (between two percentiles, which outliers do not move) over the extent along it.
 IMPOSSIBLE_STRAIN, LARGE_STRAIN, SMALL_STRAIN = 1.0, 0.2, 1e-8
 STRAIN_PERCENTILES = 1.0, 99.0
+MANY_ZEROS = 9  # exact zeros in a component above which they are looked at
 
 
 class Measurement:
@@ -88,7 +90,8 @@ class Measurement:
     Warns
     -----
     UserWarning
-        If the displacement suggests a strain above 20 %, for which linear elasticity is no model, or below 1e-8; or if
+        If many values are exactly zero beside others that are not, which is how missing data are often written; if the
+        displacement suggests a strain above 20 %, for which linear elasticity is no model, or below 1e-8; or if
         it differs by more than five standard deviations from the known displacement of a fixed dof.
 
     Examples
@@ -116,6 +119,7 @@ class Measurement:
         self.displacement_correlation = correlation_tables(displacement_correlation, geometry)
         _warn_of_fixed(self, given)
         _check_strain(self)
+        _warn_of_zeros(self)
 
     @classmethod
     def derived(
@@ -412,6 +416,29 @@ def _warn_of_fixed(m, given):
             f"the load, by up to {off.max():.3g} standard deviations; that of the load is used. The support may have "
             "moved, or the body as a whole: give the measured values as the displacement of the load, mark these dofs "
             "as open, or set NaN there if they mean nothing",
+            stacklevel=3,
+        )
+
+
+def _warn_of_zeros(m):
+    """Warn of values that are exactly zero where their neighbours are far from it, and of components that are zero."""
+    for k, (u, seen) in enumerate(zip(m.displacement, m.observed, strict=True)):
+        zero = seen & (u == 0)
+        if zero.sum() < MANY_ZEROS:
+            continue
+        if zero.sum() == seen.sum():
+            where = f"component {k} of displacement is zero at all its {int(seen.sum())} measured nodes"
+        elif isinstance(m.geometry, Grid):
+            beside = binary_dilation(zero, np.ones((3, 3), bool)) & seen & ~zero
+            if not beside.any() or np.median(np.abs(u[beside])) <= CONTRADICTION * m.level:
+                continue
+            where = (
+                f"component {k} of displacement is exactly zero at {int(zero.sum())} nodes beside others that are not"
+            )
+        else:
+            continue
+        warnings.warn(
+            f"{where}. If nothing was measured there, set displacement_std to inf, or mask these values",
             stacklevel=3,
         )
 

@@ -153,3 +153,78 @@ def test_form_is_made_once():
     m = measurement()
     assert m.form is m.form
     assert m.form.geometry is GRID and m.form.law is LAW
+
+
+# ---------------------------------------------------------------- doubtful values
+
+
+WIDE = Grid((20, 20), (1e-3, 1e-3))
+
+
+def pressed(**changes):
+    """A field of 2 % axial strain that its own fixed bottom agrees with, with noise of 1e-6."""
+    load = compression(WIDE, pressure=100.0)
+    z, y = WIDE.points.T.reshape(2, *WIDE.shape)
+    u = np.stack([2e-2 * (z.max() - z), 1e-2 * (y - y.mean())]) + 1e-6 * np.random.default_rng(0).normal(
+        size=(2, 20, 20)
+    )
+    arguments = {"displacement": np.where(load.fixed, 0.0, u), "displacement_std": 1e-6} | changes
+    return Measurement(WIDE, LAW, load, **arguments)
+
+
+def test_plausible_fields_raise_no_warning(recwarn):
+    pressed()
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("factor", [1e3, 100.0])
+def test_displacements_in_other_units_are_refused(factor):
+    with pytest.raises(
+        ValueError, match=r"a strain of .* which no measurement has: displacement and geometry must both"
+    ):
+        pressed(displacement=factor * pressed().displacement, displacement_std=factor * 1e-6)
+
+
+def test_large_and_tiny_strains_are_warned_about():
+    u = pressed().displacement
+    with pytest.warns(UserWarning, match="linear elasticity is no model for that"):
+        pressed(displacement=20 * u)
+    with pytest.warns(UserWarning, match="hardly a strain at all"):
+        pressed(displacement=1e-7 * u, displacement_std=1e-13)
+
+
+def test_values_that_contradict_the_support_are_warned_about():
+    u = pressed().displacement.copy()
+    u[0] += 1e-4  # the body has moved as a whole
+    with pytest.warns(UserWarning, match=r"differs on 20 of them .* The support may have moved"):
+        pressed(displacement=u)
+
+
+@pytest.mark.parametrize("where", ["displacement", "displacement_std"])
+def test_masked_values_were_not_measured(where):
+    u, hole = pressed().displacement, np.zeros((2, 20, 20), bool)
+    hole[:, 3:6, 4:9] = True
+    junk = np.where(hole, 7.0, u)
+    if where == "displacement":
+        m = pressed(displacement=np.ma.array(junk, mask=hole))
+    else:
+        m = pressed(displacement=junk, displacement_std=np.ma.array(np.full(hole.shape, 1e-6), mask=hole))
+    expected = pressed(displacement=np.where(hole, np.nan, u), displacement_std=np.where(hole, np.inf, 1e-6))
+    assert np.array_equal(m.displacement, expected.displacement)
+    assert np.array_equal(m.displacement_std, expected.displacement_std)
+
+
+def test_missing_values_written_as_zeros_are_warned_about():
+    u = pressed().displacement.copy()
+    u[0, 3:7, 4:9] = 0
+    with pytest.warns(UserWarning, match="component 0 of displacement is exactly zero at 20 nodes beside others"):
+        pressed(displacement=u)
+    u[1] = 0
+    with pytest.warns(UserWarning, match="component 1 of displacement is zero at all its"):
+        pressed(displacement=u)
+
+
+def test_noise_far_above_the_field_counts_as_not_measured():
+    m = pressed(displacement_std=[1e-6, 1.0])
+    assert m.observed[0].sum() == 380 and not m.observed[1].any()
+    assert pressed(displacement_std=[1e-6, 2e-6]).observed.sum() == 380 + 399
