@@ -106,7 +106,7 @@ def message(status: str, chi2: float, prior: str, known: bool, held: float = 0.0
         "stalled": "No step lowered the objective any more; the map is as good as the solves allow.",
         "failed": (
             "A linear solve failed whatever the step, and this is the best map so far: do not rely on it. Moduli may "
-            "be far outside of what the data can determine: give bounds or a start, or check load and displacement."
+            "be far outside of what the data can determine: check load and displacement, or give a start or bounds."
         ),
         "interrupted": f"Interrupted; this is the best map so far. Resume with {resume}",
     }[status]
