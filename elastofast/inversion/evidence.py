@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.fft import dctn
-from scipy.stats import f as f_distribution
+from scipy.special import fdtrc
 
 from ..backend.device import to_host
 from ..forward.protocol import SolveError
@@ -160,7 +160,7 @@ def _smallest_probability(sums, counts, level, reference_count):
     """Probability of the largest of some mean squares, as if they were independent of each other and of the level."""
     some = counts > 0
     ratio = sums[some] / counts[some] / level
-    return float(some.sum() * f_distribution.sf(ratio, counts[some], reference_count).min())
+    return float(some.sum() * fdtrc(counts[some], reference_count, ratio).min())
 
 
 def poisson_cause(measurement: Measurement, modulus) -> Cause | None:

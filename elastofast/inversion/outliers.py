@@ -106,6 +106,8 @@ def jumps(m: Measurement) -> np.ndarray:
         trend = _filled(own, seen)
         middle = median_filter(trend, NEIGHBOURHOOD, mode="reflect")
         rest = np.abs(trend - middle)
+        if not (seen & (rest > JUMP * std)).any():  # the usual case: no need for the dearer filters
+            continue
         scatter = MAD * median_filter(rest, NEIGHBOURHOOD, mode="reflect")
         shared = percentile_filter(rest, SHARED_PERCENTILE, NEIGHBOURHOOD, mode="reflect")
         level = np.where(seen, std, np.inf)
