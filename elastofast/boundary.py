@@ -372,13 +372,13 @@ def rigid_motion(
     numpy.ndarray, the same shape
     """
     d, held = geometry.dim, fixed.reshape(geometry.dim, -1)
-    modes = rigid_modes(geometry)
-    if held.any():
-        _, s, vt = _held(modes[:, held])
-        modes = np.tensordot(vt[s <= FREE * max(s[0], 1)], modes, 1)
-        modes[:, held] = 0.0
-    if not len(modes):
+    nodes = np.flatnonzero(held.any(axis=0))
+    _, s, vt = _held(rigid_modes(geometry, nodes)[:, held[:, nodes]])
+    free = vt[s <= FREE * max(s[0], 1)]
+    if not len(free):
         return np.zeros(displacement.shape)
+    modes = np.tensordot(free, rigid_modes(geometry), 1)
+    modes[:, held] = 0.0
     root = np.sqrt(precision.reshape(d, -1))
     weighted = (root * modes).reshape(len(modes), -1)
     rhs = weighted @ (root * displacement.reshape(d, -1)).ravel()

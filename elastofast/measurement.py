@@ -17,6 +17,7 @@ from .boundary import Boundary, rigid_motion
 from .forward.form import check_body
 from .geometry import Grid, Mesh
 from .io.measurements import measurement_arguments, save_measurement
+from .io.strain import LARGEST_STRAIN, SMALLEST_STRAIN
 from .laws import Law
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ MUCH_NOISIER = 30.0
 # A measured value on a fixed dof that differs by more than this many standard deviations contradicts the load.
 CONTRADICTION = 5.0
 # Strains by the range of a component (between two percentiles, which outliers do not move) over the extent along it.
-IMPOSSIBLE_STRAIN, LARGE_STRAIN, SMALL_STRAIN = 1.0, 0.2, 1e-8
+LARGE_STRAIN = 0.2
 STRAIN_PERCENTILES = 1.0, 99.0
 MANY_ZEROS = 9  # exact zeros in a component above which they are looked at
 
@@ -121,15 +122,14 @@ class Measurement:
         _check_strain(self)
         _warn_of_zeros(self)
 
-    @classmethod
-    def derived(
-        cls, geometry, law, load, displacement, displacement_std, force_std, displacement_correlation, device
-    ) -> Measurement:
-        """A measurement computed from another one, about which the user has been warned already."""
-        self = cls.__new__(cls)
-        self._set(geometry, law, load, displacement, displacement_std, force_std, None, device)
-        self.displacement_correlation = displacement_correlation
-        return self
+    def derived(self, **changes: Any) -> Measurement:
+        """The same with other arguments and without reference; raises no warnings, which the user has seen already."""
+        names = "geometry", "law", "load", "displacement", "displacement_std", "force_std", "displacement_correlation"
+        arguments = {name: getattr(self, name) for name in names} | changes
+        other = Measurement.__new__(Measurement)
+        other.displacement_correlation = arguments.pop("displacement_correlation")
+        other._set(**arguments, reference=None, device=self.device)
+        return other
 
     def _set(self, geometry, law, load, displacement, displacement_std, force_std, reference, device):
         """Check the arguments and take them over; returns the displacement as it was given."""
@@ -454,7 +454,7 @@ def _check_strain(m):
     strain = max(strains)
     text = f"displacement changes by {strain:.2g} of the extent of the body"
     units = "displacement and geometry must both be in metres, not in pixels, millimetres or samples"
-    if strain > IMPOSSIBLE_STRAIN:
+    if strain > LARGEST_STRAIN:
         raise ValueError(f"{text}, a strain of {100 * strain:.3g} %, which no measurement has: {units}")
     if strain > LARGE_STRAIN:
         warnings.warn(
@@ -462,7 +462,7 @@ def _check_strain(m):
             f"({units}), or use smaller steps of the compression",
             stacklevel=3,
         )
-    elif 0 < strain < SMALL_STRAIN:
+    elif 0 < strain < SMALLEST_STRAIN:
         warnings.warn(f"{text}, hardly a strain at all: {units}", stacklevel=3)
 
 

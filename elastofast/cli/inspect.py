@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .shared import check_suffix
+from .shared import check_suffix, set_option
 
 HELP = (
     "say what a file holds (MATLAB, HDF5, NPZ, tables of text, NIfTI, PNG, TIFF) and propose a sidecar, by which "
@@ -31,14 +31,7 @@ def add_options(option) -> None:
     )
     option("-o", "--output", metavar="SIDECAR", help="write the sidecar to this .toml file (default: print it)")
     option("--with", dest="sidecar", metavar="SIDECAR", help="check a sidecar that is there: say what it makes of FILE")
-    option(
-        "--set",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="values for the sidecar, such as noise.std=2e-4",
-    )
+    set_option(option, "values for the sidecar, such as noise.std=2e-4")
     option("--force", action="store_true", help="replace an existing sidecar")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..inversion.optimizers import OPTIMIZERS
 from ..priors.registry import DEFAULT_LEARNED, LEARNED, NAMED, load
 from .batch import reconstruct_all
-from .shared import FAILED, INTERRUPTED, ReconstructionBar, check_output, digest, version
+from .shared import FAILED, INTERRUPTED, ReconstructionBar, check_output, digest, set_option, version
 
 HELP = (
     "reconstruct the modulus map of a measurement file, or those of several files or a folder, with a table of all; a "
@@ -47,14 +47,7 @@ def add_options(option) -> None:
         help="TOML file that says what is in FILE and in which units, as elastofast inspect proposes it, or a map that "
         "was reconstructed with one",
     )
-    option(
-        "--set",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="values in place of those in the sidecar, such as noise.std=2e-4 units.displacement=mm",
-    )
+    set_option(option, "values in place of those in the sidecar, such as noise.std=2e-4 units.displacement=mm")
     option(
         "--prior",
         choices=("auto", *NAMED),

@@ -92,6 +92,11 @@ def check_output(path, suffixes) -> None:
         raise ValueError(f"the folder of the output does not exist: {path!r}")
 
 
+def set_option(option, help_text: str) -> None:
+    """Add ``--set``: single values of a sidecar."""
+    option("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help=help_text)
+
+
 def measurement_options(option) -> None:
     """Options of what is simulated, the same wherever measurements are."""
     plane = [name for name, law in LAWS.items() if law.dim == 2]

@@ -10,7 +10,6 @@ from scipy.sparse.linalg import cg
 from ..backend.device import namespace
 from ..boundary import Boundary, check_support
 from ..geometry import Grid, Mesh
-from ..measurement import Measurement
 from .coarsen_mesh import coarsen_mesh, refine_mesh, sample_mesh
 
 __all__ = ["coarsen", "refine", "sample"]
@@ -82,8 +81,14 @@ def coarsen(measurement, smallest=COARSEST_NODES):
     try:
         check_support(coarse, load)
         force_std = np.where(fixed | open_, 0.0, np.sqrt(force_variance))
-        correlation = _coarse_correlation(m, coarse)
-        return Measurement.derived(coarse, m.law, load, displacement, std, force_std, correlation, m.device)
+        return m.derived(
+            geometry=coarse,
+            load=load,
+            displacement=displacement,
+            displacement_std=std,
+            force_std=force_std,
+            displacement_correlation=_coarse_correlation(m, coarse),
+        )
     except ValueError:
         return None  # the support, or all that was measured, does not survive coarsening
 
@@ -207,16 +212,7 @@ def sample(fine, coarse):
     std = np.where(fine.observed | fine.load.fixed, fine.displacement_std, np.inf)
     std = np.stack([component[nodes] for component in std])
     std = np.where(std > 0, std, coarse.displacement_std)
-    return Measurement.derived(
-        coarse.geometry,
-        coarse.law,
-        coarse.load,
-        displacement,
-        std,
-        coarse.force_std,
-        coarse.displacement_correlation,
-        fine.device,
-    )
+    return coarse.derived(displacement=displacement, displacement_std=std)
 
 
 def refine(field, coarse, fine):
@@ -242,8 +238,7 @@ def _places(n, k):
 def _spread(field, axis, cell, share, k, average=False):
     """Transposed interpolation along one axis; with ``average`` divided by the weights that arrive."""
     rows, n = np.moveaxis(field, axis, 0), len(cell)
-    weights, to = np.concatenate([1 - share, share]), np.concatenate([cell, cell + 1])
-    transposed = csr_array((weights, (to, np.tile(np.arange(n), 2))), shape=(k, n))
+    transposed = _interpolation(cell, share, k).T.tocsr()
     if average:
         transposed = diags_array(1 / transposed.sum(axis=1)) @ transposed
     return np.moveaxis((transposed @ rows.reshape(n, -1)).reshape(k, *rows.shape[1:]), 0, axis)

@@ -8,7 +8,6 @@ from scipy.sparse.linalg import cg
 
 from ..boundary import Boundary, check_support
 from ..forward.mesh_coarsening import coarser
-from ..measurement import Measurement
 
 __all__ = ["coarsen_mesh", "refine_mesh", "sample_mesh"]
 
@@ -74,7 +73,7 @@ def coarsen_mesh(m, smallest):
     force_std = np.where(fixed | open_, 0.0, np.sqrt(variance))
     try:
         check_support(mesh, load)
-        return Measurement(mesh, m.law, load, displacement, std, force_std)
+        return m.derived(geometry=mesh, load=load, displacement=displacement, displacement_std=std, force_std=force_std)
     except ValueError:
         return None  # the support, or all that was measured, does not survive coarsening
 
@@ -93,7 +92,7 @@ def sample_mesh(fine, coarse):
         nodes = each[nodes]
     std = np.where(fine.observed | fine.load.fixed, fine.displacement_std, np.inf)[:, nodes]
     std = np.where(std > 0, std, coarse.displacement_std)
-    return Measurement(coarse.geometry, coarse.law, coarse.load, fine.displacement[:, nodes], std, coarse.force_std)
+    return coarse.derived(displacement=fine.displacement[:, nodes], displacement_std=std)
 
 
 def refine_mesh(field, fine):

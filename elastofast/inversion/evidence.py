@@ -123,13 +123,13 @@ def residual(measurement: Measurement, displacement) -> Residual:
     Residual
     """
     m, shape = measurement, measurement.geometry.node_shape
+    if m.displacement_correlation is not None:  # stated; the residual is not whitened here
+        return Residual(1.0, False, True, 1.0)
     seen = m.observed & ~m.load.open
     std = np.where(seen, m.displacement_std, 1.0)
     r = np.where(seen, (m.displacement - to_host(displacement)) / std, 0.0)
     shares = seen.reshape(len(seen), -1).mean(axis=1)
     tested = shares >= SMALLEST_SHARE
-    if m.displacement_correlation is not None:  # stated; the residual is not whitened here
-        return Residual(1.0, False, True, 1.0)
     if not tested.any():
         return Residual(1.0, True, False, 1.0)
     r, seen, shares = r[tested], seen[tested], shares[tested]
@@ -185,7 +185,7 @@ def poisson_cause(measurement: Measurement, modulus) -> Cause | None:
     try:
         values = []
         for step in steps:
-            changed = _changed(measurement, law=replace(law, poisson=law.poisson + step))
+            changed = measurement.derived(law=replace(law, poisson=law.poisson + step))
             fidelity = Fidelity(changed, rtol=CAUSE_RTOL)
             values.append(2 * fidelity(modulus)[0] - float(fidelity.n_data))
     except SolveError:  # such a Poisson ratio explains nothing
@@ -197,15 +197,9 @@ def poisson_cause(measurement: Measurement, modulus) -> Cause | None:
     return Cause(law.poisson + change, float(-(bend * change + slope) * change / excess))
 
 
-def _changed(m, **changes):
-    """The measurement with other properties."""
-    names = "geometry", "law", "load", "displacement", "displacement_std", "force_std", "displacement_correlation"
-    return Measurement.derived(**{name: getattr(m, name) for name in names} | changes, device=m.device)
-
-
 def rescaled(measurement: Measurement, level: float) -> Measurement:
     """The measurement with a noise variance that is larger by a factor."""
-    return _changed(measurement, displacement_std=np.sqrt(level) * measurement.displacement_std)
+    return measurement.derived(displacement_std=np.sqrt(level) * measurement.displacement_std)
 
 
 def held_back(measurement: Measurement, smallest: int, seed: int = 0) -> tuple[Measurement, Measurement]:
@@ -233,7 +227,7 @@ def held_back(measurement: Measurement, smallest: int, seed: int = 0) -> tuple[M
     std = np.where(noisy, m.displacement_std, 0.0)
     w = std * np.random.default_rng([SEED, seed]).normal(size=m.displacement.shape)
     pair = [
-        _changed(m, displacement=m.displacement + a * w, displacement_std=np.hypot(1.0, a) * m.displacement_std)
+        m.derived(displacement=m.displacement + a * w, displacement_std=np.hypot(1.0, a) * m.displacement_std)
         for a in (HELD_BACK, -1 / HELD_BACK)
     ]
     while all(coarse := [coarsen(one, smallest) for one in pair]):

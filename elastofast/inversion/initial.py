@@ -9,11 +9,11 @@ import numpy as np
 from ..backend.device import device_of
 from ..forward.form import check_modulus
 from ..misfit.fidelity import Fidelity
+from ..priors.standard import TISSUE
 from ..result import Result
 
-__all__ = ["TISSUE", "given", "homogeneous"]
+__all__ = ["given", "homogeneous"]
 
-TISSUE = 12.5e3  # Pa: soft tissue, which learned priors take for the background; used where nothing fixes the scale
 # The compliance of the best homogeneous body, over its standard deviation: below minus the first number the measured
 # displacement goes against the load, below the second one the load cannot be seen in the noise.
 AGAINST, VISIBLE = 4.0, 2.0

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -130,10 +129,7 @@ def _without(m, rejected):
     """The measurement with these displacements not measured."""
     if not rejected.any():
         return m
-    std: Any = np.where(rejected, np.inf, m.displacement_std)
-    return Measurement.derived(
-        m.geometry, m.law, m.load, m.displacement, std, m.force_std, m.displacement_correlation, m.device
-    )
+    return m.derived(displacement_std=np.where(rejected, np.inf, m.displacement_std))
 
 
 def _filled(field, seen):

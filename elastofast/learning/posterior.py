@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 
-from ..measurement import Measurement
 from ..misfit.curvature import DataCurvature, curvature_scale, truncated_newton_step
 from ..misfit.fidelity import Fidelity
 
@@ -47,8 +46,7 @@ def posterior_errors(measurement, count, rng) -> np.ndarray:
     """
     m = measurement
     level = 10 ** (rng.uniform(*NOISE) / 20)
-    m = Measurement(m.geometry, m.law, m.load, m.displacement, m.displacement_std * level, reference=m.reference)
-    fidelity = Fidelity(m, rtol=FORWARD_TOLERANCE)
+    fidelity = Fidelity(m.derived(displacement_std=m.displacement_std * level), rtol=FORWARD_TOLERANCE)
     x = np.asarray(m.reference, dtype=np.float64).ravel()
     now = fidelity.evaluate(x)
     curvature = DataCurvature(fidelity, x, now)

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend.batch import dots, numbers
-from ..backend.device import attribute_on, device_of, namespace, to_host
+from ..backend.device import attribute_on, device_of, namespace
 from ..boundary import Boundary, check_support
 from ..forward.form import ElasticForm, as_float, check_modulus
 from ..forward.krylov import restarted_conjugate_gradients
 from ..forward.protocol import SolveError
 from ..forward.solve import check_rtol
 from ..measurement import check_displacement_std, check_force_std, correlation_tables
-from .edge_symbol import EdgeSymbol
 from .elimination import OpenDofs
 from .noise import noise_of
 
@@ -73,8 +72,8 @@ class NoiseCovariance:
     load : Boundary
         Which dofs are equations.
     displacement_std : float or array_like, shape (), (d,), node_shape or (d, *node_shape)
-        Standard deviation of the displacement noise in metres; ``inf`` marks what was not measured and counts
-        as a thousand times the largest finite one.
+        Standard deviation of the displacement noise in metres; ``inf`` marks what was not measured. Only beside force
+        noise, and on open dofs, it counts as a thousand times the largest finite one.
     force_std : float or array_like, shape () or (d, *node_shape), optional
         Standard deviation of the force noise in newtons (2-D: per metre of thickness).
     displacement_correlation : float or sequence, optional
@@ -87,11 +86,12 @@ class NoiseCovariance:
 
     Notes
     -----
-    Without force noise and open dofs Gamma^-1 = K^-T S_n^-1 K^-1. Otherwise conjugate gradients are
-    preconditioned by A S_n A with A = K + diag(s_w / s_n) on the equations: for a constant ratio the spectrum
-    lies in [1/2, 1] whatever mesh, contrast and noise (matching; Pearson and Wathen, Numer. Linear Algebra
-    Appl. 19, 2012). A^-1 is approximated by a few multigrid cycles with Chebyshev acceleration. This is one fixed
-    symmetric operator, so that the preconditioner is positive definite whatever the noise.
+    Without force noise and open dofs Gamma^-1 = K^-T S_n^-1 K^-1. Without force noise, the displacements of open dofs
+    are found first, see `elimination`. With force noise, conjugate gradients are preconditioned by A S_n A with
+    A = K + diag(s_w / s_n) on the equations: for a constant ratio the spectrum lies in [1/2, 1] whatever mesh, contrast
+    and noise (matching; Pearson and Wathen, Numer. Linear Algebra Appl. 19, 2012). A^-1 is approximated by a few
+    multigrid cycles with Chebyshev acceleration. This is one fixed symmetric operator, so that the preconditioner is
+    positive definite whatever the noise.
     """
 
     def __init__(
@@ -148,12 +148,8 @@ class NoiseCovariance:
         shift = xp.sqrt(self._force_variance) / std if self._forces else None
         self._open_dofs = None
         if not self._forces and self.load.open.any():
-            open_ = self.load.open.reshape(d, n)
-            first = to_host(self._noise.weights).reshape(-1, d, n)[0]
-            self._open_dofs = OpenDofs(
-                self.form, self._device, self._equations, attribute_on(self._device, self.load, "open").reshape(d, n),
-                self._noise.precision, EdgeSymbol(self.form, self._device, open_, first, correlations),
-            )  # fmt: skip
+            open_ = attribute_on(self._device, self.load, "open").reshape(d, n)
+            self._open_dofs = OpenDofs(self.form, self._device, self._equations, open_, self._noise)
         least, most = (
             choose(xp.where(self._equations & xp.isfinite(std), std, other), axis=(-2, -1))
             for choose, other in ((np.min, np.inf), (np.max, 0.0))
@@ -203,9 +199,9 @@ class NoiseCovariance:
         rtol : float
             Relative tolerance; see `CovarianceSolution` for what is measured.
         x0 : array_like, same shape as r, optional
-            Initial guess; of use where there is force noise or an open dof.
+            Initial guess; of use where there is force noise.
         maxiter : int
-            Limit on outer iterations.
+            Limit on the iterations with Gamma, where there is force noise.
 
         Returns
         -------

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from scipy.linalg import toeplitz
 
-from ..backend.device import Device
+from ..backend.device import Device, to_host
 from ..forward.form import ElasticForm
 from ..geometry import Grid
-from .noise import WHITE_SHARE
+from .noise import WHITE_SHARE, DisplacementNoise
 
 __all__ = ["EdgeSymbol"]
 
@@ -42,17 +42,14 @@ class EdgeSymbol:
     device : Device
     open_ : numpy.ndarray of bool, shape (d, N)
         Open dofs, on the host.
-    precision : numpy.ndarray, shape (d, N)
-        1 / std^2 of the displacements, zero where not measured; on the host. Of a batch, of any member.
-    correlations : sequence of two arrays, or None
-        Correlation of the noise along each axis, see `CorrelatedNoise`.
+    noise : DisplacementNoise
+        Of the displacements; of a batch, the first member stands for all.
     """
 
-    def __init__(
-        self, form: ElasticForm, device: Device, open_: np.ndarray, precision: np.ndarray, correlations: Any = None
-    ) -> None:
+    def __init__(self, form: ElasticForm, device: Device, open_: np.ndarray, noise: DisplacementNoise) -> None:
         self._xp = device.xp
-        d = form.geometry.dim
+        d, correlations = form.geometry.dim, noise.correlations
+        precision = to_host(noise.weights).reshape(-1, *open_.shape)[0]
         typical = precision[precision > 0].mean() if (precision > 0).any() else 1.0
         rest = open_.copy()
         self._edges: list[tuple[Any, Any, int]] = []

@@ -20,15 +20,16 @@ or much noisier, some combinations are hardly seen at all. Two things keep the c
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend.batch import dots
-from ..backend.device import Device
+from ..backend.device import Device, to_host
 from ..forward.form import ElasticForm
 from ..forward.protocol import SolveError, Solver
+from .edge_symbol import EdgeSymbol
+from .noise import DisplacementNoise
 
 __all__ = ["Equilibrium", "OpenDofs"]
 
@@ -84,24 +85,14 @@ class OpenDofs:
         Where the arrays live.
     equations, open_ : array of bool, shape (d, N)
         Loaded and open dofs, on the device.
-    precision : callable
-        e -> P e for fields (..., d, N) that are zero on fixed dofs.
-    first_guess : callable
-        Approximation of S^-1 r for fields (..., d, N), symmetric and positive definite on the open dofs: the
-        preconditioner of the first solve.
+    noise : DisplacementNoise
+        Of the displacements, with their precision P.
     """
 
-    def __init__(
-        self,
-        form: ElasticForm,
-        device: Device,
-        equations: Any,
-        open_: Any,
-        precision: Callable[[Any], Any],
-        first_guess: Callable[[Any], Any],
-    ) -> None:
+    def __init__(self, form: ElasticForm, device: Device, equations: Any, open_: Any, noise: DisplacementNoise) -> None:
         self.form, self.xp, self.equations, self.open = form, device.xp, equations, open_
-        self.precision, self._first_guess = precision, first_guess
+        self.precision = noise.precision
+        self._symbol = EdgeSymbol(form, device, to_host(open_), noise)  # preconditions the first solve
         self._places = self.xp.flatnonzero(open_)
         self.count = len(self._places)
         self._directions: list[tuple[Any, Any]] = []
@@ -212,9 +203,8 @@ class OpenDofs:
             share = _products(p, r)
             shares.append(share)
             r = r - _combination(share, q)
-        field = self.xp.zeros((*r.shape[:-1], *self.open.shape))
-        field.reshape(*r.shape[:-1], -1)[..., self._places] = r
-        s = self.values(self._first_guess(field))
+        field = self.field(r, self.xp.empty((*r.shape[:-1], *self.open.shape)))
+        s = self.values(self._symbol(field))
         for (p, q), share in zip(self._directions, reversed(shares), strict=True):
             s = s + _combination(share - _products(q, s), p)
         return s

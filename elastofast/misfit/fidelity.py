@@ -15,7 +15,6 @@ from ..forward.form import check_modulus
 from ..forward.solve import check_rtol, forward_state
 from ..measurement import Measurement
 from .covariance import NoiseCovariance
-from .edge_symbol import EdgeSymbol
 from .elimination import OpenDofs
 from .noise import noise_of
 
@@ -111,7 +110,7 @@ class Fidelity:
     -----
     The work is done where the measured displacement was given, on a GPU or not, and x must live there.
 
-    At the true modulus 2 J is chi-square distributed with ``n_data`` degrees of freedom, a whole number. Consecutive
+    At the true modulus 2 J is chi-square distributed with ``n_data`` degrees of freedom. Consecutive
     calls start their solves from the last solution, so one object belongs to one thread.
 
     Examples
@@ -182,10 +181,8 @@ class Fidelity:
         self._forces = any(one.force_std[m.load.loaded].any() for one in measurements)
         self._open_dofs = None
         if m.load.open.any() and not self._forces:
-            weights = to_host(self._noise.weights).reshape(-1, d, n)[0]
-            symbol = EdgeSymbol(m.form, self.device, m.load.open.reshape(d, n), weights, m.displacement_correlation)
-            unknown = self._open & (contained | (observed if m.displacement_correlation is not None else False))
-            self._open_dofs = OpenDofs(m.form, self.device, self.equations, unknown, self._noise.precision, symbol)
+            unknown = self._open & (contained if m.displacement_correlation is None else contained | observed)
+            self._open_dofs = OpenDofs(m.form, self.device, self.equations, unknown, self._noise)
             self._prescribed = xp.where(self._open, self.measured, self._prescribed)
         if not self._forces and bool(self._prescribed.any()):
             self._prescribed = self._continued()
@@ -208,20 +205,20 @@ class Fidelity:
         The displacements that were measured there are prescribed and the forces on the others are zero.
         """
         d, n = m.geometry.dim, m.geometry.n_nodes
-        still, observed = (attribute_on(self.device, m, name).reshape(d, n) for name in ("still", "observed"))
+        still, observed, prescribed = (
+            attribute_on(self.device, owner, name).reshape(d, n)
+            for owner, name in ((m, "still"), (m, "observed"), (m.load, "displacement"))
+        )
         seen, open_ = m.observed.reshape(d, n), m.load.open.reshape(d, n)
         active = m.load.loaded.reshape(d, n) | (open_ & ~seen)
         for own, kept in zip(active, ~active, strict=True):
             if not kept.any():  # nothing holds this component: one dof has to
                 own[np.argmax(own)] = False
         form, xp = m.form, self.device.xp
-        ones, known = xp.ones(n), xp.where(observed & self._open, still, self._prescribed_of(m))
+        ones, known = xp.ones(n), xp.where(observed & self._open, still, prescribed)
         solver = form.solver(ones, active)
         u = forward_state(form, ones, known, xp.zeros_like(known), solver, rtol=CONTINUATION_RTOL)
         return xp.where(self._open & ~observed, u, still)
-
-    def _prescribed_of(self, m):
-        return attribute_on(self.device, m.load, "displacement").reshape(m.geometry.dim, m.geometry.n_nodes)
 
     def _continued(self):
         """The prescribed displacements, continued from the boundary into the body by a solve with a constant modulus.
@@ -356,8 +353,7 @@ class Fidelity:
         self._last_primal = u
         value = 0.5 * dots(found.deviation, found.weighted, 2)
         if rtol > CORRECTED_RTOL:
-            residual = xp.where(self.equations, self._force - form.force(x, u), 0.0)
-            value = value + dots(z, residual, 2)
+            value = value + dots(z, self._residual(x, u), 2)
 
         def weighting(r):
             return solver.precondition(self._noise.precision(solver.precondition(r)))

@@ -39,7 +39,11 @@ class DisplacementNoise:
     observed : array of bool, shape (..., d, N)
     weights : array, shape (..., d, N)
         1 / std^2 where measured, zero elsewhere.
+    correlations : sequence of two arrays, or None
+        Correlation along each axis, see `CorrelatedNoise`.
     """
+
+    correlations: Any = None
 
     def __init__(self, device: Device, std: Any, observed: Any) -> None:
         xp = self._xp = device.xp
@@ -89,7 +93,7 @@ class CorrelatedNoise(DisplacementNoise):
 
     def __init__(self, device: Device, std: Any, observed: Any, shape: tuple[int, int], correlations: Any) -> None:
         super().__init__(device, std, observed)
-        self._shape = shape
+        self._shape, self.correlations = shape, correlations
         seen = np.asarray(to_host(observed)).reshape(2, *shape)
         self._components = [_Component(device, own, correlations) if own.any() else None for own in seen]
 
