@@ -16,6 +16,7 @@ _MODULE_NAMES = {
     "forward.form": ("ElasticForm",),
     "forward.solve": ("solve_forward",),
     "geometry": ("Grid", "Mesh"),
+    "inversion.noise_estimate": ("NoiseEstimate", "estimate_noise"),
     "inversion.reconstruct": ("reconstruct",),
     "io": ("load_modulus", "save_modulus"),
     "laws": ("PlaneStrain", "PlaneStress", "Solid"),

@@ -37,6 +37,7 @@ CONTRADICTION = 5.0
 # Strains by the range of a component (between two percentiles, which outliers do not move) over the extent along it.
 LARGE_STRAIN = 0.2
 STRAIN_PERCENTILES = 1.0, 99.0
+PROVISIONAL = 0.01  # noise over the size of the field, for as long as nobody has stated or estimated it
 MANY_ZEROS = 9  # exact zeros in a component above which they are looked at
 
 
@@ -55,11 +56,12 @@ class Measurement:
         Measured displacement in metres, component i along coordinate i. Masked entries of a `numpy.ma` array were not
         measured. If it is a CuPy array or a CUDA tensor of
         torch, all later work is done on its GPU (grids only). On fixed dofs it is replaced by the known displacement of
-        the load. Where ``displacement_std`` is infinite it may be NaN, and is stored as 0.
-    displacement_std : float or array_like, scalar, (d,), node_shape or (d, *node_shape)
+        the load. Where ``displacement_std`` is infinite, or not given, it may be NaN, and is stored as 0.
+    displacement_std : float or array_like, scalar, (d,), node_shape or (d, *node_shape), optional
         Standard deviation of the displacement noise in metres, positive except on fixed dofs, where it has no
         meaning. ``numpy.inf`` marks a value that was not measured. A simulated field without noise needs one too,
-        namely its rounding or discretisation error.
+        namely its rounding or discretisation error. Where it is not known, `reconstruct` estimates it and says so;
+        until then (see `noise_known`) it only tells what was measured, which is what is finite.
     force_std : float or array_like, scalar or (d, *node_shape), optional
         Standard deviation of the force noise in newtons (2-D: per metre of thickness), zero or more.
     reference : array_like of float, shape node_shape, optional
@@ -80,6 +82,8 @@ class Measurement:
     reference : numpy.ndarray, float64, shape node_shape, or None
     displacement_correlation : tuple of d arrays, or None
         The correlation along each axis by the distance in nodes.
+    noise_known : bool
+        False if ``displacement_std`` was not given.
     device : Device
         Where the work is done; moduli are arrays of its kind.
 
@@ -109,13 +113,16 @@ class Measurement:
         law: Law,
         load: Boundary,
         displacement: Any,
-        displacement_std: ArrayLike,
+        displacement_std: ArrayLike | None = None,
         force_std: ArrayLike = 0.0,
         reference: ArrayLike | None = None,
         *,
         displacement_correlation: Any = None,
         device: Device | None = None,
     ) -> None:
+        self.noise_known = displacement_std is not None
+        if displacement_std is None:
+            displacement, displacement_std = _provisional(displacement)
         given = self._set(geometry, law, load, displacement, displacement_std, force_std, reference, device)
         self.displacement_correlation = correlation_tables(displacement_correlation, geometry)
         _warn_of_fixed(self, given)
@@ -128,6 +135,7 @@ class Measurement:
         arguments = {name: getattr(self, name) for name in names} | changes
         other = Measurement.__new__(Measurement)
         other.displacement_correlation = arguments.pop("displacement_correlation")
+        other.noise_known = self.noise_known or "displacement_std" in changes
         other._set(**arguments, reference=None, device=self.device)
         return other
 
@@ -178,7 +186,8 @@ class Measurement:
         fixed, open_ = int(self.load.fixed.sum()), int(self.load.open.sum())
         return (
             f"Measurement({self.geometry!r}, {self.law!r}, {self.load.n_equations} equations, "
-            f"{fixed} fixed and {open_} open dofs{', with reference' if self.reference is not None else ''})"
+            f"{fixed} fixed and {open_} open dofs{', with reference' if self.reference is not None else ''}"
+            f"{'' if self.noise_known else ', noise not known'})"
         )
 
     @cached_property
@@ -266,8 +275,8 @@ def load_measurement(
     (Pa), which becomes the reference. Files of that layout state neither law nor support nor noise level. The law is
     plane strain with a Poisson ratio of 0.495 unless it is given. The support is the published one: the bottom edge,
     where the axial coordinate is smallest, is fixed axially, and its node nearest to the middle is also fixed
-    laterally; the values of ``fxy`` there are reactions and are not used. The noise level ``displacement_std`` has to
-    be given.
+    laterally; the values of ``fxy`` there are reactions and are not used. Where neither the file nor an argument states
+    the noise level, the measurement has none, and `reconstruct` estimates it.
 
     Parameters
     ----------
@@ -278,8 +287,8 @@ def load_measurement(
         proposed, a modulus file that was reconstructed with one, or the same as a dict of sections.
     **overrides
         Any argument of `Measurement`, which is used in place of what the file says: ``geometry``, ``law``, ``load``,
-        ``displacement``, ``displacement_std`` (metres), ``force_std`` (newtons), ``reference`` (pascals). With a
-        sidecar, ``displacement_std`` is one number, for all values that were measured.
+        ``displacement``, ``displacement_std`` (metres; None to have it estimated), ``force_std`` (newtons),
+        ``reference`` (pascals). With a sidecar, ``displacement_std`` is one number, for all values that were measured.
 
     Returns
     -------
@@ -401,10 +410,20 @@ def _unmasked(displacement, std, dim):
     return u, np.where(masked, np.inf, sigma) if masked.any() else sigma
 
 
+def _provisional(displacement):
+    """A displacement, and numbers in place of standard deviations that nobody knows: infinite where it is NaN."""
+    if isinstance(displacement, np.ma.MaskedArray):
+        displacement = np.ma.filled(displacement.astype(float), np.nan)
+    u = _real(displacement, "displacement")
+    missing = np.isnan(u)
+    size = float(np.std(u[np.isfinite(u)])) if np.isfinite(u).any() else 0.0
+    return displacement, np.where(missing, np.inf, PROVISIONAL * size or 1.0)
+
+
 def _warn_of_fixed(m, given):
     """Warn if measured values on fixed dofs contradict the known displacement there."""
     fixed, std = m.load.fixed & np.isfinite(given), m.displacement_std
-    if not fixed.any():
+    if not fixed.any() or not m.noise_known:
         return
     # on fixed dofs the stated level may be missing
     scale = np.where(np.isfinite(std), np.maximum(std, m.level), m.level)
@@ -430,7 +449,7 @@ def _warn_of_zeros(m):
             where = f"component {k} of displacement is zero at all its {int(seen.sum())} measured nodes"
         elif isinstance(m.geometry, Grid):
             beside = binary_dilation(zero, np.ones((3, 3), bool)) & seen & ~zero
-            if not beside.any() or np.median(np.abs(u[beside])) <= CONTRADICTION * m.level:
+            if not beside.any() or not m.noise_known or np.median(np.abs(u[beside])) <= CONTRADICTION * m.level:
                 continue
             where = (
                 f"component {k} of displacement is exactly zero at {int(zero.sum())} nodes beside others that are not"

@@ -177,6 +177,8 @@ def _draw_maps(figure, places, fields, truth, geometry, limits) -> list:
 def plot_result(result: Result, measurement: Measurement, path: str | os.PathLike | None = None) -> Figure:
     """One reconstruction: modulus, profile, what the fit leaves of the displacement, and convergence.
 
+    Where the noise had to be estimated, its correlation is drawn too.
+
     Parameters
     ----------
     result : Result
@@ -226,13 +228,16 @@ def plot_result(result: Result, measurement: Measurement, path: str | os.PathLik
             axes.set_ylabel("")
             axes.tick_params(labelleft=False)
 
-        bottom = outer[1].subgridspec(1, 2, width_ratios=(1.6, 1))
+        estimated = result.noise is not None and result.noise.autocorrelation
+        bottom = outer[1].subgridspec(1, 3 if estimated else 2, width_ratios=(1.6, 1, 1)[: 3 if estimated else 2])
         axes = figure.add_subplot(bottom[0])
         lines = {"reconstruction" if name == "modulus" else name: field for name, field in fields.items()}
         _draw_profiles(axes, lines, geometry, depth, limits, quantity, width=1.3)
         axes.set_title(f"profile at axial position {depth * 1e3:.1f} mm", loc="left")
         axes.legend(frameon=False)
         _draw_convergence(figure.add_subplot(bottom[1]), result)
+        if estimated:
+            _draw_noise(figure.add_subplot(bottom[2]), result.noise, geometry)
         return _save(figure, path)
 
 
@@ -278,6 +283,8 @@ def _draw_misfit(figure, places, result, measurement) -> list:
     """
     geometry = measurement.geometry
     axial = geometry.axial
+    if result.noise is not None:
+        measurement = result.noise.applied(measurement)
     measured = np.isfinite(measurement.displacement_std) & ~measurement.load.fixed
     with np.errstate(divide="ignore", invalid="ignore"):
         misfit = (measurement.displacement - to_host(result.displacement)) / measurement.displacement_std
@@ -306,6 +313,23 @@ def _draw_convergence(axes, result):
     axes.set(xlabel="iteration", ylabel="chi2")
     axes.grid(alpha=0.25, lw=0.5, which="both")
     axes.set_title(f"{result.status}, chi2 {result.chi2:.3f}", loc="left")
+
+
+def _draw_noise(axes, noise, geometry):
+    """The correlation of an estimated noise along each axis, and the curves of the lengths that were fitted to it."""
+    names = ("axial", "lateral") if geometry.axial == 0 else ("lateral", "axial")
+    for name, table, length, h, color in zip(
+        names, noise.autocorrelation, noise.correlation_length, geometry.spacing, COLORS, strict=False
+    ):
+        distance = h * np.arange(len(table))
+        axes.plot(1e3 * distance, table, "o", ms=2.5, color=color, label=name)
+        if length:
+            axes.plot(1e3 * distance, np.exp(-((distance / length) ** 2)), lw=1.0, color=color)
+    axes.axhline(0.0, color="black", lw=0.6)
+    axes.set(xlabel="distance (mm)", ylabel="correlation of the residual")
+    levels = [f"{1e6 * s:.3g}" for s in noise.std if np.isfinite(s)]
+    axes.set_title(f"estimated noise, std {', '.join(levels)} µm", loc="left")
+    axes.legend(frameon=False)
 
 
 def _draw_profiles(axes, fields, geometry, depth, limits, quantity=QUANTITY, width=1.2):

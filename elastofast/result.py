@@ -60,6 +60,8 @@ class Result:
         The geometry of the measurement.
     rejected : numpy.ndarray of bool, shape (d, *node_shape), or None
         Measured displacements that were left out as outliers.
+    noise : NoiseEstimate or None
+        The noise of the displacement, where it was not known and had to be estimated.
     """
 
     modulus: np.ndarray
@@ -80,6 +82,7 @@ class Result:
     fallback: str = ""
     comparison: list[dict[str, Any]] = field(repr=False, default_factory=list)
     rejected: np.ndarray | None = field(repr=False, default=None)
+    noise: Any = None
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the map and the names of what made it to .npz, .h5, .mat or .vtu, see `save_modulus`."""

@@ -355,7 +355,7 @@ def test_what_is_not_stated_is_named(tmp_path):
         ("[axial]\nsing = 1", "unknown key 'axial.sing'; did you mean axial.sign?"),
         ("[axial]\nsign = 2", "axial.sign must be one of 1, -1, got 2"),
         ("[units]\ndisplacement = 'inch'", "units.displacement must be one of m, cm, mm"),
-        ("[noise]\nstd = 'small'", "noise.std must be a number, got 'small'"),
+        ("[noise]\nstd = 'small'", "noise.std must be a number or \"estimate\", got 'small'"),
         ("[region]\nrows = [0.5, 2]", "region.rows must be a list of numbers"),
         ("[load]\nedges = ['front']", "load.edges must be a list of top, bottom"),
         ("axial = 3", r"\[axial\] must be a section"),

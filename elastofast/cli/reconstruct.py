@@ -8,6 +8,7 @@ import shlex
 from typing import Any
 
 from ..inversion.optimizers import OPTIMIZERS
+from ..io.sidecar import ESTIMATE
 from ..priors.registry import DEFAULT_LEARNED, LEARNED, NAMED, load
 from .batch import reconstruct_all
 from .shared import FAILED, INTERRUPTED, ReconstructionBar, check_output, digest, set_option, version
@@ -74,7 +75,12 @@ def add_options(option) -> None:
         help="descent is the projected gradient descent of the paper (default: the one that suits the prior)",
     )
     option("--bounds", type=float, nargs=2, metavar=("LO", "HI"), help="least and greatest modulus in pascals")
-    option("--displacement-std", type=float, help="displacement noise in metres, in place of that in the file")
+    option(
+        "--displacement-std",
+        type=_level,
+        metavar="STD",
+        help="displacement noise in metres, in place of that in the file; estimate finds it from the displacement",
+    )
     option("--plot", help="figure to write: .png, .pdf or .svg; for several files only that suffix, such as png")
     option("--format", choices=("h5", "npz", "mat", "vtu"), default="h5", help="for several files: format of the maps")
     option("--quiet", action="store_true", help="show no progress bar")
@@ -111,7 +117,7 @@ class Work:
             self.sidecar = Sidecar.read(options.sidecar) if options.sidecar else Sidecar.of({}, "the command")
             self.sidecar = self.sidecar.changed(options.set)
         std = options.displacement_std
-        self.overrides = {} if std is None else {"displacement_std": std}
+        self.overrides = {} if std is None else {"displacement_std": None if std == ESTIMATE else std}
         if self.sidecar:
             self.sidecar.require(self.overrides)
         self.settings: dict[str, Any] = {
@@ -137,6 +143,8 @@ class Work:
     def config(self) -> dict[str, Any]:
         """All settings, which are the same for every file."""
         config = {"elastofast": version("elastofast"), **self.overrides, **self.settings}
+        if "displacement_std" in self.overrides and self.overrides["displacement_std"] is None:
+            config["displacement_std"] = ESTIMATE
         if self.weights:
             config["weights"] = str(self.weights)
         if self.sidecar:
@@ -178,6 +186,8 @@ def _print_result(result, m):
     print(f"chi2     {result.chi2:.4f}")
     print(f"weight   {result.weight:.4g}")
     print(f"seconds  {result.seconds:.2f}")
+    if result.noise is not None:
+        print(f"noise    estimated: {result.noise}")
     if result.relative:
         print("modulus  relative: known only up to a factor, because no force is known")
     if m.reference is not None:
@@ -185,6 +195,13 @@ def _print_result(result, m):
         errors = evaluate(result.modulus, m.reference, m.geometry, relative=result.relative)
         for name, value in errors.items():
             print(f"  {name:<21}{value:.5g}")
+
+
+def _level(text):
+    try:
+        return text if text == ESTIMATE else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or {ESTIMATE}, got {text!r}") from None
 
 
 def _weight(text):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, overload
 
@@ -15,6 +17,7 @@ from ..priors.protocol import Prior
 from ..result import Result
 from .fallback import judged
 from .multilevel import Multilevel
+from .noise_estimate import estimate_noise
 from .options import Options
 from .outliers import NOISES, without_outliers
 
@@ -46,8 +49,9 @@ def reconstruct(
     Parameters
     ----------
     measurement : Measurement or list of Measurement
-        What was measured. Its reference modulus is never looked at. Of a list, those on a GPU that share geometry, law,
-        which dofs are fixed and open, and whether forces are noisy, take their steps in one go, each its own; all
+        What was measured. Its reference modulus is never looked at. Where the noise level is not known, it is estimated
+        first (see `estimate_noise`), and the result's ``noise`` has it. Of a list, those on a GPU that share geometry,
+        law, which dofs are fixed and open, and whether forces are noisy, take their steps in one go, each its own; all
         others are worked on one after another.
     prior : {"auto", "tv", "tikhonov", "none", "critic", "pnp", "unet"} or object
         "auto" is "critic" or "tv", whichever suits the measurement better (docs/method.md); the result's ``prior``,
@@ -101,6 +105,11 @@ def reconstruct(
     TypeError, ValueError
         If an argument does not fit, or the measurement cannot determine a modulus.
 
+    Warns
+    -----
+    UserWarning
+        If the noise level was not given, with the estimated one.
+
     Examples
     --------
     >>> result = ef.reconstruct(m, prior="tv")  # doctest: +SKIP
@@ -125,6 +134,9 @@ def reconstruct(
         checked_on(m.geometry, isinstance(w, str) and w == "auto", bool(m.load.open.any()))
         for m, w in zip(members, weights, strict=True)
     ]
+
+    estimates = {k: _estimated(m, progress) for k, m in enumerate(members) if not m.noise_known}
+    members = [estimates[k].applied(m) if k in estimates else m for k, m in enumerate(members)]
 
     def solve(own: dict[int, Measurement]) -> dict[int, Result]:
         """The results of some of the members; those that Ctrl-C left untouched are missing."""
@@ -158,7 +170,19 @@ def reconstruct(
         return results
 
     results = without_outliers(dict(enumerate(members)), noise, solve)
+    results |= {k: replace(results[k], noise=estimate) for k, estimate in estimates.items() if k in results}
     return results[0] if single else [results.get(k) for k in range(len(members))]
+
+
+def _estimated(m, progress):
+    """The noise of a measurement whose level is not known."""
+    estimate = estimate_noise(m, progress)
+    warnings.warn(
+        f"displacement_std was not given. It is estimated from what no modulus explains: {estimate}. A wrong Poisson "
+        "ratio, load or support counts as noise there: state the noise if it is known",
+        stacklevel=3,
+    )
+    return estimate
 
 
 def _members(measurements) -> list[Measurement]:

@@ -13,7 +13,7 @@ from ..geometry import Grid
 from ..laws import LAWS
 from .containers import Container
 from .placement import place_on_grid
-from .sidecar import UNITS, Sidecar
+from .sidecar import ESTIMATE, UNITS, Sidecar
 from .sources import Sources
 from .strain import LARGEST_STRAIN, SMALLEST_STRAIN, MeanGradient
 
@@ -35,7 +35,7 @@ def foreign_arguments(file: Container, sidecar: Sidecar, overrides: Mapping[str,
         Nothing in it may be left to be stated.
     overrides : mapping, optional
         Arguments that are used in place of what the sidecar says: ``law``, ``load``, and ``displacement_std`` as one
-        number in metres, for all values that were measured.
+        number in metres, for all values that were measured, or None to have it estimated.
 
     Returns
     -------
@@ -62,6 +62,10 @@ def foreign_arguments(file: Container, sidecar: Sidecar, overrides: Mapping[str,
     spacing = (placement.spacing[0] * coordinate_unit[0], placement.spacing[1] * coordinate_unit[1])
     measured = _region(sources, sidecar, placement)
     u, std = np.zeros((2, *placement.shape)), np.full((2, *placement.shape), np.inf)
+    stated = overrides.get("displacement_std", sidecar["noise.std"])
+    estimated = stated is None or stated == ESTIMATE
+    if estimated and sidecar["noise.scale"] != "none":
+        raise ValueError(f"noise.scale is {sidecar['noise.scale']}, which needs a number as noise.std")
     for i, direction in enumerate(("axial", "lateral")):
         key = f"{direction}.displacement"
         if not sidecar[key]:
@@ -70,7 +74,9 @@ def foreign_arguments(file: Container, sidecar: Sidecar, overrides: Mapping[str,
         values *= sidecar[f"{direction}.sign"] * displacement_unit[i]
         if direction == "axial" and sidecar["axial.grows"] == "up":
             values = -values  # the sign belongs to the coordinate, which now points down
-        if "displacement_std" in overrides:
+        if estimated:
+            levels = np.zeros(placement.shape)
+        elif "displacement_std" in overrides:
             levels = np.full(placement.shape, float(overrides["displacement_std"]))
         else:
             levels = _noise(sources, sidecar, placement, direction) * displacement_unit[i]
@@ -84,6 +90,8 @@ def foreign_arguments(file: Container, sidecar: Sidecar, overrides: Mapping[str,
     _check_displacement(u, std, spacing, sidecar)
     grid = Grid(u.shape[1:], spacing)
     found: dict[str, Any] = {"geometry": grid, "displacement": u, "displacement_std": std}
+    if estimated:
+        found |= {"displacement": np.where(np.isfinite(std), u, np.nan), "displacement_std": None}
     if sidecar["noise.correlation"]:
         lengths = sidecar["noise.correlation"]
         if len(lengths) not in (1, 2):

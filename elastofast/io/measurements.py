@@ -61,11 +61,6 @@ def measurement_arguments(path, sidecar, overrides) -> Iterator[dict[str, Any]]:
                 f'"elastofast inspect {file.path.name} -o {file.path.stem}.toml" proposes'
             )
         values = values | {name: value for name, value in overrides.items() if sidecar is None or name not in values}
-        if values.get("displacement_std") is None:
-            raise ValueError(
-                "the file states no noise level; give the standard deviation of the displacement in metres, "
-                f'for example load_measurement("{file.path.name}", displacement_std=1e-8)'
-            )
         yield values
 
 
@@ -108,7 +103,7 @@ def _unpack(file, overrides) -> dict[str, Any]:
             total_force=total,
         )
     for name in ("displacement", "displacement_std", "force_std"):
-        if name not in overrides:
+        if name not in overrides and (name != "displacement_std" or name in file):
             values[name] = shaped(need(file, name), dofs, name)
     if "displacement_correlation" in file and "displacement_correlation" not in overrides:
         both = shaped(file.get("displacement_correlation"), (sum(nodes),), "displacement_correlation")
@@ -132,9 +127,12 @@ def save_measurement(path: str | os.PathLike, measurement) -> None:
         "force": load.force,
         "open": load.open,
         "displacement": m.displacement,
-        "displacement_std": m.displacement_std,
         "force_std": m.force_std,
     }
+    if m.noise_known:
+        fields["displacement_std"] = m.displacement_std
+    else:
+        fields["displacement"] = np.where(np.isinf(m.displacement_std), np.nan, m.displacement)
     if load.total_force is not None:
         component, value, nodes = load.total_force
         fields |= {

@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 from .containers import read_container
 from .layout import MODULUS, naming
 
-__all__ = ["KEYS", "STATED", "UNITS", "UNKNOWN", "Sidecar"]
+__all__ = ["ESTIMATE", "KEYS", "STATED", "UNITS", "UNKNOWN", "Sidecar"]
 
 STATED = "as the file states it"  # the reason of a value that is no guess
+ESTIMATE = "estimate"  # stands for a noise level that the reconstruction is to find
 UNKNOWN = "?"  # stands for a value that has to be stated by a person
 UNITS = {"m": 1.0, "cm": 1e-2, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}  # in metres; "px" besides, of the size units.pixel
 EDGES = ("top", "bottom", "left", "right")
@@ -38,7 +39,8 @@ class Key(NamedTuple):
     default : object
         Its value where the line is missing; `UNKNOWN` if it must be there.
     kind : str or tuple of str
-        "text", "number", "whole", "numbers", "wholes" or "texts" (lists), or the words that it may be.
+        "text", "number", "level" (a number or `ESTIMATE`), "whole", "numbers", "wholes" or "texts" (lists), or the
+        words that it may be.
     comment : str
         What it means.
     """
@@ -94,10 +96,10 @@ KEYS = {
     "units.pixel": Key([], "numbers", "size of a pixel in metres, axial and lateral, where a unit is px; else []"),
     "noise.std": Key(
         UNKNOWN,
-        "number",
+        "level",
         "standard deviation of the displacement in units.displacement. Measure it, for "
         "example, as the difference of two displacement fields of the same compression over the square root "
-        "of 2; 0 if noise.variable is given",
+        f'of 2; "{ESTIMATE}" finds it from what no modulus explains; 0 if noise.variable is given',
     ),
     "noise.lateral_std": Key(0.0, "number", "the same for the lateral component; 0: as the axial one"),
     "noise.variable": Key("", "text", "variable or column of the standard deviation at each node, or empty"),
@@ -306,6 +308,8 @@ def _check(name, value, source):
         expected = {"texts": "a list of texts", "edges": f"a list of {', '.join(EDGES)}"}.get(kind, "a list of numbers")
         if kind == "edges" and good:
             good = set(value) <= set(EDGES)
+    elif kind == "level":
+        good, expected = number or value == ESTIMATE, f'a number or "{ESTIMATE}"'
     else:
         good = {"text": isinstance(value, str), "number": number, "whole": number and isinstance(value, int)}[kind]
         expected = {"text": "a text in quotation marks", "number": "a number", "whole": "a whole number"}[kind]

@@ -124,6 +124,11 @@ class Fidelity:
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient must be one of {', '.join(map(repr, GRADIENTS))}, got {gradient!r}")
         check_rtol(rtol)
+        if not measurement.noise_known:
+            raise ValueError(
+                "the measurement's displacement_std was not given: state it, or estimate it with "
+                "estimate_noise(measurement).applied(measurement)"
+            )
         check_support(measurement.geometry, measurement.load)
         if measurement.load.n_equations == 0:
             raise ValueError("the measurement's load has no loaded dof, so there is no equation to fit")
