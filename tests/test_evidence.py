@@ -68,6 +68,43 @@ def test_structure_in_a_residual_is_found_whatever_level_is_stated(kind):
         assert found.level == pytest.approx(scale**2, rel=0.15)
 
 
+def correlated(noise, std=1e-6, length=2.5e-3):
+    return stated(measured(noise, std), displacement_correlation=length)
+
+
+def drawn(m, rng):
+    """Noise of a measurement's own model, in units of 1e-6 m."""
+    normal = rng.standard_normal((2, m.geometry.n_nodes))
+    return 1e6 * ef.Fidelity(m)._noise.draw(normal).reshape(2, *m.geometry.shape)
+
+
+def test_stated_correlation_gives_no_false_alarms_and_structure_is_still_found():
+    rng, zero = np.random.default_rng(0), np.zeros((2, 33, 33))
+    m = correlated(np.ones((2, 33, 33)))
+    found = [residual(correlated(drawn(m, rng)), zero) for _ in range(100)]
+    assert not any(one.structured for one in found)
+    assert np.mean([one.correlated for one in found]) < 0.1
+    i = np.indices((33, 33))[0]
+    bump = 1.5 * np.cos(2 * np.pi * i / 33)
+    assert residual(correlated(drawn(m, rng) + bump), zero).structured
+    white = residual(correlated(rng.standard_normal((2, 33, 33))), zero)  # not correlated as stated
+    assert not white.structured
+
+
+def test_data_held_back_are_independent_where_noise_is_correlated():
+    rng, zero = np.random.default_rng(1), np.zeros((2, 33, 33))
+    m = correlated(np.ones((2, 33, 33)))
+    products, squares = [], []
+    for seed in range(40):
+        pair = held_back(correlated(drawn(m, rng)), 33, seed)
+        one, other = (p.displacement / p.displacement_std for p in pair)
+        products.append((one * other).sum())
+        squares.append([(one**2).sum(), (other**2).sum()])
+    assert abs(np.mean(products)) < 0.1 * np.mean(squares)
+    first, second = np.mean(squares, axis=0)
+    assert first == pytest.approx(second, rel=0.1)
+
+
 def test_correlated_noise_is_called_so_and_no_map_is_rejected_for_it():
     noise = gaussian_filter(np.random.default_rng(1).normal(size=(2, 33, 33)), (0, 0.7, 0.7))
     found = residual(measured(noise / noise.std()), np.zeros((2, 33, 33)))

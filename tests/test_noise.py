@@ -130,6 +130,24 @@ def test_stating_the_correlation_gives_a_better_map():
     assert error[length] < 0.7 * error[None]
 
 
+def test_a_learned_prior_does_not_override_data_with_correlated_noise():
+    """Its weight is that for independent noise as strong as this one in what is smooth. That of the rough parts, where
+    correlated noise is faint, would make the map all but homogeneous.
+    """
+    pytest.importorskip("torch")
+    grid, law = ef.Grid((97, 97), (4e-4, 4e-4)), ef.PlaneStress(0.45)
+    truth, _ = ef.inclusion(grid, (19e-3, 19e-3), 6e-3, modulus=40e3, background=10e3)
+    load, length = ef.compression(grid, pressure=100.0), 4 * 4e-4
+    u = ef.solve_forward(ef.ElasticForm(grid, law), truth, load)
+    noise = np.stack([gaussian_filter(c, 2.0, mode="wrap") for c in np.random.default_rng(0).standard_normal(u.shape)])
+    std = 10 ** (-45 / 20) * np.sqrt(np.mean(u**2))
+    m = ef.Measurement(
+        grid, law, load, np.where(load.fixed, 0.0, u + noise * std / noise.std()), std, displacement_correlation=length
+    )
+    result = ef.reconstruct(m, prior="critic")
+    assert np.linalg.norm(result.modulus - truth) < 0.15 * np.linalg.norm(truth)
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

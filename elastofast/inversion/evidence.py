@@ -14,10 +14,11 @@ import numpy as np
 from scipy.fft import dctn
 from scipy.special import fdtrc
 
-from ..backend.device import to_host
+from ..backend.device import HOST, to_host
 from ..forward.protocol import SolveError
 from ..measurement import Measurement
 from ..misfit.fidelity import Fidelity
+from ..misfit.noise import noise_of
 from .coarsen import coarsen
 
 __all__ = [
@@ -123,8 +124,8 @@ def residual(measurement: Measurement, displacement) -> Residual:
     Residual
     """
     m, shape = measurement, measurement.geometry.node_shape
-    if m.displacement_correlation is not None:  # stated; the residual is not whitened here
-        return Residual(1.0, False, True, 1.0)
+    if m.displacement_correlation is not None:
+        return _correlated_residual(m, displacement)
     seen = m.observed & ~m.load.open
     std = np.where(seen, m.displacement_std, 1.0)
     r = np.where(seen, (m.displacement - to_host(displacement)) / std, 0.0)
@@ -154,6 +155,37 @@ def residual(measurement: Measurement, displacement) -> Residual:
         for sum_, count in ((sums[:-1], counts[:-1]), (in_blocks, number))
     ]
     return Residual(level, white, correlated, min(1.0, 2 * min(least)))
+
+
+def _correlated_residual(m, displacement):
+    """The test where a correlation is stated, by bands of the frequencies of its independent modes.
+
+    All of them are smooth, so that the last band says less about the level than that of independent noise: it only
+    serves for comparison.
+    """
+    model = _noise(m)
+    r = np.where(m.observed & ~m.load.open, m.displacement - to_host(displacement), 0.0)
+    shares = [float(own.mean()) for own in m.observed & ~m.load.open]
+    sums, counts = np.zeros(len(BAND_EDGES)), np.zeros(len(BAND_EDGES))
+    tested = [share for share in shares if share > 0]
+    for (coefficients, frequencies), share in zip(model.modes(r.reshape(len(r), -1)), tested, strict=True):
+        if share >= SMALLEST_SHARE:
+            band = np.digitize(frequencies, BAND_EDGES) - 1
+            sums += np.bincount(band, coefficients**2, minlength=len(sums))[: len(sums)]
+            counts += share * np.bincount(band, minlength=len(sums))[: len(sums)]
+    if not (counts[-2:] > 0).all():
+        return Residual(1.0, False, True, 1.0)
+    level, beside = (float(sums[k] / counts[k]) for k in (-1, -2))
+    agree = 1 / CORRELATED_RATIO < level / beside < CORRELATED_RATIO
+    return Residual(
+        level, False, not agree, _smallest_probability(sums[:-1], counts[:-1], level, counts[-1]) if agree else 1.0
+    )
+
+
+def _noise(m):
+    """The noise of a measurement, in host memory."""
+    std, observed = (a.reshape(len(a), -1) for a in (m.displacement_std, m.observed))
+    return noise_of(HOST, std, observed, m.geometry, m.displacement_correlation)
 
 
 def _smallest_probability(sums, counts, level, reference_count):
@@ -223,9 +255,8 @@ def held_back(measurement: Measurement, smallest: int, seed: int = 0) -> tuple[M
     fitted, other : Measurement
     """
     m = measurement
-    noisy = np.isfinite(m.displacement_std) & ~m.load.fixed
-    std = np.where(noisy, m.displacement_std, 0.0)
-    w = std * np.random.default_rng([SEED, seed]).normal(size=m.displacement.shape)
+    normal = np.random.default_rng([SEED, seed]).normal(size=m.displacement.shape)
+    w = _noise(m).draw(normal.reshape(len(normal), -1)).reshape(normal.shape)
     pair = [
         m.derived(displacement=m.displacement + a * w, displacement_std=np.hypot(1.0, a) * m.displacement_std)
         for a in (HELD_BACK, -1 / HELD_BACK)
@@ -245,7 +276,10 @@ def prediction(other: Measurement, first, second) -> Prediction:
     first, second : array, shape (d, *node_shape)
         In metres.
     """
-    seen = other.observed
-    std = other.displacement_std[seen]
-    a, b = ((to_host(u)[seen] - other.displacement[seen]) / std for u in (first, second))
-    return Prediction(float(a @ a - b @ b), float(2 * np.linalg.norm(a - b)))
+    noise, seen = _noise(other), other.observed.reshape(len(other.observed), -1)
+    a, b = (np.where(seen, (to_host(u) - other.displacement).reshape(seen.shape), 0.0) for u in (first, second))
+
+    def square(e):
+        return float((e * noise.precision(e)).sum())
+
+    return Prediction(square(a) - square(b), 2 * np.sqrt(square(a - b)))

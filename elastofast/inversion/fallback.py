@@ -167,8 +167,8 @@ def _judge(cases: list[_Case], choice: _Choice) -> None:
             _replace([case], options, f"noise variance x {level:.3g}", "noise")
         if case.residual.correlated:
             case.reasons.append(
-                "The noise is correlated between neighbouring nodes, so that its structure could not be told from that "
-                f"of a wrong map: whether prior {name!r} suits the data was not tested."
+                f"The noise is correlated {_otherwise(case.measurement)}, so that its structure could not be told from "
+                f"that of a wrong map: whether prior {name!r} suits the data was not tested."
             )
     rejected, doubtful = [case for case in cases if case.residual.structured], []
     for case in rejected:
@@ -215,6 +215,11 @@ def _judge(cases: list[_Case], choice: _Choice) -> None:
             f"be wrong. The data were trusted less (noise variance x {NOISE_INFLATION:g})."
         )
         _replace([case], inflated, f"noise variance x {NOISE_INFLATION:g}", "trust")
+
+
+def _otherwise(measurement) -> str:
+    """How the noise is correlated, next to what was stated."""
+    return "between neighbouring nodes" if measurement.displacement_correlation is None else "otherwise than stated"
 
 
 def _share_of_poisson(case: _Case) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from ..backend.batch import column, dots, numbers
 from ..forward.protocol import SolveError
 from ..misfit.curvature import DataCurvature, curvature_scale, truncated_newton_step
+from ..misfit.fidelity import Fidelity
 from ..priors.learned import SMALLEST_NODES
 from ..priors.protocol import TargetPrior, splitting_settings
 from .gauss_newton import first_step
@@ -87,10 +88,22 @@ class HalfQuadraticSplitting(Optimizer):
 
 def _mean_curvature(problem):
     """Mean curvature of the data term in log x, (B,), at the homogeneous map: weights must not depend on the start."""
-    z = problem.homogeneous
+    z, fidelity = problem.homogeneous, problem.fidelity
+    if fidelity.measurement.displacement_correlation is not None:
+        fidelity = Fidelity.of_batch([_independent(fidelity.measurement)], fidelity.kind, fidelity.rtol)
     x = np.exp(z)
-    now = problem.fidelity.evaluate(x, problem.rtol)
-    return numbers(curvature_scale(DataCurvature(problem.fidelity, x, now), z))
+    now = fidelity.evaluate(x, problem.rtol)
+    return numbers(curvature_scale(DataCurvature(fidelity, x, now), z))
+
+
+def _independent(m):
+    """A measurement with independent noise that is as strong as the correlated noise of ``m`` in what is smooth.
+
+    What a prior decides about is smooth. The mean curvature of ``m`` itself is that of rough parts, where correlated
+    noise is faint; a prior with such a weight would override the data.
+    """
+    repeats = np.prod([2 * table.sum() - 1 for table in m.displacement_correlation])
+    return m.derived(displacement_std=np.sqrt(max(repeats, 1.0)) * m.displacement_std, displacement_correlation=None)
 
 
 def schedule_steps(curvature):

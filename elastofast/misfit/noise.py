@@ -18,6 +18,9 @@ __all__ = ["CorrelatedNoise", "DisplacementNoise", "noise_of"]
 WHITE_SHARE = 0.003
 # Numbers that the columns of the precision at missing displacements may take in memory; beyond, conjugate gradients.
 MAX_COLUMN_VALUES = 2**24
+CLEAR = (
+    10.0  # times the white share: noise of modes above that is what was stated, whatever its faint rest is. Not studied
+)
 MISSING_RTOL = 1e-8  # of these conjugate gradients, in the preconditioner's norm
 MISSING_MAX_ITERATIONS = 200
 
@@ -118,6 +121,20 @@ class CorrelatedNoise(DisplacementNoise):
         """P times such noise, see `DisplacementNoise`."""
         return self.precision(self.draw(normal))
 
+    def modes(self, e: Any) -> list[tuple[Any, Any]]:
+        """Independent coefficients of fields e (2, N), for each measured component.
+
+        Where e is such noise and nothing is missing they have a variance of one. Only modes in which the smooth part of
+        the noise is larger than the independent one are returned, since the independent part is an assumption.
+
+        Returns
+        -------
+        list of (coefficients, frequencies), each of shape (M,)
+            Frequencies over the largest one of the modes, between 0 and 1.
+        """
+        fields = self._over_std(e).reshape(2, *self._shape)
+        return [one.modes(fields[k]) for k, one in enumerate(self._components) if one is not None]
+
     def _over_std(self, e):
         xp = self._xp
         return xp.where(self.observed, e / xp.where(self.observed, self._std, 1.0), 0.0)
@@ -189,6 +206,16 @@ class _Component:
         rotated = self._xp.sqrt(self._values) * normal[(..., *self._box)]
         vectors_0, vectors_1 = self._vectors
         return self._outside(normal, self._xp.where(self._seen, vectors_0 @ rotated @ vectors_1.T, 0.0))
+
+    def modes(self, e):
+        """Coefficients and frequencies of the modes that are not faint, see `CorrelatedNoise.modes`."""
+        vectors_0, vectors_1 = self._vectors
+        coefficients = (vectors_0.T @ self._in_box(e) @ vectors_1) / self._xp.sqrt(self._values)
+        # eigenvalues are in ascending order, and smooth modes have the largest
+        places = (self._xp.arange(n)[::-1] / n for n in self._values.shape)
+        frequencies = self._xp.sqrt(sum(p**2 for p in self._xp.meshgrid(*places, indexing="ij")))
+        kept = self._values > CLEAR * WHITE_SHARE
+        return coefficients[kept], frequencies[kept] / frequencies[kept].max()
 
     def _filtered(self, field, values):
         vectors_0, vectors_1 = self._vectors
