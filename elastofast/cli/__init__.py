@@ -8,6 +8,7 @@ and returns the exit status.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 import warnings
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import compare, dataset, demo, info, inspect, reconstruct, simulate, track, train
-from .shared import INTERRUPTED, one_line, version
+from .shared import BROKEN_PIPE, INTERRUPTED, one_line, version
 
 __all__ = ["main"]
 
@@ -33,7 +34,7 @@ def main(argv=None) -> int:
     Returns
     -------
     int
-        0; 2 after an error, which is reported in one line on stderr; 130 after Ctrl-C.
+        0; 2 after an error, which is reported in one line on stderr; 130 after Ctrl-C; 141 if nobody reads the output.
     """
     parser = _parser()
     try:
@@ -47,6 +48,9 @@ def main(argv=None) -> int:
     except KeyboardInterrupt as stop:
         print(f"elastofast: interrupted {stop}".rstrip(), file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
         if options.debug:
             raise

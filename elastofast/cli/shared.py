@@ -12,6 +12,7 @@ from ..progress import progress_bar
 from ..simulation import NOISES
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+BROKEN_PIPE = 141  # exit status when nobody reads the output any more
 FAILED = 1  # exit status of a reconstruction whose solves fail; the best map so far is written
 
 # optional packages; name: what needs it
