@@ -175,14 +175,14 @@ def _draw_maps(figure, places, fields, truth, geometry, limits) -> list:
 
 
 def plot_result(result: Result, measurement: Measurement, path: str | os.PathLike | None = None) -> Figure:
-    """One reconstruction: modulus, profile, what the fit leaves of the displacement, and convergence.
+    """One reconstruction: modulus, how sure it is, profile, what the fit leaves of the displacement, and convergence.
 
     Where the noise had to be estimated, its correlation is drawn too.
 
     Parameters
     ----------
     result : Result
-        From `reconstruct`.
+        From `reconstruct`; with `Result.uncertainty` its standard deviation is drawn beside the map.
     measurement : Measurement
         What it was reconstructed from; its ``reference`` is drawn as the truth where there is one. If the result is
         relative, both are drawn with geometric mean one.
@@ -212,7 +212,8 @@ def plot_result(result: Result, measurement: Measurement, path: str | os.PathLik
     fields["modulus"] = modulus
 
     tall = RESULT_PANEL * _aspect(geometry)
-    columns = len(fields) + 2
+    std = result.std
+    columns = len(fields) + 2 + (std is not None)
     with styled_figure(2.75 * columns + 1.0, tall + 3.0) as figure:
         outer = figure.add_gridspec(2, 1, height_ratios=(tall + 0.5, 2.2))
         top = outer[0].subgridspec(1, columns)
@@ -223,6 +224,9 @@ def plot_result(result: Result, measurement: Measurement, path: str | os.PathLik
             panels[-1].set_title(name)
         add_colorbar(figure, image, panels, [modulus], limits, quantity)
         _mark_depth(panels[0], depth)
+        if std is not None:
+            panels.append(figure.add_subplot(top[len(panels)]))
+            _draw_std(figure, panels[-1], _field(std, geometry, "result.std"), geometry)
         panels += _draw_misfit(figure, [top[columns - 2], top[columns - 1]], result, measurement)
         for axes in panels[1:]:
             axes.set_ylabel("")
@@ -302,6 +306,16 @@ def _draw_misfit(figure, places, result, measurement) -> list:
     bar = figure.colorbar(image, ax=panels, fraction=0.05, pad=0.02, extend="both")
     bar.set_label("(measured − fitted) / std")
     return panels
+
+
+def _draw_std(figure, axes, std, geometry):
+    """The standard deviation of log modulus, about the relative error of the modulus."""
+    high = float(np.percentile(std, CENTRAL[1])) or 1.0
+    image = draw_map(axes, std, geometry, (0.0, high), cmap="viridis")
+    axes.set_title("uncertainty")
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, extend="max" if std.max() > high else "neither")
+    bar.set_label("std of log modulus")
+    bar.outline.set_visible(False)
 
 
 def _draw_convergence(axes, result):

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .intervals import Uncertainty
+
 __all__ = ["Result", "message"]
 
 # chi2 outside of this range is commented on. For n independent data its standard deviation is sqrt(2 / n), a few per
@@ -62,6 +64,8 @@ class Result:
         Measured displacements that were left out as outliers.
     noise : NoiseEstimate or None
         The noise of the displacement, where it was not known and had to be estimated.
+    uncertainty : Uncertainty or None
+        How far the true modulus may be, where it was assigned: ``result.uncertainty = ef.uncertainty(result, m)``.
     """
 
     modulus: np.ndarray
@@ -83,6 +87,12 @@ class Result:
     comparison: list[dict[str, Any]] = field(repr=False, default_factory=list)
     rejected: np.ndarray | None = field(repr=False, default=None)
     noise: Any = None
+    uncertainty: Uncertainty | None = field(repr=False, default=None)
+
+    @property
+    def std(self) -> np.ndarray | None:
+        """Standard deviation of log modulus at each node, shape node_shape; None without `uncertainty`."""
+        return None if self.uncertainty is None else self.uncertainty.std
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the map and the names of what made it to .npz, .h5, .mat or .vtu, see `save_modulus`."""

@@ -10,6 +10,7 @@ import pytest
 from elastofast import cli
 from elastofast.cli.shared import ReconstructionBar
 from elastofast.inversion.reconstruct import reconstruct
+from elastofast.inversion.uncertainty import uncertainty
 from elastofast.io import load_modulus
 from elastofast.measurement import load_measurement
 
@@ -130,6 +131,27 @@ def test_ctrl_c_saves_the_best_map_so_far(tmp_path, monkeypatch, scan):
     expected = reconstruct(load_measurement(scan), "tikhonov", progress=interrupt)
     np.testing.assert_allclose(modulus, expected.modulus, rtol=1e-6)
     assert np.ptp(modulus) > 1e3  # no longer the homogeneous map
+
+
+def test_reconstruct_says_how_sure_the_map_is(tmp_path, monkeypatch, capsys, scan):
+    out, plot = tmp_path / "x.npz", tmp_path / "x.png"
+    options = ("--prior", "tikhonov", "--weight", 3, "--uncertainty", 3)
+    code, text, _ = run("reconstruct", scan, "-o", out, "--plot", plot, *options, capsys=capsys)
+    assert code == 0 and "of log modulus" in text and plot.read_bytes()[:4] == b"\x89PNG"
+    modulus, _, info = load_modulus(out)
+    assert info["log_modulus_std"].shape == modulus.shape and info["log_modulus_errors"].shape == (3, *modulus.shape)
+    assert info["config"]["uncertainty"] == 3 and "--uncertainty 3" in info["config"]["command"]
+    m = load_measurement(scan)
+    expected = uncertainty(reconstruct(m, "tikhonov", 3.0), m, 3)
+    np.testing.assert_allclose(info["log_modulus_std"], expected.std, rtol=1e-6)
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("elastofast.cli.reconstruct.uncertainty", interrupt)
+    assert run("reconstruct", scan, "-o", tmp_path / "y.npz", *options) == 130
+    again, _, info = load_modulus(tmp_path / "y.npz")  # the map is not lost
+    assert np.array_equal(again, modulus) and info["status"] == "interrupted" and "log_modulus_std" not in info
 
 
 # demo and info ------------------------------------------------------------------------------------

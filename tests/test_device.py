@@ -237,6 +237,17 @@ def test_reconstructions_are_those_of_the_cpu(memory, options):
     assert get(found.displacement).shape == expected.displacement.shape
 
 
+def test_how_sure_a_map_is_and_what_the_data_determine_are_those_of_the_cpu(memory):
+    put, _ = memory
+    grid = ef.Grid((9, 8), (1e-3, 1e-3))
+    truth, _ = ef.inclusion(grid, (4e-3, 3e-3), 2e-3, modulus=30e3, background=10e3)
+    host = ef.simulate(grid, LAWS["stress"], ef.compression(grid, pressure=100.0), truth, snr=50.0)
+    there = ef.Measurement(grid, host.law, host.load, put(host.displacement), host.displacement_std)
+    expected, found = (ef.uncertainty(ef.reconstruct(m, "tikhonov", 30.0), m, 3).std for m in (host, there))
+    assert isinstance(found, np.ndarray) and np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+    np.testing.assert_allclose(ef.diagnose(there).std, ef.diagnose(host).std, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "force_std"),
     [

@@ -81,6 +81,7 @@ def test_relative_results_are_drawn_over_their_geometric_mean(tmp_path, geometry
         status="converged",
         chi2=1.0,
         relative=False,
+        std=0.1 * truth / truth.max() if reference else None,
         rejected=np.random.default_rng(0).random(u.shape) < 0.02 if reference else None,
         noise=None,
     )
@@ -88,6 +89,7 @@ def test_relative_results_are_drawn_over_their_geometric_mean(tmp_path, geometry
     assert image(tmp_path / "r.png").std() > 0.05
     result.modulus, result.relative = truth / 7, True
     figure = plot_result(result, m)
+    assert ("uncertainty" in [axes.get_title() for axes in figure.axes]) == reference
     axes = next(axes for axes in figure.axes if axes.get_ylabel() == "modulus / geometric mean" and axes.lines)
     for line in axes.lines:  # the truth and the map, which differ by a factor alone
         np.testing.assert_allclose(line.get_ydata(), axes.lines[0].get_ydata())

@@ -7,7 +7,10 @@ import os
 import shlex
 from typing import Any
 
+import numpy as np
+
 from ..inversion.optimizers import OPTIMIZERS
+from ..inversion.uncertainty import REPETITIONS, uncertainty
 from ..io.sidecar import ESTIMATE
 from ..priors.registry import DEFAULT_LEARNED, LEARNED, NAMED, load
 from .batch import reconstruct_all
@@ -18,7 +21,7 @@ HELP = (
     "batch that was interrupted goes on when called again"
 )
 EXAMPLE = (
-    "scan.h5 -o modulus.h5 --prior tv --plot modulus.png\n"
+    "scan.h5 -o modulus.h5 --prior tv --plot modulus.png --uncertainty\n"
     "  elastofast reconstruct vic2d.csv --with vic2d.toml --set noise.std=2e-4 -o modulus.h5\n"
     "  elastofast reconstruct scans/ --with scans.toml -o maps --format npz"
 )
@@ -81,6 +84,16 @@ def add_options(option) -> None:
         metavar="STD",
         help="displacement noise in metres, in place of that in the file; estimate finds it from the displacement",
     )
+    option(
+        "--uncertainty",
+        type=int,
+        nargs="?",
+        const=REPETITIONS,
+        metavar="N",
+        help="also say how sure the map is: the standard deviation of log modulus at each node, from reconstructions "
+        f"of 2 N measurements that are simulated from the map (default: {REPETITIONS}); it is written with the map and "
+        "drawn by --plot",
+    )
     option("--plot", help="figure to write: .png, .pdf or .svg; for several files only that suffix, such as png")
     option("--format", choices=("h5", "npz", "mat", "vtu"), default="h5", help="for several files: format of the maps")
     option("--quiet", action="store_true", help="show no progress bar")
@@ -125,6 +138,7 @@ class Work:
         }
         if options.bounds:
             self.settings["bounds"] = tuple(options.bounds)
+        self.repetitions = options.uncertainty
         self.weights = options.weights
         self.prior = options.prior if options.weights is None else load(options.prior, options.weights)
 
@@ -138,13 +152,26 @@ class Work:
         """The reconstruction of a measurement."""
         from ..inversion.reconstruct import reconstruct
 
-        return reconstruct(m, progress=progress, **{**self.settings, "prior": self.prior})
+        result = reconstruct(m, progress=progress, **{**self.settings, "prior": self.prior})
+        if self.repetitions is not None and result.status not in ("interrupted", "failed"):
+            given: Any = None if self.weights is None else self.prior
+            bounds = self.settings.get("bounds")
+            try:
+                result.uncertainty = uncertainty(
+                    result, m, self.repetitions, prior=given, bounds=bounds, progress=progress
+                )
+            except KeyboardInterrupt:  # the map itself is not lost
+                result.status = "interrupted"
+                result.message = "Interrupted before it was known how sure the map is; the map is complete."
+        return result
 
     def config(self) -> dict[str, Any]:
         """All settings, which are the same for every file."""
         config = {"elastofast": version("elastofast"), **self.overrides, **self.settings}
         if "displacement_std" in self.overrides and self.overrides["displacement_std"] is None:
             config["displacement_std"] = ESTIMATE
+        if self.repetitions is not None:
+            config["uncertainty"] = self.repetitions
         if self.weights:
             config["weights"] = str(self.weights)
         if self.sidecar:
@@ -170,7 +197,7 @@ class Work:
         words = ["elastofast", "reconstruct", str(path), "-o", str(output)]
         if self.sidecar and not str(output).endswith(".vtu"):
             words += ["--with", str(output)]
-        for name in ("prior", "weights", "weight", "gradient", "optimizer", "displacement_std"):
+        for name in ("prior", "weights", "weight", "gradient", "optimizer", "displacement_std", "uncertainty"):
             if config.get(name) is not None:
                 words += [f"--{name.replace('_', '-')}", str(config[name])]
         if "bounds" in config:
@@ -188,6 +215,9 @@ def _print_result(result, m):
     print(f"seconds  {result.seconds:.2f}")
     if result.noise is not None:
         print(f"noise    estimated: {result.noise}")
+    if result.std is not None:
+        middle, high = np.quantile(result.std, (0.5, 0.95))
+        print(f"std      of log modulus: {middle:.3f} (median over the nodes), {high:.3f} (95 %)")
     if result.relative:
         print("modulus  relative: known only up to a factor, because no force is known")
     if m.reference is not None:

@@ -39,7 +39,8 @@ def save_modulus(
     path : path-like
         The file, whose suffix chooses the format. An existing file is replaced once the new one is complete.
     result : Result or array_like, shape geometry.node_shape
-        A modulus in pascals, or a reconstruction, whose displacement, chi2, weight, status and message are written too.
+        A modulus in pascals, or a reconstruction, whose displacement, chi2, weight, status, message and, where it has
+        one, uncertainty are written too.
     geometry : Grid or Mesh
         Where the nodes are. In a VTU file the coordinates are ``geometry.points``, and a grid becomes quadrilaterals.
     config : dict, optional
@@ -60,6 +61,13 @@ def save_modulus(
         value = getattr(result, name, None)
         if value is not None:
             fields[name] = convert(value)
+    sure = getattr(result, "uncertainty", None)
+    if sure is not None:
+        fields |= {
+            "log_modulus_std": sure.std,
+            "log_modulus_errors": sure.errors,
+            "log_modulus_errors_again": sure.again,
+        }
     if config is not None:
         fields["config"] = json.dumps(config, default=str)
     kind = suffix_kind(path, ("hdf5", "npz", "mat", "vtu"))
@@ -89,8 +97,9 @@ def load_modulus(path: str | os.PathLike) -> tuple[np.ndarray, Grid | Mesh, dict
         Pascals.
     geometry : Grid or Mesh
     info : dict
-        The rest of the file: ``displacement``, ``chi2``, ``weight``, ``status``, ``message``, ``relative`` and
-        ``config``, where they are given.
+        The rest of the file: ``displacement``, ``chi2``, ``weight``, ``status``, ``message``, ``relative``,
+        ``log_modulus_std``, ``log_modulus_errors`` and ``log_modulus_errors_again`` (of which `Uncertainty` gives
+        intervals) and ``config``, where they are given.
 
     Raises
     ------
@@ -109,6 +118,12 @@ def load_modulus(path: str | os.PathLike) -> tuple[np.ndarray, Grid | Mesh, dict
         if "displacement" in file:
             shape = (geometry.dim, *geometry.node_shape)
             info["displacement"] = shaped(file.get("displacement"), shape, "displacement")
+        if "log_modulus_std" in file:
+            info["log_modulus_std"] = shaped(file.get("log_modulus_std"), geometry.node_shape, "log_modulus_std")
+        for name in ("log_modulus_errors", "log_modulus_errors_again"):
+            if name in file:
+                errors = np.asarray(file.get(name))
+                info[name] = shaped(errors, (errors.size // geometry.n_nodes, *geometry.node_shape), name)
         info["relative"] = bool(file.get("relative")) if "relative" in file else False
         if "config" in file:
             info["config"] = json.loads(file.get("config"))

@@ -21,6 +21,8 @@ def to_vtu(fields) -> bytes:
     geometry = unpack_geometry(fields)
     cells, cell_type = _vtk_cells(geometry)
     data = _vtk_array("modulus", fields["modulus"].ravel())
+    if "log_modulus_std" in fields:
+        data += _vtk_array("log_modulus_std", fields["log_modulus_std"].ravel())
     if "displacement" in fields:
         data += _vtk_array("displacement", _vtk_vectors(fields["displacement"].reshape(geometry.dim, -1).T))
     topology = (
