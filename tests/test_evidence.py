@@ -92,7 +92,7 @@ def test_stated_correlation_gives_no_false_alarms_and_structure_is_still_found()
 
 
 def test_data_held_back_are_independent_where_noise_is_correlated():
-    rng, zero = np.random.default_rng(1), np.zeros((2, 33, 33))
+    rng = np.random.default_rng(1)
     m = correlated(np.ones((2, 33, 33)))
     products, squares = [], []
     for seed in range(40):
