@@ -13,6 +13,7 @@ __version__ = _version("elastofast")
 
 _MODULE_NAMES = {
     "boundary": ("Boundary", "compression"),
+    "errors": ("DataError", "ElastofastError", "ModulusError", "PriorError", "SingularError", "SolveError"),
     "forward.form": ("ElasticForm",),
     "forward.solve": ("solve_forward",),
     "geometry": ("Grid", "Mesh"),

@@ -16,7 +16,7 @@ HEAVY = {"torch", "numba", "cupy", "matplotlib", "h5py", "meshio", "skimage"}
 
 # The parts of the package in the order in which data pass: each may import itself and those before it.
 FLOW = (
-    *("progress", "geometry", "laws", "boundary", "backend", "forward"),
+    *("progress", "errors", "geometry", "laws", "boundary", "backend", "forward"),
     *("io", "resumable", "measurement", "tracking", "misfit", "priors", "result", "inversion"),
     *("phantoms", "simulation", "metrics", "plots"),
     *("learning", "evaluation", "cli", "__main__"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..backend.device import Device, device_of, namespace
+from ..errors import ModulusError
 from ..geometry import Grid, Mesh
 from ..laws import Law
 from .protocol import FormBackend, Solver
@@ -363,7 +364,7 @@ def check_modulus(x, form, name="x") -> tuple[np.ndarray, tuple[int, ...]]:
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = ~np.isfinite(array)
-        raise ValueError(f"{name} must be finite, {int(bad.sum())} of its {bad.size} values are NaN or infinite")
+        raise ModulusError(f"{name} must be finite, {int(bad.sum())} of its {bad.size} values are NaN or infinite")
     if low <= 0:
-        raise ValueError(f"{name} must be positive (pascals) at every node, its smallest value is {low:g}")
+        raise ModulusError(f"{name} must be positive (pascals) at every node, its smallest value is {low:g}")
     return array.astype(np.float64, copy=False), batch

@@ -8,9 +8,10 @@ import numpy as np
 
 from .. import _core
 from ..boundary import rigid_modes
+from ..errors import SolveError
 from ..laws import MultigridSettings
 from .krylov import semi_iteration
-from .protocol import Solution, SolveError
+from .protocol import Solution
 from .sparsity import SparsityPattern, contraction_pattern, stiffness_pattern
 
 __all__ = ["GridBackend", "GridSolver"]

@@ -9,9 +9,9 @@ import numpy as np
 from ..backend.batch import dots, numbers
 from ..backend.device import attribute_on, device_of, namespace
 from ..boundary import Boundary, check_support
+from ..errors import SolveError
 from ..forward.form import ElasticForm, as_float, check_modulus
 from ..forward.krylov import restarted_conjugate_gradients
-from ..forward.protocol import SolveError
 from ..forward.solve import check_rtol
 from ..measurement import check_displacement_std, check_force_std, correlation_tables
 from .elimination import OpenDofs

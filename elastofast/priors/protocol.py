@@ -20,6 +20,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from ..errors import PriorError
+
 __all__ = [
     "EnergyPrior",
     "LinearizablePrior",
@@ -130,9 +132,9 @@ def splitting_settings(prior: TargetPrior) -> SplittingSettings:
 def check_prior(prior: object, geometry) -> None:
     """Raise TypeError for an object that is no prior, ValueError for one that cannot be used on a geometry."""
     if isinstance(prior, type):
-        raise TypeError(f"prior must be a name or an object, got the class {prior.__name__}: make one of it")
+        raise PriorError(f"prior must be a name or an object, got the class {prior.__name__}: make one of it")
     if not isinstance(prior, EnergyPrior | TargetPrior):
-        raise TypeError(
+        raise PriorError(
             "prior must be a name, a callable giving value and gradient, or an object with a target, "
             f"got {type(prior).__name__}"
         )
