@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +21,11 @@ __all__ = ["GridBackend", "GridSolver"]
 # shapes the preconditioner, never the solution. Not studied.
 MODE_RTOL, MODE_MAX_ITERATIONS = 1e-3, 50
 ROUNDING = 1e-12  # relative size below which the parts of a rigid mode are rounding errors
+
+# A forked process inherits GCC's record of OpenMP's threads, but not the threads, and would wait for them for ever. Its
+# work is done by one thread. Results do not depend on the number of threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _core.set_num_threads(1))
 
 
 class GridBackend:

@@ -11,8 +11,7 @@ from ..backend.batch import dots
 from ..backend.device import attribute_on, device_of, to_host
 from ..backend.stopwatch import Stopwatch
 from ..boundary import check_support
-from ..forward.form import check_modulus
-from ..forward.solve import check_rtol, forward_state
+from ..forward.solve import check_on_failure, check_rtol, for_members, forward_state, take_moduli
 from ..measurement import Measurement
 from .covariance import NoiseCovariance
 from .elimination import OpenDofs
@@ -100,6 +99,10 @@ class Fidelity:
         Which of the two gradients to return.
     rtol : float
         Relative tolerance of the linear solves.
+    on_failure : {"raise", "inf"}
+        What is done about a modulus that cannot be solved, because it is not positive and finite or too wild for the
+        solver: raise, or answer with an infinite value and a gradient of zeros, so that samplers and line searches can
+        go on.
 
     Raises
     ------
@@ -118,7 +121,9 @@ class Fidelity:
     >>> J, g = ef.Fidelity(m)(x)  # doctest: +SKIP
     """
 
-    def __init__(self, measurement: Measurement, gradient: str = "exact", rtol: float = 1e-8) -> None:
+    def __init__(
+        self, measurement: Measurement, gradient: str = "exact", rtol: float = 1e-8, *, on_failure: str = "raise"
+    ) -> None:
         if not isinstance(measurement, Measurement):
             raise TypeError(f"measurement must be a Measurement, got {type(measurement).__name__}")
         if gradient not in GRADIENTS:
@@ -129,11 +134,13 @@ class Fidelity:
                 "the measurement's displacement_std was not given: state it, or estimate it with "
                 "estimate_noise(measurement).applied(measurement)"
             )
+        check_on_failure(on_failure)
         check_support(measurement.geometry, measurement.load)
         if measurement.load.n_equations == 0:
             raise ValueError("the measurement's load has no loaded dof, so there is no equation to fit")
         with measurement.device.activated():
             self._set_up([measurement], gradient, rtol)
+        self.on_failure = on_failure
 
     @classmethod
     def of_batch(cls, measurements: Sequence[Measurement], gradient: str, rtol: float) -> Fidelity:
@@ -257,19 +264,25 @@ class Fidelity:
         Raises
         ------
         TypeError, ValueError
-            If x does not fit or is not positive.
-        RuntimeError
+            If x does not fit.
+        ModulusError (a ValueError)
+            If x is not positive and finite.
+        SolveError (a RuntimeError)
             If a linear solve does not converge.
         """
         device_of(displacement=self.measured, x=x)
         device = device_of(x=x)
         with device.activated():
             own, xp = device.asarray(x), device.xp
-            moduli, batch = check_modulus(own, self.measurement.form)
-            moduli = moduli.reshape(-1, moduli.shape[-1])
-            found = [self.evaluate(moduli)] if device.is_gpu else [self.evaluate(one) for one in moduli]
-            gradient = xp.concatenate([e.gradient.ravel() for e in found]).reshape(np.shape(own))
-            value = np.concatenate([e.value.ravel() for e in found]).reshape(batch)
+            moduli, batch, sound = take_moduli(own, self.measurement.form, self.on_failure)
+            value, gradient = np.full(len(moduli), np.inf), xp.zeros_like(moduli)
+
+            def evaluate(members):
+                found = self.evaluate(moduli[members])
+                value[members], gradient[members] = found.value, found.gradient
+
+            for_members(evaluate, sound, self.on_failure, together=device.is_gpu)
+            value, gradient = value.reshape(batch), gradient.reshape(np.shape(own))
             return (device.export(xp.asarray(value)) if batch else float(value)), device.export(gradient)
 
     def evaluate(self, x: Any, rtol: float | None = None) -> Evaluation:
