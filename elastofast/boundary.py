@@ -121,6 +121,12 @@ class Boundary:
         object.__setattr__(self, "n_equations", int(loaded.sum()))
         object.__setattr__(self, "total_force", total_force)
 
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        for a in state.values():
+            if isinstance(a, np.ndarray):  # which unpickled arrays are not
+                a.setflags(write=False)
+
     def __repr__(self):
         counts = f"{self.n_equations} loaded, {self.fixed.sum()} fixed, {self.open.sum()} open"
         return f"Boundary({counts} of shape {self.fixed.shape})"

@@ -182,6 +182,12 @@ class Measurement:
             a.setflags(write=False)
         return given
 
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        for a in state.values():
+            if isinstance(a, np.ndarray):  # which unpickled arrays are not
+                a.setflags(write=False)
+
     def __repr__(self):
         fixed, open_ = int(self.load.fixed.sum()), int(self.load.open.sum())
         return (

@@ -68,6 +68,9 @@ class ElasticForm:
             self.backend = MeshBackend(geometry, law)
         self._devices: dict[Device, FormBackend] = {}
 
+    def __reduce__(self):
+        return ElasticForm, (self.geometry, self.law)
+
     def __repr__(self):
         return f"ElasticForm({self.geometry!r}, {self.law!r})"
 

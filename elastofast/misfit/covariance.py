@@ -117,6 +117,7 @@ class NoiseCovariance:
             std = check_displacement_std(displacement_std, form.dof_shape, load.fixed).reshape(d, n)
             force_std = check_force_std(force_std, form.dof_shape).reshape(d, n)
             correlations = correlation_tables(displacement_correlation, form.geometry)
+            self._given = form, x, load, std.reshape(form.dof_shape), force_std.reshape(form.dof_shape), correlations
             std, force_std = (device.upload_broadcast(field) for field in (std, force_std))
             self._assemble(x.reshape(n), std, force_std, correlations=correlations)
 
@@ -127,6 +128,9 @@ class NoiseCovariance:
         self.form, self.load = form, load
         self._assemble(x, std, force_std, noise)
         return self
+
+    def __reduce__(self):
+        return NoiseCovariance, self._given
 
     def _assemble(self, x, std, force_std, noise=None, correlations=None):
         d, n = self.form.geometry.dim, self.form.geometry.n_nodes

@@ -139,8 +139,7 @@ class Fidelity:
         if measurement.load.n_equations == 0:
             raise ValueError("the measurement's load has no loaded dof, so there is no equation to fit")
         with measurement.device.activated():
-            self._set_up([measurement], gradient, rtol)
-        self.on_failure = on_failure
+            self._set_up([measurement], gradient, rtol, on_failure)
 
     @classmethod
     def of_batch(cls, measurements: Sequence[Measurement], gradient: str, rtol: float) -> Fidelity:
@@ -152,7 +151,11 @@ class Fidelity:
         self._set_up(measurements, gradient, rtol)
         return self
 
-    def _set_up(self, measurements, gradient, rtol):
+    def __reduce__(self):
+        return _rebuilt, (self._measurements, self.kind, self.rtol, self.on_failure)
+
+    def _set_up(self, measurements, gradient, rtol, on_failure="raise"):
+        self._measurements, self.on_failure = measurements, on_failure
         m = self.measurement = measurements[0]
         self.kind, self.rtol, self.device = gradient, rtol, m.device.native
         xp = self.device.xp
@@ -481,6 +484,14 @@ class Fidelity:
             xi = xp.broadcast_to(xp.where(self.equations, self._noise.draw_weighted(normal()), 0.0), shape)
             z = form.solver(x, self._active).solve(xi, rtol=rtol).value
         return form.sensitivity(now.linearization_point, z)
+
+
+def _rebuilt(measurements, *arguments):
+    """A copy of a data term, which begins without earlier solutions; for pickling."""
+    fidelity = Fidelity.__new__(Fidelity)
+    with measurements[0].device.activated():
+        fidelity._set_up(measurements, *arguments)
+    return fidelity
 
 
 def _guess(last, x):
