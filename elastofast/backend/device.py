@@ -93,6 +93,13 @@ class Device:
         return self.xp.broadcast_to(self.upload(view[once]), view.shape)
 
     @property
+    def linalg(self) -> Any:
+        """The library's iterative methods and `LinearOperator`."""
+        import scipy.sparse.linalg
+
+        return scipy.sparse.linalg
+
+    @property
     def ndimage(self) -> Any:
         """The library's filters."""
         import scipy.ndimage
@@ -172,6 +179,12 @@ class CudaDevice(Device):
     def upload(self, host):
         """Copy of a host array that streams other than the current one may read at once."""
         return self.xp.asarray(host, blocking=True)
+
+    @property
+    def linalg(self):
+        import cupyx.scipy.sparse.linalg
+
+        return cupyx.scipy.sparse.linalg
 
     @property
     def ndimage(self):

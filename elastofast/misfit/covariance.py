@@ -8,6 +8,7 @@ import numpy as np
 
 from ..backend.batch import dots, numbers
 from ..backend.device import attribute_on, device_of, namespace
+from ..backend.operators import field_operator
 from ..boundary import Boundary, check_support
 from ..errors import SolveError
 from ..forward.form import ElasticForm, as_float, check_modulus
@@ -234,6 +235,42 @@ class NoiseCovariance:
         return CovarianceSolution(
             device.export(z.reshape(*batch, d, *self.form._tail(flat))), iterations, residual, stage
         )
+
+    def as_operator(self) -> Any:
+        """Gamma as a scipy.sparse.linalg.LinearOperator (on a GPU that of cupyx), shape (d N, d N).
+
+        Symmetric and positive semidefinite: rows and columns off the equations are zero.
+
+        Raises
+        ------
+        ValueError
+            In products, if some displacement was not measured, see `apply`.
+        """
+        dofs = (self.form.geometry.dim, self.form.geometry.n_nodes)
+        return field_operator(self._device, dofs, dofs, self.apply)
+
+    def inverse(self, rtol: float = 1e-8) -> Any:
+        """Gamma^-1, zero off the equations, as a LinearOperator of the same kind; every product is a `solve`.
+
+        Parameters
+        ----------
+        rtol : float
+            Relative tolerance of the solves, and with it of the operator's symmetry.
+
+        Raises
+        ------
+        ValueError
+            If rtol is not between 0 and 1.
+        SolveError
+            In products, if the tolerance is not reached.
+        """
+        check_rtol(rtol)
+        dofs = (self.form.geometry.dim, self.form.geometry.n_nodes)
+
+        def product(fields):
+            return self._device.xp.stack([self.solve(r, rtol).value for r in fields])
+
+        return field_operator(self._device, dofs, dofs, product)
 
     def find(self, r: Any, rtol: float, x0: Any = None) -> Any:
         """Gamma^-1 r for checked fields (..., d, N), one for each modulus and zero off the equations."""
