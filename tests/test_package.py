@@ -19,7 +19,7 @@ FLOW = (
     *("progress", "errors", "geometry", "laws", "boundary", "backend", "forward"),
     *("io", "resumable", "measurement", "tracking", "misfit", "priors", "result", "inversion"),
     *("phantoms", "simulation", "metrics", "plots"),
-    *("learning", "evaluation", "cli", "__main__"),
+    *("learning", "evaluation", "interop", "cli", "__main__"),
 )
 UNORDERED = {"_core", "_cuda", "__version__"}  # compiled, or of the package itself
 

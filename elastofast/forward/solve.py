@@ -62,20 +62,12 @@ def solve_forward(form: ElasticForm, x: Any, load: Boundary, rtol: float = 1e-8,
     >>> round(float(u[0, 0, 0]) / 32e-3, 6)  # axial strain is pressure / modulus
     0.01
     """
-    if not isinstance(form, ElasticForm):
-        raise TypeError(f"form must be an ElasticForm, got {type(form).__name__}")
-    check_rtol(rtol)
+    check_problem(form, load, rtol)
     check_on_failure(on_failure)
     device = device_of(x=x)
     with device.activated():
         own = device.asarray(x)
         moduli, batch, sound = take_moduli(own, form, on_failure)
-        check_support(form.geometry, load)
-        if load.open.any():
-            raise ValueError(
-                f"load has {int(load.open.sum())} open dofs, whose force is unknown: there is no forward problem. "
-                "Fix them to the measured displacement instead"
-            )
         n, d = form.geometry.n_nodes, form.geometry.dim
         prescribed = attribute_on(device.native, load, "displacement").reshape(d, n)
         force = attribute_on(device.native, load, "force").reshape(d, n)
@@ -89,6 +81,19 @@ def solve_forward(form: ElasticForm, x: Any, load: Boundary, rtol: float = 1e-8,
         flat = np.shape(own)[-1:] == (n,) and len(form.node_shape) > 1 and np.shape(own)[-2:] != form.node_shape
         u = u.reshape(*batch, d, *((n,) if flat else form.node_shape))
         return device.export(u.astype(as_float(own, "x").dtype, copy=False))
+
+
+def check_problem(form: ElasticForm, load: Boundary, rtol: float) -> None:
+    """Raise TypeError or ValueError unless a load poses a forward problem for a form."""
+    if not isinstance(form, ElasticForm):
+        raise TypeError(f"form must be an ElasticForm, got {type(form).__name__}")
+    check_rtol(rtol)
+    check_support(form.geometry, load)
+    if load.open.any():
+        raise ValueError(
+            f"load has {int(load.open.sum())} open dofs, whose force is unknown: there is no forward problem. "
+            "Fix them to the measured displacement instead"
+        )
 
 
 def forward_state(
