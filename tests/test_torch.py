@@ -1,5 +1,8 @@
 """Derivatives by torch's gradcheck, that is, against central differences; values against the NumPy functions."""
 
+from pathlib import Path
+from runpy import run_path
+
 import numpy as np
 import pytest
 from test_fidelity import GEOMETRIES, LAWS, measure, truth
@@ -138,7 +141,7 @@ def test_jacobian_of_the_forward_solve():
     k = form.stiffness(x.numpy()).toarray()[np.ix_(loaded, loaded)]
     d = form.contraction(u.numpy()).toarray()[loaded]
     expected = -np.linalg.solve(k, d)
-    np.testing.assert_allclose(jacobian[loaded], expected, atol=1e-8 * np.abs(expected).max())
+    np.testing.assert_allclose(jacobian.numpy()[loaded], expected, atol=1e-8 * np.abs(expected).max())
 
 
 def test_single_precision_and_dtypes():
@@ -200,3 +203,10 @@ def test_wrong_arguments(call, error, message):
     form = form_of("grid", "plane stress")
     with pytest.raises(error, match=message):
         call(form, torch.ones(form.node_shape))
+
+
+def test_the_example_trains():
+    """A few steps at a small size: the network's stages learn through the data steps."""
+    path = Path(__file__).parent.parent / "examples" / "train_unrolled.py"
+    losses = run_path(str(path))["main"](nodes=24, batch=2, steps=3)
+    assert len(losses) == 3 and np.isfinite(losses).all()

@@ -255,8 +255,8 @@ class DataStep(nn.Module):
         self,
         measurements: Measurement | Sequence[Measurement],
         weight: float = 1.0,
-        tolerance: float = 1e-3,
-        max_iterations: int = 30,
+        tolerance: float = 1e-2,
+        max_iterations: int = 50,
         rtol: float = 1e-6,
     ) -> None:
         super().__init__()
@@ -699,7 +699,7 @@ class _Nearest(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.members, ctx.rtol, _, *tensors = inputs
+        ctx.members, ctx.rtol, (ctx.tolerance, _), *tensors = inputs
         ctx.save_for_backward(*tensors, output)
 
     @staticmethod
@@ -712,7 +712,7 @@ class _Nearest(Function):
         with device.activated():
             for k, (fidelity, v, rho) in enumerate(_data_steps(ctx.members, ctx.rtol, *tensors)):
                 own, cotangent = (device.asarray(t[k : k + 1].double()) for t in (z, g))
-                by_v, by_rho, *by_data = pull_back_data_step(fidelity, own, v, rho, cotangent)
+                by_v, by_rho, *by_data = pull_back_data_step(fidelity, own, v, rho, cotangent, ctx.tolerance)
                 found.append([device.export(by_v), torch.from_numpy(by_rho), *map(device.export, by_data)])
         gradients = [torch.cat(parts).to(target) for parts in zip(*found, strict=True)]
         wanted = ctx.needs_input_grad[3:]
