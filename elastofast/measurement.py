@@ -19,6 +19,7 @@ from .geometry import Grid, Mesh
 from .io.measurements import measurement_arguments, save_measurement
 from .io.strain import LARGEST_STRAIN, SMALLEST_STRAIN
 from .laws import Law
+from .thumbnail import shown
 
 if TYPE_CHECKING:
     from .forward.form import ElasticForm
@@ -195,6 +196,18 @@ class Measurement:
             f"{fixed} fixed and {open_} open dofs{', with reference' if self.reference is not None else ''}"
             f"{'' if self.noise_known else ', noise not known'})"
         )
+
+    def _repr_html_(self):
+        axial = self.displacement[self.geometry.axial]
+        noisy = self.displacement_std[self.observed]
+        facts = {
+            "geometry": repr(self.geometry),
+            "law": repr(self.law),
+            "load": repr(self.load),
+            "axial displacement": f"{axial.min() * 1e6:.3g} to {axial.max() * 1e6:.3g} micrometres",
+            "noise": f"{noisy.min() * 1e6:.3g} to {noisy.max() * 1e6:.3g} micrometres, {noisy.size} values",
+        }
+        return shown("Measurement", facts, axial, self.geometry)
 
     @cached_property
     def form(self) -> ElasticForm:

@@ -17,7 +17,7 @@ HEAVY = {"torch", "numba", "cupy", "matplotlib", "h5py", "meshio", "skimage"}
 # The parts of the package in the order in which data pass: each may import itself and those before it.
 FLOW = (
     *("progress", "errors", "geometry", "laws", "boundary", "backend", "forward"),
-    *("io", "resumable", "measurement", "tracking", "misfit", "priors", "result", "inversion"),
+    *("thumbnail", "io", "resumable", "measurement", "tracking", "misfit", "priors", "result", "inversion"),
     *("phantoms", "simulation", "metrics", "plots"),
     *("learning", "evaluation", "interop", "cli", "__main__"),
 )

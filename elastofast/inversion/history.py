@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,8 @@ import numpy as np
 from ..progress import progress_bar
 
 __all__ = ["History"]
+
+logger = logging.getLogger(__name__)
 
 
 class History:
@@ -76,6 +79,7 @@ class History:
             if self._places is not None:
                 entry["member"] = self._places[k]
             self.entries[k].append(entry)
+            logger.debug("%s: %s", self._title, entry)
             if callable(self._progress):
                 self._progress(entry)
         if self._bar is not None:

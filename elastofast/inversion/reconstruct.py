@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,6 +23,8 @@ from .options import Options
 from .outliers import NOISES, without_outliers
 
 __all__ = ["Result", "reconstruct"]
+
+logger = logging.getLogger(__name__)
 
 
 @overload
@@ -165,6 +168,8 @@ def reconstruct(
                     error.add_note(f"in the reconstruction of measurement {', '.join(map(str, group))} of the list")
                 raise
             results |= dict(zip(group, found, strict=True))
+            for k in group:
+                logger.info("%r, weight %.3g: %s", results[k], results[k].weight, results[k].message)
             if any(result.status == "interrupted" for result in found):
                 break
         return results

@@ -337,9 +337,9 @@ class NoiseCovariance:
         return own
 
     def _on_device_of(self, **fields):
-        """The device of fields, which must be that of the modulus."""
+        """Where fields are, which must be where the modulus is."""
         device_of(modulus=self._x, **fields)
-        return device_of(**fields) if self._device.is_gpu else self._device
+        return device_of(**fields)
 
     def product(self, v: Any) -> Any:
         """Gamma v for checked fields (..., d, N)."""
