@@ -44,7 +44,7 @@ def test_copies_of_the_model_and_the_data_give_the_same_numbers(geometry):
 
 
 def test_copies_of_priors_and_results():
-    grid = ef.Grid((96, 96), (1e-3, 1e-3))
+    grid = ef.Grid((32, 32), (1e-3, 1e-3))
     x = np.random.default_rng(0).uniform(1e4, 2e4, grid.shape)
     for prior in (TotalVariation(grid), Tikhonov(grid), Critic.load(), PlugAndPlay.load()):
         for own in copies(prior):

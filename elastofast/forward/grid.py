@@ -89,9 +89,10 @@ class GridBackend:
 
     def deflation(self, fixed):
         """What `_deflation` finds, remembered for the last mask: solvers for many moduli share one support."""
-        if self._last_deflation is None or not np.array_equal(self._last_deflation[0], fixed):
-            self._last_deflation = fixed, _deflation(self.grid, fixed)
-        return self._last_deflation[1]
+        last = self._last_deflation  # read once, since threads may share the form
+        if last is None or not np.array_equal(last[0], fixed):
+            self._last_deflation = last = fixed, _deflation(self.grid, fixed)
+        return last[1]
 
     def solver(self, x, active, shift=None):
         """`GridSolver` for K(x) + diag(shift) on the active dofs."""

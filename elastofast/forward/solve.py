@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..backend.device import attribute_on, device_of, namespace, to_host
+from ..backend.processors import side_by_side, threads
 from ..boundary import Boundary, check_support
 from ..errors import SolveError
 from .form import ElasticForm, as_float, check_modulus
@@ -77,7 +78,7 @@ def solve_forward(form: ElasticForm, x: Any, load: Boundary, rtol: float = 1e-8,
             some = moduli[members]
             u[members] = forward_state(form, some, prescribed, force, form.solver(some, load.loaded), rtol=rtol)
 
-        for_members(solve, sound, on_failure, together=device.is_gpu)
+        for_members(solve, sound, on_failure, device.is_gpu, threads(n, len(moduli)))
         flat = np.shape(own)[-1:] == (n,) and len(form.node_shape) > 1 and np.shape(own)[-2:] != form.node_shape
         u = u.reshape(*batch, d, *((n,) if flat else form.node_shape))
         return device.export(u.astype(as_float(own, "x").dtype, copy=False))
@@ -124,20 +125,26 @@ def take_moduli(x: Any, form: ElasticForm, on_failure: str) -> tuple[Any, tuple[
     return moduli, batch, np.asarray(to_host((xp.isfinite(moduli) & (moduli > 0)).all(axis=-1)))
 
 
-def for_members(work: Callable[[Any], None], sound: np.ndarray, on_failure: str, together: bool) -> None:
-    """Do work for the sound members of a batch, by an index or a slice of them, all at once or one by one.
+def for_members(
+    work: Callable[[Any], None], sound: np.ndarray, on_failure: str, together: bool, workers: int = 1
+) -> None:
+    """Do work for the sound members of a batch, by an index or a slice of them: all at once, or one by one, several of
+    which ``workers`` threads may work on.
 
     With ``on_failure="inf"`` a `SolveError` only ends the work for the member that causes it.
     """
     members: list[Any] = np.flatnonzero(sound).tolist()
     if together and on_failure == "raise":
         members = [slice(None)]
-    for member in members:
+
+    def attempt(member):
         try:
             work(slice(member, member + 1) if together and not isinstance(member, slice) else member)
         except SolveError:
             if on_failure == "raise":
                 raise
+
+    side_by_side(attempt, members, 1 if together else workers)
 
 
 def check_on_failure(on_failure: str) -> None:
