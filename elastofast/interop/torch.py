@@ -25,6 +25,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ..backend.device import device_of, to_host
+from ..backend.processors import side_by_side, threads
 from ..boundary import Boundary
 from ..forward.form import ElasticForm, check_modulus
 from ..forward.solve import check_problem, check_rtol
@@ -641,10 +642,19 @@ class _Misfit(Function):
             moduli, _ = check_modulus(device.asarray(x), form)
             xp = device.xp
             values, u, z = np.empty(count), *(xp.empty((count, form.geometry.dim, x.shape[-1])) for _ in range(2))
-            for k, member in enumerate(members):
-                own = [None if t is None else t[k % len(t)] for t in (poisson, displacement, forces)]
-                found = _fidelity(member, rtol, *own).evaluate(moduli[k % len(moduli)])
+            data = [
+                _fidelity(
+                    member, rtol, *(None if t is None else t[k % len(t)] for t in (poisson, displacement, forces))
+                )
+                for k, member in enumerate(members)
+            ]
+
+            def evaluate(k):
+                found = data[k].evaluate(moduli[k % len(moduli)])
                 values[k], u[k], z[k] = found.value, found.linearization_point, found.multiplier
+
+            apart = len(set(map(id, data))) == count  # a data term belongs to one thread
+            side_by_side(evaluate, range(count), _workers(device, form, count) if apart else 1)
             return device.export(xp.asarray(values)), device.export(u), device.export(z)
 
     @staticmethod
@@ -691,10 +701,13 @@ class _Nearest(Function):
     @staticmethod
     def forward(members, rtol, limits, target, weight, displacement, forces):
         out = torch.empty(target.shape, dtype=torch.float64, device=target.device)
-        for k, (fidelity, v, rho) in enumerate(_data_steps(members, rtol, target, weight, displacement, forces)):
-            with fidelity.measurement.device.activated():
-                device = device_of(target=target)
-                out[k] = device.export(minimise_data_step(fidelity, v, rho, *limits))[0]
+        device = device_of(target=target)
+        with device.activated():
+            steps = _data_steps(members, rtol, target, weight, displacement, forces)
+            workers = _workers(device, steps[0][0].measurement.form, len(steps))
+            found = side_by_side(lambda step: minimise_data_step(*step, *limits), steps, workers)
+            for k, z in enumerate(found):
+                out[k] = device.export(z)[0]
         return out
 
     @staticmethod
@@ -708,13 +721,20 @@ class _Nearest(Function):
         *tensors, z = ctx.saved_tensors
         target = tensors[0]
         device = device_of(target=target)
-        found: list[Any] = []
         with device.activated():
-            for k, (fidelity, v, rho) in enumerate(_data_steps(ctx.members, ctx.rtol, *tensors)):
-                own, cotangent = (device.asarray(t[k : k + 1].double()) for t in (z, g))
-                by_v, by_rho, *by_data = pull_back_data_step(fidelity, own, v, rho, cotangent, ctx.tolerance)
-                found.append([device.export(by_v), torch.from_numpy(by_rho), *map(device.export, by_data)])
-        gradients = [torch.cat(parts).to(target) for parts in zip(*found, strict=True)]
+            steps = _data_steps(ctx.members, ctx.rtol, *tensors)
+            both = [tuple(device.asarray(t[k : k + 1].double()) for t in (z, g)) for k in range(len(steps))]
+
+            def pull_back(k):
+                (fidelity, v, rho), (own, cotangent) = steps[k], both[k]
+                return pull_back_data_step(fidelity, own, v, rho, cotangent, ctx.tolerance)
+
+            workers = _workers(device, steps[0][0].measurement.form, len(steps))
+            found = side_by_side(pull_back, range(len(steps)), workers)
+            gradients = [
+                torch.cat([torch.as_tensor(device.export(part)).to(target) for part in parts])
+                for parts in zip(*found, strict=True)
+            ]
         wanted = ctx.needs_input_grad[3:]
         return (
             None,
@@ -733,9 +753,15 @@ class _Nearest(Function):
 
 def _data_steps(members, rtol, target, weight, displacement, forces):
     """For each map of a batch: its data term, target (1, N) and weight (1,)."""
-    device = device_of(target=target)
+    device, steps = device_of(target=target), []
     for k in range(len(target)):
         data = [None if t is None else t[k % len(t)] for t in (displacement, forces)]
         fidelity = _fidelity(members[k % len(members)], rtol, None, *data)
         v = device.asarray(target[k : k + 1].double())
-        yield fidelity, v, np.array([float(weight[k % len(weight)])])
+        steps.append((fidelity, v, np.array([float(weight[k % len(weight)])])))
+    return steps
+
+
+def _workers(device, form, count):
+    """How many members are worked on at a time: on a device one, whose work is parallel in itself."""
+    return 1 if device.is_gpu else threads(form.geometry.n_nodes, count)
