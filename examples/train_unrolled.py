@@ -33,7 +33,7 @@ class Unrolled(nn.Module):
     def __init__(self, stages=2):
         super().__init__()
         self.proposals = nn.ModuleList(Proposal() for _ in range(stages))
-        self.log_weights = nn.Parameter(torch.linspace(1.0, 3.0, stages, dtype=torch.float64))
+        self.log_weights = nn.Parameter(torch.linspace(5.0, 6.0, stages, dtype=torch.float64))
 
     def forward(self, step, start):
         """Maps of log x (B, 1, H, W) from a layer of the data step and first maps."""

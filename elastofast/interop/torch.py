@@ -235,7 +235,8 @@ class DataStep(nn.Module):
     weight : float
         Weight of the distance to the target, where a call does not give one.
     tolerance : float
-        The iteration ends when the gradient has fallen to this fraction of that at the target.
+        The iteration ends when the gradient has fallen to this fraction of weight (z - v), which the data term's has to
+        balance. Errors of the derivatives are of this order.
     max_iterations : int
         Largest number of Gauss-Newton steps.
     rtol : float
@@ -299,7 +300,12 @@ class DataStep(nn.Module):
         TypeError, ValueError
             If an argument does not fit.
         SolveError (a RuntimeError)
-            If a solve or the iteration fails.
+            If a solve fails whatever the step.
+
+        Warns
+        -----
+        UserWarning
+            If the tolerance is not reached in ``max_iterations``, as happens for small weights and far targets.
         """
         fields = _Fields(self.form, target=target, displacement=displacement, force=force)
         if fields.count % len(self.measurements) or (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -16,11 +17,14 @@ from ..misfit.fidelity import Fidelity
 
 __all__ = ["minimise_data_step", "pull_back_data_step"]
 
-# The inner iteration with the Gauss-Newton Hessian. With a tolerance of .03 the outer iteration was two to three times
-# longer near the solution, and with .2 somewhat longer (three simulated maps of 64 x 64 nodes, 35 dB).
+# The inner iteration. With a tolerance of .03 the outer one took up to twice as many steps at a weight of 20, and 100
+# inner steps changed nothing (two simulated maps of 64 x 64 nodes, 35 dB).
 CG_STEPS = 30
 CG_TOLERANCE = 0.1
 MAX_HALVINGS = 12
+ROUNDING = (
+    10.0  # gradients of this times the tolerance of the solves, times that of the noise, are rounding. Not studied
+)
 SUFFICIENT = 1e-4  # share of the expected decrease that a step must bring (Armijo)
 # The linear system of the derivatives: its tolerance in the preconditioner's norm is this share of that of the data
 # step, whose error the derivatives have in any case.
@@ -32,9 +36,9 @@ SOLVE_SHARE = 0.1  # tolerance of the solves in its products, over that of the d
 def minimise_data_step(fidelity: Fidelity, target: Any, weight: Any, tolerance: float, max_iterations: int) -> Any:
     """The minimiser z of J(exp z) + weight / 2 |z - target|^2, by damped Gauss-Newton steps.
 
-    Their Hessian is the approximate one of the other optimisers, with which they converge linearly. On maps of 64 x 64
-    nodes, Newton steps with the exact Hessian took five times as long, and L-BFGS with the approximate Hessian as its
-    initial one no less.
+    Their Hessian is the approximate one of the other optimisers, with which they converge linearly: on most maps of
+    64 x 64 nodes at 35 dB in 5 to 14 steps for weights from 400 down to 20. At small weights and from far away some
+    runs creep along a bent valley. Neither Newton steps with the exact Hessian nor L-BFGS were better there.
 
     Parameters
     ----------
@@ -44,7 +48,8 @@ def minimise_data_step(fidelity: Fidelity, target: Any, weight: Any, tolerance: 
         Of z = log x.
     weight : array, shape (B,)
     tolerance : float
-        The iteration ends when each member's gradient has fallen to this fraction of that at its target.
+        The iteration ends when each member's gradient has fallen to this fraction of weight (z - target), which it has
+        to balance.
     max_iterations : int
 
     Returns
@@ -54,30 +59,44 @@ def minimise_data_step(fidelity: Fidelity, target: Any, weight: Any, tolerance: 
     Raises
     ------
     SolveError
-        If a solve fails whatever the step, or the iteration does not reach the tolerance.
+        If a solve fails whatever the step, or no step lowers the objective.
+
+    Warns
+    -----
+    UserWarning
+        If the tolerance is not reached.
     """
     rho, z = column(weight, target), target
-    goal: Any = None
     now = fidelity.evaluate(np.exp(z))
     for _ in range(max_iterations + 1):
         x = np.exp(z)
-        gradient = x * now.gradient + rho * (z - target)
-        size = numbers(dots(gradient, gradient))
-        goal = size if goal is None else goal
-        active = size > tolerance**2 * goal
+        pull = rho * (z - target)
+        gradient = x * now.gradient + pull
+        curvature = DataCurvature(fidelity, x, now)
+        scale = curvature_scale(curvature, z)
+        size = np.sqrt(numbers(dots(gradient, gradient)))
+        goal = tolerance * np.sqrt(numbers(dots(pull, pull)))
+        goal += ROUNDING * fidelity.rtol * np.sqrt(np.maximum(numbers(scale), 0.0) * z.shape[-1])
+        active = size > goal
         if not active.any():
             return z
-        curvature = DataCurvature(fidelity, x, now)
-        diagonal = rho + curvature_scale(curvature, z)
         d = truncated_newton_step(
-            curvature, -gradient, diagonal, CG_STEPS, CG_TOLERANCE, finish=partial(_plus_weight, rho)
+            curvature, -gradient, rho + scale, CG_STEPS, CG_TOLERANCE, finish=partial(_plus_weight, rho)
         )
         z, now = _damped(fidelity, target, rho, z, now, gradient, d, active)
-    worst = float(np.sqrt((size / np.maximum(goal, np.finfo(float).tiny)).max()))
-    raise SolveError(
-        f"the data step stopped after {max_iterations} iterations with {worst:.1e} of the target's gradient left, "
-        f"{tolerance:.1e} was asked for: raise the weight, max_iterations or the tolerance"
+    warnings.warn(
+        f"the data step stopped after {max_iterations} iterations with {float((size / goal).max()):.2g} times the "
+        f"gradient that a tolerance of {tolerance:.1e} allows, so its derivatives are inexact too: raise the weight, "
+        "max_iterations or the tolerance",
+        stacklevel=2,
     )
+    return z
+
+
+def _hessian(fidelity, x, now):
+    """The product with the Hessian of J(exp z) in z = log x."""
+    slope = x * now.gradient  # from the second derivative of exp
+    return lambda v: x * fidelity.hessian_product(now, x * v)[0] + slope * v
 
 
 def _plus_weight(rho, product, v):
@@ -125,10 +144,10 @@ def pull_back_data_step(
     """
     x, rho = np.exp(z), column(weight, z)
     now = fidelity.evaluate(x, max(fidelity.rtol, SOLVE_SHARE * tolerance))
-    slope = x * now.gradient  # from the second derivative of exp
+    hessian = _hessian(fidelity, x, now)
     diagonal = rho + curvature_scale(DataCurvature(fidelity, x, now), z)
     q = conjugate_gradients(
-        lambda v: x * fidelity.hessian_product(now, x * v)[0] + (slope + rho) * v,
+        lambda v: hessian(v) + rho * v,
         lambda r: r / diagonal,
         cotangent,
         maxiter=DERIVATIVE_STEPS,
