@@ -7,6 +7,7 @@ from itertools import combinations
 from math import factorial
 from numbers import Real
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,6 +22,9 @@ __all__ = ["Boundary", "TotalForce", "check_support", "compression", "rigid_mode
 COINCIDENT = 1e-6  # difference of coordinates over the height of the body, below which they are taken as equal
 FREE = 1e-10  # singular value over the largest one, below which a rigid motion is taken as free
 TURNING = 1e-8  # part of a unit rotation in a free motion, above which the motion is taken to turn the body
+
+
+_HELD: WeakKeyDictionary[Boundary, Grid | Mesh] = WeakKeyDictionary()  # by loads that hold it, the last body checked
 
 
 class TotalForce(NamedTuple):
@@ -412,6 +416,8 @@ def check_support(geometry: Grid | Mesh, load: Boundary) -> None:
     """
     if not isinstance(load, Boundary):
         raise TypeError(f"load must be a Boundary, got {type(load).__name__}")
+    if _HELD.get(load) is geometry:
+        return
     load.check(geometry)
     d = geometry.dim
     if isinstance(geometry, Grid):
@@ -431,6 +437,7 @@ def check_support(geometry: Grid | Mesh, load: Boundary) -> None:
                 "Fix more displacement components, at different nodes against rotation, "
                 "or mark measured edges as open."
             )
+    _HELD[load] = geometry
 
 
 def _pieces(geometry):
