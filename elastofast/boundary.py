@@ -145,7 +145,7 @@ class Boundary:
 def _mask(name, a, shape):
     if a is None:
         return np.zeros(shape, bool)
-    a = np.array(a)
+    a = np.asarray(a).copy()
     if a.dtype != bool:
         raise TypeError(f"{name} must be an array of bool, got dtype {a.dtype}")
     return a
@@ -154,7 +154,7 @@ def _mask(name, a, shape):
 def _values(name, a, shape):
     if a is None:
         return np.zeros(shape)
-    a = np.array(a)
+    a = np.asarray(a).copy()
     if a.dtype.kind not in "iuf":
         raise TypeError(f"{name} must hold real numbers, got dtype {a.dtype}")
     a = a.astype(np.float64)

@@ -4,6 +4,7 @@ import copy
 import logging
 import multiprocessing
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -195,7 +196,7 @@ def test_wrong_priors_get_our_errors():
 
 
 def test_cpu_tensors_in_give_tensors_out():
-    torch = pytest.importorskip("torch")
+    torch, ei = pytest.importorskip("torch"), pytest.importorskip("elastofast.interop.torch")
     m, x = measure("9 x 10", "plane stress", "pressure")
     tensor, form = torch.tensor(x), m.form
     u = ef.solve_forward(form, tensor, m.load)
@@ -217,6 +218,11 @@ def test_cpu_tensors_in_give_tensors_out():
     out = torch.empty(u.shape, dtype=torch.float64)
     assert form.force(tensor, u, out=out) is out
     np.testing.assert_array_equal(out, form.force(x, u.numpy()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as those about arrays that are read-only
+        masks = {name: ei.as_tensor(getattr(m.load, name)) for name in ("fixed", "force")}
+        np.testing.assert_array_equal(ef.Boundary(**masks).loaded, m.load.loaded)
+        assert not u[masks["fixed"]].any()
     with pytest.raises(TypeError, match="requires grad"):
         ef.solve_forward(form, tensor.requires_grad_(), m.load)
     with torch.no_grad():
