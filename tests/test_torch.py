@@ -108,6 +108,19 @@ def test_misfit_of_a_list_and_of_a_fidelity():
         np.testing.assert_allclose(gradient, np.stack([g for _, g in own]), rtol=1e-5, atol=1e-6 * scale)
 
 
+def test_misfit_of_moduli_that_cannot_be_solved():
+    m, x = measure("grid", "plane stress", "pressure")
+    x = torch.tensor(np.stack([x, -x, x**30]), requires_grad=True)
+    found = ei.misfit(ef.Fidelity(m, on_failure="inf"), x)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert torch.isfinite(found).tolist() == [True, False, False]
+    assert gradient[0].any() and not gradient[1:].any()
+    with pytest.raises(ef.ModulusError):
+        ei.misfit(m, x)
+    with pytest.raises(ValueError, match="frozen"):
+        ei.misfit(ef.Fidelity(m, "frozen"), x)
+
+
 @pytest.mark.parametrize(("geometry", "law"), CASES)
 def test_transforms_of_functions(geometry, law):
     """torch.func.grad, vmap of it, and vmap over a part of the arguments agree with loops."""

@@ -28,7 +28,7 @@ from ..backend.device import device_of, to_host
 from ..backend.processors import side_by_side, threads
 from ..boundary import Boundary
 from ..forward.form import ElasticForm, check_modulus
-from ..forward.solve import check_problem, check_rtol
+from ..forward.solve import check_problem, check_rtol, for_members, take_moduli
 from ..inversion.data_step import minimise_data_step, pull_back_data_step
 from ..laws import Law
 from ..measurement import Measurement
@@ -171,7 +171,8 @@ def misfit(
     ----------
     measurement : Measurement or Fidelity, or a sequence of them
         What was measured. A sequence has one for each modulus, along the first axis of x. A `Fidelity` is set up
-        already, so that repeated calls are quicker, and has its own tolerance.
+        already, so that repeated calls are quicker, and has its own tolerance and ``on_failure``; its gradient is the
+        exact one.
     x : Tensor, shape (..., *node_shape) or (..., N)
         Modulus in pascals, positive.
     displacement : Tensor, shape (..., d, *node_shape) or (..., d, N), optional
@@ -208,6 +209,8 @@ def misfit(
     single = isinstance(measurement, Measurement | Fidelity)
     members: list[Any] = [measurement] if isinstance(measurement, Measurement | Fidelity) else list(measurement)
     form = _form_of(members)
+    if any(isinstance(one, Fidelity) and one.kind != "exact" for one in members):
+        raise ValueError("measurement is a Fidelity whose gradient is 'frozen', which is no derivative: use 'exact'")
     fields = _Fields(form, x=x, displacement=displacement, force=force, poisson=poisson)
     count = None if single else len(members)
     if count is not None and (not fields.batch or fields.batch[0] != count):
@@ -631,9 +634,9 @@ def _fidelity(member, rtol, poisson=None, displacement=None, forces=None):
     if forces is not None:
         own = np.where(m.load.loaded, to_host(forces).reshape(m.displacement.shape), 0.0)
         changes["load"] = Boundary(m.load.fixed, m.load.displacement, own, m.load.open, m.load.total_force)
-    if changes or not isinstance(member, Fidelity):
-        return Fidelity(m.derived(**changes) if changes else m, rtol=rtol)
-    return member
+    if isinstance(member, Fidelity):
+        return Fidelity(m.derived(**changes), rtol=member.rtol, on_failure=member.on_failure) if changes else member
+    return Fidelity(m.derived(**changes) if changes else m, rtol=rtol)
 
 
 class _Misfit(Function):
@@ -645,9 +648,12 @@ class _Misfit(Function):
         count = max(len(t) for t in (x, poisson, displacement, forces) if t is not None)
         members = members * (count // len(members))
         with device.activated():
-            moduli, _ = check_modulus(device.asarray(x), form)
+            goes_on = all(isinstance(one, Fidelity) and one.on_failure == "inf" for one in members)
+            on_failure = "inf" if goes_on else "raise"
+            moduli, _, sound = take_moduli(device.asarray(x), form, on_failure)
             xp = device.xp
-            values, u, z = np.empty(count), *(xp.empty((count, form.geometry.dim, x.shape[-1])) for _ in range(2))
+            values = np.full(count, np.inf)
+            u, z = (xp.zeros((count, form.geometry.dim, x.shape[-1])) for _ in range(2))
             data = [
                 _fidelity(
                     member, rtol, *(None if t is None else t[k % len(t)] for t in (poisson, displacement, forces))
@@ -660,7 +666,8 @@ class _Misfit(Function):
                 values[k], u[k], z[k] = found.value, found.linearization_point, found.multiplier
 
             apart = len(set(map(id, data))) == count  # a data term belongs to one thread
-            side_by_side(evaluate, range(count), _workers(device, form, count) if apart else 1)
+            workers = _workers(device, form, count) if apart else 1
+            for_members(evaluate, np.resize(sound, count), on_failure, together=False, workers=workers)
             return device.export(xp.asarray(values)), device.export(u), device.export(z)
 
     @staticmethod
