@@ -6,13 +6,16 @@ dependency.
 
 from __future__ import annotations
 
+import logging as _logging
 from importlib import import_module
 from importlib.metadata import version as _version
 
 __version__ = _version("elastofast")
+_logging.getLogger(__name__).addHandler(_logging.NullHandler())  # quiet unless the program sets logging up
 
 _MODULE_NAMES = {
     "boundary": ("Boundary", "compression"),
+    "errors": ("DataError", "ElastofastError", "ModulusError", "PriorError", "SingularError", "SolveError"),
     "forward.form": ("ElasticForm",),
     "forward.solve": ("solve_forward",),
     "geometry": ("Grid", "Mesh"),

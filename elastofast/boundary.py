@@ -7,6 +7,7 @@ from itertools import combinations
 from math import factorial
 from numbers import Real
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,6 +22,9 @@ __all__ = ["Boundary", "TotalForce", "check_support", "compression", "rigid_mode
 COINCIDENT = 1e-6  # difference of coordinates over the height of the body, below which they are taken as equal
 FREE = 1e-10  # singular value over the largest one, below which a rigid motion is taken as free
 TURNING = 1e-8  # part of a unit rotation in a free motion, above which the motion is taken to turn the body
+
+
+_HELD: WeakKeyDictionary[Boundary, Grid | Mesh] = WeakKeyDictionary()  # by loads that hold it, the last body checked
 
 
 class TotalForce(NamedTuple):
@@ -121,6 +125,12 @@ class Boundary:
         object.__setattr__(self, "n_equations", int(loaded.sum()))
         object.__setattr__(self, "total_force", total_force)
 
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        for a in state.values():
+            if isinstance(a, np.ndarray):  # which unpickled arrays are not
+                a.setflags(write=False)
+
     def __repr__(self):
         counts = f"{self.n_equations} loaded, {self.fixed.sum()} fixed, {self.open.sum()} open"
         return f"Boundary({counts} of shape {self.fixed.shape})"
@@ -135,7 +145,7 @@ class Boundary:
 def _mask(name, a, shape):
     if a is None:
         return np.zeros(shape, bool)
-    a = np.array(a)
+    a = np.asarray(a).copy()
     if a.dtype != bool:
         raise TypeError(f"{name} must be an array of bool, got dtype {a.dtype}")
     return a
@@ -144,7 +154,7 @@ def _mask(name, a, shape):
 def _values(name, a, shape):
     if a is None:
         return np.zeros(shape)
-    a = np.array(a)
+    a = np.asarray(a).copy()
     if a.dtype.kind not in "iuf":
         raise TypeError(f"{name} must hold real numbers, got dtype {a.dtype}")
     a = a.astype(np.float64)
@@ -406,6 +416,8 @@ def check_support(geometry: Grid | Mesh, load: Boundary) -> None:
     """
     if not isinstance(load, Boundary):
         raise TypeError(f"load must be a Boundary, got {type(load).__name__}")
+    if _HELD.get(load) is geometry:
+        return
     load.check(geometry)
     d = geometry.dim
     if isinstance(geometry, Grid):
@@ -425,6 +437,7 @@ def check_support(geometry: Grid | Mesh, load: Boundary) -> None:
                 "Fix more displacement components, at different nodes against rotation, "
                 "or mark measured edges as open."
             )
+    _HELD[load] = geometry
 
 
 def _pieces(geometry):

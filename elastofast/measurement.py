@@ -14,11 +14,13 @@ from scipy.ndimage import binary_dilation
 
 from .backend.device import Device, device_of, to_host
 from .boundary import Boundary, rigid_motion
+from .errors import DataError
 from .forward.form import check_body
 from .geometry import Grid, Mesh
 from .io.measurements import measurement_arguments, save_measurement
 from .io.strain import LARGEST_STRAIN, SMALLEST_STRAIN
 from .laws import Law
+from .thumbnail import shown
 
 if TYPE_CHECKING:
     from .forward.form import ElasticForm
@@ -154,13 +156,13 @@ class Measurement:
         if u.shape == (geometry.dim, geometry.n_nodes):
             u = u.reshape(shape)
         if u.shape != shape:
-            raise ValueError(f"displacement must have shape {shape}, components first, got {u.shape}{_hint(u, shape)}")
+            raise DataError(f"displacement must have shape {shape}, components first, got {u.shape}{_hint(u, shape)}")
         std = check_displacement_std(displacement_std, shape, load.fixed).copy()
         given = u.copy()
         u[load.fixed] = load.displacement[load.fixed]
         u[np.isinf(std) & ~load.fixed] = 0.0
         if not np.isfinite(u).all():
-            raise ValueError(
+            raise DataError(
                 f"displacement must be finite (metres), {_first_bad(~np.isfinite(u), u)}; "
                 "set displacement_std to inf where nothing was measured"
             )
@@ -169,18 +171,24 @@ class Measurement:
         if reference is not None:
             reference = _real(reference, "reference").copy()
             if reference.shape != geometry.node_shape:
-                raise ValueError(
+                raise DataError(
                     f"reference must have one modulus per node, shape {geometry.node_shape}, got {reference.shape}"
                 )
             bad = ~(np.isfinite(reference) & (reference > 0))
             if bad.any():
-                raise ValueError(f"reference must be positive and finite (pascals), {_first_bad(bad, reference)}")
+                raise DataError(f"reference must be positive and finite (pascals), {_first_bad(bad, reference)}")
             reference.setflags(write=False)
 
         self.displacement, self.displacement_std, self.force_std, self.reference = u, std, force, reference
         for a in (u, std, force):
             a.setflags(write=False)
         return given
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        for a in state.values():
+            if isinstance(a, np.ndarray):  # which unpickled arrays are not
+                a.setflags(write=False)
 
     def __repr__(self):
         fixed, open_ = int(self.load.fixed.sum()), int(self.load.open.sum())
@@ -189,6 +197,19 @@ class Measurement:
             f"{fixed} fixed and {open_} open dofs{', with reference' if self.reference is not None else ''}"
             f"{'' if self.noise_known else ', noise not known'})"
         )
+
+    def _repr_html_(self):
+        axial = self.displacement[self.geometry.axial]
+        noisy = 1e6 * self.displacement_std[self.observed]
+        noise = f"{noisy.min():.3g} to {noisy.max():.3g} micrometres" if self.noise_known else "not known"
+        facts = {
+            "geometry": repr(self.geometry),
+            "law": repr(self.law),
+            "load": repr(self.load),
+            "axial displacement": f"{axial.min() * 1e6:.3g} to {axial.max() * 1e6:.3g} micrometres",
+            "noise": f"{noise}, {noisy.size} values",
+        }
+        return shown("Measurement", facts, axial, self.geometry)
 
     @cached_property
     def form(self) -> ElasticForm:
@@ -325,17 +346,17 @@ def check_displacement_std(value, shape, fixed) -> np.ndarray:
     elif std.shape == (d, np.prod(nodes)):
         std = std.reshape(shape)
     elif std.shape not in ((), nodes, shape):
-        raise ValueError(f"displacement_std must be a scalar or have shape {(d,)}, {nodes} or {shape}, got {std.shape}")
+        raise DataError(f"displacement_std must be a scalar or have shape {(d,)}, {nodes} or {shape}, got {std.shape}")
     some_bad, some_infinite = not (std > 0).all(), np.isinf(std).any()
     std = np.broadcast_to(std, shape)
     if some_bad and (bad := ~((std > 0) | (fixed & (std == 0)))).any():
-        raise ValueError(
+        raise DataError(
             f"displacement_std must be positive (metres), {_first_bad(bad, std)}; use inf where nothing was measured"
         )
     if fixed.all():
-        raise ValueError("load fixes every dof: there is nothing to measure")
+        raise DataError("load fixes every dof: there is nothing to measure")
     if some_infinite and np.isinf(std[~fixed]).all():
-        raise ValueError("displacement_std is infinite everywhere: nothing was measured")
+        raise DataError("displacement_std is infinite everywhere: nothing was measured")
     return std
 
 
@@ -345,12 +366,12 @@ def check_force_std(value, shape) -> np.ndarray:
     if std.shape == (shape[0], np.prod(shape[1:])):
         std = std.reshape(shape)
     if std.shape not in ((), shape):
-        raise ValueError(f"force_std must be a scalar or have shape {shape}, got shape {std.shape}")
+        raise DataError(f"force_std must be a scalar or have shape {shape}, got shape {std.shape}")
     good = np.isfinite(std) & (std >= 0)
     std = np.broadcast_to(std, shape)
     if not good.all():
         bad = np.broadcast_to(~good, shape)
-        raise ValueError(f"force_std must be finite and not negative (newtons), {_first_bad(bad, std)}")
+        raise DataError(f"force_std must be finite and not negative (newtons), {_first_bad(bad, std)}")
     return std
 
 
@@ -372,24 +393,24 @@ def correlation_tables(value: Any, geometry: Grid | Mesh) -> tuple[np.ndarray, .
         return None
     name = "displacement_correlation"
     if not isinstance(geometry, Grid):
-        raise ValueError(f"{name} needs a Grid, got {geometry!r}: leave it out on a Mesh")
+        raise DataError(f"{name} needs a Grid, got {geometry!r}: leave it out on a Mesh")
     d = geometry.dim
     each = list(value) if isinstance(value, list | tuple | np.ndarray) and np.shape(value[:1]) else [value] * d
     if len(each) != d:
-        raise ValueError(f"{name} must be one length, or one length or array for each of {d} axes, got {len(each)}")
+        raise DataError(f"{name} must be one length, or one length or array for each of {d} axes, got {len(each)}")
     tables = []
     for own, n, h in zip(each, geometry.shape, geometry.spacing, strict=True):
         own = _real(own, name)
         if own.ndim == 0:
             if not (0 <= own < np.inf):
-                raise ValueError(f"{name} must be finite lengths (metres), zero or more, got {own:g}")
+                raise DataError(f"{name} must be finite lengths (metres), zero or more, got {own:g}")
             if own > n * h:
-                raise ValueError(f"{name} is {own:g} m, longer than the grid ({n * h:g} m): lengths are in metres")
+                raise DataError(f"{name} is {own:g} m, longer than the grid ({n * h:g} m): lengths are in metres")
             distance = np.arange(n) * h
             tables.append(np.exp(-((distance / own) ** 2)) if own > 0 else (distance == 0).astype(float))
             continue
         if own.ndim != 1 or not len(own) or own[0] != 1 or not (np.abs(own) <= 1).all():
-            raise ValueError(f"{name} along an axis must be an array of values from -1 to 1 that begins with 1")
+            raise DataError(f"{name} along an axis must be an array of values from -1 to 1 that begins with 1")
         tables.append(np.concatenate([own, np.zeros(max(n - len(own), 0))])[:n])
     if not any(own[1:].any() for own in tables):
         return None
@@ -474,7 +495,7 @@ def _check_strain(m):
     text = f"displacement changes by {strain:.2g} of the extent of the body"
     units = "displacement and geometry must both be in metres, not in pixels, millimetres or samples"
     if strain > LARGEST_STRAIN:
-        raise ValueError(f"{text}, a strain of {100 * strain:.3g} %, which no measurement has: {units}")
+        raise DataError(f"{text}, a strain of {100 * strain:.3g} %, which no measurement has: {units}")
     if strain > LARGE_STRAIN:
         warnings.warn(
             f"{text}, a strain of {100 * strain:.3g} %: linear elasticity is no model for that. Check the units "

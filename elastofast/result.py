@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from .backend.device import to_host
 from .intervals import Uncertainty
+from .thumbnail import shown
 
 __all__ = ["Result", "message"]
 
@@ -19,7 +21,7 @@ CHI2_RANGE = (0.7, 1.3)
 HELD_SHARE = 0.01  # of the nodes on the bounds above which it is commented on. Not studied
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """A reconstructed map, how well it fits the data, and how it was obtained.
 
@@ -74,25 +76,50 @@ class Result:
     message: str
     chi2: float
     weight: float
-    history: list[dict[str, Any]] = field(repr=False)
+    history: list[dict[str, Any]]
     seconds: float
     relative: bool
     prior: str
     gradient: str
     optimizer: str
-    geometry: Any = field(repr=False)
-    timing: dict[str, float] = field(repr=False, default_factory=dict)
+    geometry: Any
+    timing: dict[str, float] = field(default_factory=dict)
     held: float = 0.0
     fallback: str = ""
-    comparison: list[dict[str, Any]] = field(repr=False, default_factory=list)
-    rejected: np.ndarray | None = field(repr=False, default=None)
+    comparison: list[dict[str, Any]] = field(default_factory=list)
+    rejected: np.ndarray | None = None
     noise: Any = None
-    uncertainty: Uncertainty | None = field(repr=False, default=None)
+    uncertainty: Uncertainty | None = None
 
     @property
     def std(self) -> np.ndarray | None:
         """Standard deviation of log modulus at each node, shape node_shape; None without `uncertainty`."""
         return None if self.uncertainty is None else self.uncertainty.std
+
+    def __repr__(self):
+        nodes = " x ".join(map(str, np.shape(self.modulus)))
+        return (
+            f"Result({nodes} nodes, {self._range()}, {self.status}, prior {self.prior!r}, chi2 {self.chi2:.3g}, "
+            f"{len(self.history)} iterations, {self.seconds:.3g} s)"
+        )
+
+    def _repr_html_(self):
+        facts = {
+            "modulus": self._range(),
+            "status": self.status,
+            "prior": f"{self.prior}, weight {self.weight:.3g}",
+            "chi2": f"{self.chi2:.3g}",
+            "run": f"{self.optimizer}, {len(self.history)} iterations, {self.seconds:.3g} s",
+            "message": self.message,
+        }
+        return shown("Result", facts, self.modulus, self.geometry)
+
+    def _range(self):
+        """The range of the modulus as text."""
+        modulus = np.asarray(to_host(self.modulus))
+        if self.relative:
+            return f"{modulus.min():.3g} to {modulus.max():.3g} of its mean (relative)"
+        return f"{modulus.min() / 1e3:.3g} to {modulus.max() / 1e3:.3g} kPa"
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the map and the names of what made it to .npz, .h5, .mat or .vtu, see `save_modulus`."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import elastofast as ef
-from elastofast.forward.protocol import SolveError
+from elastofast.errors import SolveError
 from elastofast.inversion.initial import homogeneous
 from elastofast.misfit.covariance import NoiseCovariance
 from elastofast.misfit.fidelity import Fidelity

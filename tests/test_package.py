@@ -16,10 +16,21 @@ HEAVY = {"torch", "numba", "cupy", "matplotlib", "h5py", "meshio", "skimage"}
 
 # The parts of the package in the order in which data pass: each may import itself and those before it.
 FLOW = (
-    *("progress", "geometry", "laws", "boundary", "backend", "forward"),
-    *("io", "resumable", "measurement", "tracking", "misfit", "priors", "intervals", "result", "inversion"),
+    *("progress", "errors", "geometry", "laws", "boundary", "backend", "forward"),
+    *(
+        "thumbnail",
+        "io",
+        "resumable",
+        "measurement",
+        "tracking",
+        "misfit",
+        "priors",
+        "intervals",
+        "result",
+        "inversion",
+    ),
     *("phantoms", "simulation", "metrics", "plots"),
-    *("learning", "evaluation", "cli", "__main__"),
+    *("learning", "evaluation", "interop", "cli", "__main__"),
 )
 UNORDERED = {"_core", "_cuda", "__version__"}  # compiled, or of the package itself
 

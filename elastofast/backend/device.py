@@ -1,4 +1,5 @@
-"""Where arrays live decides where work is done: NumPy's on the processor, CuPy's and CUDA torch tensors on their GPU.
+"""Where arrays live decides where work is done: NumPy's and torch's CPU tensors on the processor, CuPy's and CUDA
+tensors on their GPU.
 
 A `Device` says where the arrays of one call live. Public functions ask `device_of` once, convert their arguments to
 arrays of the device's own library (NumPy or CuPy) without copies, and return an array of the caller's kind.
@@ -93,11 +94,38 @@ class Device:
         return self.xp.broadcast_to(self.upload(view[once]), view.shape)
 
     @property
+    def linalg(self) -> Any:
+        """The library's iterative methods and `LinearOperator`."""
+        import scipy.sparse.linalg
+
+        return scipy.sparse.linalg
+
+    @property
     def ndimage(self) -> Any:
         """The library's filters."""
         import scipy.ndimage
 
         return scipy.ndimage
+
+
+@dataclass(frozen=True)
+class HostTensors(Device):
+    """Host memory whose arrays the caller has as torch's tensors."""
+
+    def __str__(self):
+        return "cpu (torch)"
+
+    @property
+    def native(self):
+        return HOST
+
+    def asarray(self, value):
+        return _without_graph(value).numpy() if library(value) == "torch" else value
+
+    def export(self, array):
+        import torch
+
+        return torch.from_numpy(array) if library(array) == "numpy" else array
 
 
 @dataclass(frozen=True)
@@ -134,7 +162,7 @@ class CudaDevice(Device):
     def asarray(self, value):
         if value is None or library(value) == "cupy":
             return value
-        return self.xp.from_dlpack(value.detach()) if library(value) == "torch" else self.xp.asarray(value)
+        return self.xp.from_dlpack(_without_graph(value)) if library(value) == "torch" else self.xp.asarray(value)
 
     def export(self, array):
         if not self.tensors or library(array) != "cupy":
@@ -174,6 +202,12 @@ class CudaDevice(Device):
         return self.xp.asarray(host, blocking=True)
 
     @property
+    def linalg(self):
+        import cupyx.scipy.sparse.linalg
+
+        return cupyx.scipy.sparse.linalg
+
+    @property
     def ndimage(self):
         import cupyx.scipy.ndimage
 
@@ -196,6 +230,7 @@ class _TorchStream:
 
 
 HOST = Device()
+HOST_TENSORS = HostTensors()
 
 
 def device_of(**arguments: Any) -> Device:
@@ -230,7 +265,7 @@ def to_host(value: Any) -> Any:
     """A value that may live on a device as a NumPy array; anything on the host is returned unchanged."""
     device = _device(value)
     if not device.is_gpu:
-        return value
+        return device.asarray(value)
     with device.activated():
         return device.xp.asnumpy(device.asarray(value))
 
@@ -255,6 +290,8 @@ def _device(value) -> Device:
         return _cuda_device(value.device.id, False)
     if kind == "torch" and value.is_cuda:
         return _cuda_device(value.device.index, True)
+    if kind == "torch" and value.device.type == "cpu":
+        return HOST_TENSORS
     if kind not in ("torch", "numpy", "builtins") and hasattr(value, "__cuda_array_interface__"):
         import cupy
 
@@ -284,6 +321,18 @@ def _kernels(device):
 @lru_cache(maxsize=64)  # asked for at every launch
 def _queue(device, stream):
     return device.kernels.Queue(device.index, stream)
+
+
+def _without_graph(tensor):
+    """A tensor without its history, which is refused where it would be lost unnoticed."""
+    import torch
+
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise TypeError(
+            "a tensor requires grad, and this function is not differentiable: use elastofast.interop.torch, pass "
+            "tensor.detach(), or work under torch.no_grad()"
+        )
+    return tensor.detach()
 
 
 def _place(device):

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..backend.device import Device, device_of, namespace
+from ..backend.operators import field_operator
+from ..errors import ModulusError
 from ..geometry import Grid, Mesh
 from ..laws import Law
 from .protocol import FormBackend, Solver
@@ -66,6 +68,9 @@ class ElasticForm:
 
             self.backend = MeshBackend(geometry, law)
         self._devices: dict[Device, FormBackend] = {}
+
+    def __reduce__(self):
+        return ElasticForm, (self.geometry, self.law)
 
     def __repr__(self):
         return f"ElasticForm({self.geometry!r}, {self.law!r})"
@@ -209,6 +214,82 @@ class ElasticForm:
             if not device.is_gpu and not np.isfinite(u.sum()):
                 _refuse_not_finite(u=u)
             return self._on(device).contraction(u.reshape(self.geometry.dim, -1), out)
+
+    def stiffness_operator(self, x: Any, active: Any = None) -> Any:
+        """K(x) as an operator that multiplies without a matrix.
+
+        Parameters
+        ----------
+        x : array_like, shape node_shape or (N,)
+            Modulus in pascals.
+        active : array of bool, shape (d, *node_shape), optional
+            The rows and columns to keep, such as ``load.loaded``: all others are left out, so that the operator is
+            positive definite where the rest of the body's dofs are supports that hold it.
+
+        Returns
+        -------
+        scipy.sparse.linalg.LinearOperator (on a GPU that of cupyx), shape (d N, d N), or (active, active)
+            Symmetric; of the dtype of x.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If shape, dtype or values do not fit.
+
+        Examples
+        --------
+        >>> from scipy.sparse.linalg import cg
+        >>> import numpy as np, elastofast as ef
+        >>> grid = ef.Grid((9, 9), (1e-3, 1e-3))
+        >>> form, load = ef.ElasticForm(grid, ef.PlaneStress(0.495)), ef.compression(grid, pressure=100.0)
+        >>> x = np.full((9, 9), 1e4)
+        >>> u, info = cg(form.stiffness_operator(x, load.loaded), load.force[load.loaded], rtol=1e-10)
+        >>> bool(np.allclose(u, ef.solve_forward(form, x, load)[load.loaded]))
+        True
+        """
+        device = device_of(x=x)
+        x, batch, _ = self._field(device.asarray(x), "x", 0)
+        self._single(batch, "x", self.node_shape)
+        x, dofs = x.reshape(-1), (self.geometry.dim, self.geometry.n_nodes)
+        if active is None:
+            return field_operator(device.native, dofs, dofs, lambda u: self.force(x, u), dtype=x.dtype)
+        kept = np.asarray(active)
+        if kept.dtype != bool or kept.size != dofs[0] * dofs[1]:
+            raise ValueError(f"active must be a mask of shape {self.dof_shape}, got {kept.dtype} {kept.shape}")
+        places = device.native.upload(np.flatnonzero(kept))
+
+        def product(values):
+            u = device.xp.zeros((len(values), *dofs), x.dtype)
+            u.reshape(len(values), -1)[:, places] = values
+            return self.force(x, u).reshape(len(values), -1)[:, places]
+
+        return field_operator(device.native, places.shape, places.shape, product, dtype=x.dtype)
+
+    def contraction_operator(self, u: Any) -> Any:
+        """D(u) as an operator that multiplies without a matrix: D(u) x = K(x) u, D(u)^T v = `sensitivity` (u, v).
+
+        Parameters
+        ----------
+        u : array_like, shape (d, *node_shape) or (d, N)
+            Displacement in metres.
+
+        Returns
+        -------
+        scipy.sparse.linalg.LinearOperator (on a GPU that of cupyx), shape (d N, N)
+            Of the dtype of u.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If shape, dtype or values do not fit.
+        """
+        device = device_of(u=u)
+        u, batch, _ = self._field(device.asarray(u), "u", 1)
+        self._single(batch, "u", self.dof_shape)
+        u = u.reshape(self.geometry.dim, -1)
+        return field_operator(
+            device.native, u.shape, u.shape[1:], lambda x: self.force(x, u), lambda v: self.sensitivity(u, v), u.dtype
+        )
 
     def operators(self, u: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
         """The linear operators D(u) and D(u)^T as two functions, of node fields (..., N) and of dof fields (..., d, N).
@@ -363,7 +444,7 @@ def check_modulus(x, form, name="x") -> tuple[np.ndarray, tuple[int, ...]]:
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = ~np.isfinite(array)
-        raise ValueError(f"{name} must be finite, {int(bad.sum())} of its {bad.size} values are NaN or infinite")
+        raise ModulusError(f"{name} must be finite, {int(bad.sum())} of its {bad.size} values are NaN or infinite")
     if low <= 0:
-        raise ValueError(f"{name} must be positive (pascals) at every node, its smallest value is {low:g}")
+        raise ModulusError(f"{name} must be positive (pascals) at every node, its smallest value is {low:g}")
     return array.astype(np.float64, copy=False), batch

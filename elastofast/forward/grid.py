@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 
 import numpy as np
 
 from .. import _core
 from ..boundary import rigid_modes
+from ..errors import SolveError
 from ..laws import MultigridSettings
 from .krylov import semi_iteration
-from .protocol import Solution, SolveError
+from .protocol import Solution
 from .sparsity import SparsityPattern, contraction_pattern, stiffness_pattern
 
 __all__ = ["GridBackend", "GridSolver"]
@@ -19,6 +21,11 @@ __all__ = ["GridBackend", "GridSolver"]
 # shapes the preconditioner, never the solution. Not studied.
 MODE_RTOL, MODE_MAX_ITERATIONS = 1e-3, 50
 ROUNDING = 1e-12  # relative size below which the parts of a rigid mode are rounding errors
+
+# A forked process inherits GCC's record of OpenMP's threads, but not the threads, and would wait for them for ever. Its
+# work is done by one thread. Results do not depend on the number of threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _core.set_num_threads(1))
 
 
 class GridBackend:
@@ -82,9 +89,10 @@ class GridBackend:
 
     def deflation(self, fixed):
         """What `_deflation` finds, remembered for the last mask: solvers for many moduli share one support."""
-        if self._last_deflation is None or not np.array_equal(self._last_deflation[0], fixed):
-            self._last_deflation = fixed, _deflation(self.grid, fixed)
-        return self._last_deflation[1]
+        last = self._last_deflation  # read once, since threads may share the form
+        if last is None or not np.array_equal(last[0], fixed):
+            self._last_deflation = last = fixed, _deflation(self.grid, fixed)
+        return last[1]
 
     def solver(self, x, active, shift=None):
         """`GridSolver` for K(x) + diag(shift) on the active dofs."""

@@ -8,8 +8,9 @@ import numpy as np
 from scipy.sparse import diags_array
 from scipy.sparse.linalg import splu
 
+from ..errors import SingularError, SolveError
 from .krylov import restarted_conjugate_gradients
-from .protocol import Solution, SolveError
+from .protocol import Solution
 
 __all__ = ["MeshSolver"]
 
@@ -55,7 +56,7 @@ class MeshSolver:
     ------
     ValueError
         If no dof is active.
-    numpy.linalg.LinAlgError
+    SingularError
         If A is singular to working precision.
     """
 
@@ -157,7 +158,7 @@ class MeshSolver:
 
 
 def _singular():
-    return np.linalg.LinAlgError(
+    return SingularError(
         "the stiffness matrix is singular on the active dofs: the body, or a part of it, can move without "
         "deforming. Check the support, separate pieces, and pieces that hang together by a single node"
     )

@@ -6,11 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from .sparsity import SparsityPattern
 
-__all__ = ["FormBackend", "Solution", "SolveError", "Solver"]
-
-
-class SolveError(RuntimeError):
-    """A linear solve that did not reach its tolerance: most often the modulus is too wild for it."""
+__all__ = ["FormBackend", "Solution", "Solver"]
 
 
 class Solution(NamedTuple):

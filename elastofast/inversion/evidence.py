@@ -15,7 +15,7 @@ from scipy.fft import dctn
 from scipy.special import fdtrc
 
 from ..backend.device import HOST, to_host
-from ..forward.protocol import SolveError
+from ..errors import SolveError
 from ..measurement import Measurement
 from ..misfit.fidelity import Fidelity
 from ..misfit.noise import noise_of

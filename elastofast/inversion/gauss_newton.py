@@ -9,7 +9,7 @@ import numpy as np
 
 from ..backend.batch import column, dots, numbers
 from ..backend.elementwise import fused
-from ..forward.protocol import SolveError
+from ..errors import SolveError
 from ..misfit.curvature import DataCurvature, curvature_scale, truncated_newton_step
 from ..misfit.fidelity import Evaluation
 from ..priors.protocol import LinearizablePrior

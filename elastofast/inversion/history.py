@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
 
 from ..progress import progress_bar
 
-__all__ = ["History"]
+__all__ = ["History", "stopping"]
+
+logger = logging.getLogger(__name__)
+
+# Where set, the event by which the threads of one call are told to stop.
+stopping: ContextVar[Event | None] = ContextVar("stopping", default=None)
+_telling = Lock()  # the caller's function is called by one thread at a time
 
 
 class History:
@@ -59,6 +68,11 @@ class History:
             With the data term and the prior's energies.
         weight, chi2, step, gradient_norm : numpy.ndarray, shape (B,)
         accepted : numpy.ndarray of bool, shape (B,)
+
+        Raises
+        ------
+        KeyboardInterrupt
+            In a thread that has been told to stop.
         """
         for k in np.flatnonzero(accepted):
             entry = {
@@ -76,8 +90,13 @@ class History:
             if self._places is not None:
                 entry["member"] = self._places[k]
             self.entries[k].append(entry)
+            logger.debug("%s: %s", self._title, entry)
             if callable(self._progress):
-                self._progress(entry)
+                with _telling:
+                    self._progress(entry)
+        stop = stopping.get()
+        if stop is not None and stop.is_set():
+            raise KeyboardInterrupt
         if self._bar is not None:
             self._bar.update()
             self._bar.set_postfix(chi2=f"{chi2.mean():.3f}", shape="x".join(map(str, shape)))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..backend.batch import dots, numbers
 from ..backend.device import to_host
-from ..forward.protocol import SolveError
+from ..errors import SolveError
 from ..priors.protocol import EnergyPrior
 from .problem import Iterate, Optimizer, Problem
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..backend.batch import numbers
 from ..backend.stopwatch import Stopwatch
 from ..boundary import check_support
-from ..forward.protocol import SolveError
+from ..errors import SolveError
 from ..misfit.fidelity import Evaluation, Fidelity
 from ..priors.protocol import LinearizablePrior
 from ..priors.timed import timed

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
+from contextvars import copy_context
 from dataclasses import replace
 from functools import cache
+from threading import Event
 from typing import Any, overload
 
 import numpy as np
 
+from ..backend.processors import thread_pool, threads
 from ..measurement import Measurement
 from ..priors import registry
 from ..priors.learned import PostProcessing
 from ..priors.protocol import Prior
 from ..result import Result
 from .fallback import judged
+from .history import stopping
 from .multilevel import Multilevel
 from .noise_estimate import estimate_noise
 from .options import Options
 from .outliers import NOISES, without_outliers
 
 __all__ = ["Result", "reconstruct"]
+
+logger = logging.getLogger(__name__)
 
 
 @overload
@@ -51,8 +59,9 @@ def reconstruct(
     measurement : Measurement or list of Measurement
         What was measured. Its reference modulus is never looked at. Where the noise level is not known, it is estimated
         first (see `estimate_noise`), and the result's ``noise`` has it. Of a list, those on a GPU that share geometry,
-        law, which dofs are fixed and open, and whether forces are noisy, take their steps in one go, each its own; all
-        others are worked on one after another.
+        law, which dofs are fixed and open, and whether forces are noisy, take their steps in one go, each its own. On
+        the processor, measurements of up to 2^17 nodes are worked on side by side, in OMP_NUM_THREADS threads; results
+        do not depend on their number. All others are worked on one after another.
     prior : {"auto", "tv", "tikhonov", "none", "critic", "pnp", "unet"} or object
         "auto" is "critic" or "tv", whichever suits the measurement better (docs/method.md); the result's ``prior``,
         ``comparison`` and ``message`` say which and why. The critic takes part on plane grids of 96 nodes or more along
@@ -92,8 +101,8 @@ def reconstruct(
     step : float
         Step length of "descent" in units of one over the largest curvature; above 2 it diverges.
     progress : bool or callable, optional
-        True shows a bar; a callable gets each history entry, with the place in a list as ``member``. Ctrl-C ends the
-        run with the map of the last step.
+        True shows a bar; a callable gets each history entry, with the place in a list as ``member``, and may be called
+        by other threads, by one at a time. Ctrl-C ends the run with the map of the last step.
 
     Returns
     -------
@@ -141,8 +150,8 @@ def reconstruct(
     def solve(own: dict[int, Measurement]) -> dict[int, Result]:
         """The results of some of the members; those that Ctrl-C left untouched are missing."""
         groups = _groups(own, checked)
-        runs = [
-            Multilevel(
+        runs = {
+            group[0]: Multilevel(
                 [own[k] for k in group],
                 [starts[k] for k in group],
                 [weights[k] for k in group],
@@ -150,23 +159,26 @@ def reconstruct(
                 places=None if single else group,
             )
             for group in groups
-        ]
-        results: dict[int, Result] = {}
-        for group in groups:
+        }
+
+        def finish(group: list[int]) -> list[Result]:
             try:
-                found = runs.pop(0).results()  # popped, so that the memory of a finished run is free
+                found = runs.pop(group[0]).results()  # popped, so that the memory of a finished run is free
                 found = judged([own[k] for k in group], found, checked[group[0]], None if single else group)
-            except KeyboardInterrupt:
-                if not results:
-                    raise
-                break
             except Exception as error:
                 if not single:
                     error.add_note(f"in the reconstruction of measurement {', '.join(map(str, group))} of the list")
                 raise
+            for k, result in zip(group, found, strict=True):
+                logger.info("measurement %d: %r, weight %.3g: %s", k, result, result.weight, result.message)
+            return found
+
+        nodes = max((m.geometry.n_nodes for m in own.values()), default=0)
+        on_device = any(m.device.is_gpu for m in own.values())
+        workers = 1 if on_device else threads(nodes, len(groups))
+        results: dict[int, Result] = {}
+        for group, found in _finished(finish, groups, workers):
             results |= dict(zip(group, found, strict=True))
-            if any(result.status == "interrupted" for result in found):
-                break
         return results
 
     results = without_outliers(dict(enumerate(members)), noise, solve)
@@ -183,6 +195,52 @@ def _estimated(m, progress):
         stacklevel=3,
     )
     return estimate
+
+
+def _finished(finish, groups, workers):
+    """Groups and their results, as far as Ctrl-C leaves them; if it leaves none, it is raised."""
+    if workers <= 1:
+        some = False
+        for group in groups:
+            try:
+                found = finish(group)
+            except KeyboardInterrupt:
+                if not some:
+                    raise
+                return
+            some = True
+            yield group, found
+            if any(result.status == "interrupted" for result in found):
+                return
+        return
+    stop, results = Event(), {}
+    token = stopping.set(stop)
+    try:
+        with thread_pool(workers) as pool:
+            places = {pool.submit(copy_context().run, finish, group): k for k, group in enumerate(groups)}
+
+            def end():
+                stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+
+            try:
+                for future in as_completed(places):
+                    results[places[future]] = found = future.result()
+                    if any(result.status == "interrupted" for result in found):
+                        raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                end()
+                for future, k in places.items():  # those that were running have ended with their last map, or without
+                    if not future.cancelled() and future.exception() is None:
+                        results[k] = future.result()
+                if not results:
+                    raise
+            except BaseException:
+                end()
+                raise
+    finally:
+        stopping.reset(token)
+    yield from ((groups[k], results[k]) for k in sorted(results))
 
 
 def _members(measurements) -> list[Measurement]:
@@ -212,7 +270,7 @@ def _for_each(value, default, name: str, count: int) -> list:
 def _groups(members: dict[int, Measurement], options: list[Options]) -> list[list[int]]:
     """Which members take their steps together: on a device those that share everything but their numbers.
 
-    In host memory one solve keeps all cores busy, and several hierarchies would not fit into their caches.
+    In host memory each is a group of its own; small ones are worked on side by side, see `backend.processors`.
     """
     groups: list[list[int]] = []
     for k, m in members.items():

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend.batch import column, dots, numbers
-from ..forward.protocol import SolveError
+from ..errors import SolveError
 from ..misfit.curvature import DataCurvature, curvature_scale, truncated_newton_step
 from ..misfit.fidelity import Fidelity
 from ..priors.learned import SMALLEST_NODES

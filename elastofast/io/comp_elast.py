@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..boundary import Boundary
+from ..errors import DataError
 from ..geometry import Mesh
 from ..laws import PlaneStrain
 from .layout import need, shaped, whole_numbers
@@ -51,7 +52,7 @@ def _columns(array, n, name):
     if array.ndim == 2 and array.shape[1] != n and array.shape[0] == n:
         array = array.T
     if array.ndim != 2 or array.shape[1] != n:
-        raise ValueError(f"{name} must have {n} columns, got shape {array.shape}")
+        raise DataError(f"{name} must have {n} columns, got shape {array.shape}")
     return array
 
 
@@ -59,5 +60,5 @@ def _interleaved(array, n, name):
     """Components first, shape (2, n), of values that are stored as x and y for each node."""
     array = np.asarray(array, dtype=np.float64)
     if array.size != 2 * n:
-        raise ValueError(f"{name} must hold {2 * n} values, x and y for each of {n} nodes, got {array.size}")
+        raise DataError(f"{name} must hold {2 * n} values, x and y for each of {n} nodes, got {array.size}")
     return np.ascontiguousarray(array.reshape(n, 2).T)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import DataError
 from .tables import read_table, stated_unit
 
 __all__ = ["Container", "Variable", "read_container"]
@@ -102,7 +103,7 @@ class Container:
         """The values of a variable as an array of numbers; errors as in `get`."""
         variable = self.variables[name]
         if variable.dtype.kind not in "fiub":
-            raise ValueError(f"{self.path}: {name} must hold real numbers, it is of type {variable.dtype}")
+            raise DataError(f"{self.path}: {name} must hold real numbers, it is of type {variable.dtype}")
         with _reading(self.path, self.kind):
             return np.asarray(variable.read())
 
@@ -127,7 +128,7 @@ def read_container(path: str | os.PathLike) -> Container:
     with open(path, "rb") as file:
         head = file.read(520)
     if not head:
-        raise ValueError(f"{path}: the file is empty")
+        raise DataError(f"{path}: the file is empty")
     kind, reader = _kind(path, head)
     with _reading(path, kind):
         variables, notes = reader(path)
@@ -153,10 +154,10 @@ def _kind(path, head):
         table = read_table(path)
     except ValueError as error:
         if suffix in TEXT_SUFFIXES:
-            raise ValueError(f"{path}: {error}") from error
+            raise DataError(f"{path}: {error}") from error
         table = None
     if table is None:
-        raise ValueError(
+        raise DataError(
             f"{path}: not a file elastofast can read: expected HDF5 (.h5), NPZ (.npz), MATLAB (.mat), a table of "
             f"numbers (.csv, .txt), NIfTI, PNG or TIFF, it starts with {head[:8]!r}"
         )
@@ -178,7 +179,7 @@ def _reading(path, kind) -> Iterator[None]:
     except (ImportError, MemoryError, FileNotFoundError, KeyError):
         raise
     except Exception as error:  # for damaged bytes the parsers raise nearly any exception
-        raise ValueError(f"{path}: cannot be read as a {kind} file, it is damaged or cut short: {error}") from error
+        raise DataError(f"{path}: cannot be read as a {kind} file, it is damaged or cut short: {error}") from error
 
 
 def _plain(value):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..boundary import Boundary, compression
+from ..errors import DataError
 from ..geometry import Grid
 from ..laws import LAWS
 from .containers import Container
@@ -65,7 +66,7 @@ def foreign_arguments(file: Container, sidecar: Sidecar, overrides: Mapping[str,
     stated = overrides.get("displacement_std", sidecar["noise.std"])
     estimated = stated is None or stated == ESTIMATE
     if estimated and sidecar["noise.scale"] != "none":
-        raise ValueError(f"noise.scale is {sidecar['noise.scale']}, which needs a number as noise.std")
+        raise DataError(f"noise.scale is {sidecar['noise.scale']}, which needs a number as noise.std")
     for i, direction in enumerate(("axial", "lateral")):
         key = f"{direction}.displacement"
         if not sidecar[key]:
@@ -95,7 +96,7 @@ def foreign_arguments(file: Container, sidecar: Sidecar, overrides: Mapping[str,
     if sidecar["noise.correlation"]:
         lengths = sidecar["noise.correlation"]
         if len(lengths) not in (1, 2):
-            raise ValueError(f"noise.correlation must be one length or two, axial and lateral, got {lengths}")
+            raise DataError(f"noise.correlation must be one length or two, axial and lateral, got {lengths}")
         found["displacement_correlation"] = (lengths[0] * coordinate_unit[0], lengths[-1] * coordinate_unit[1])
     found["law"] = overrides["law"] if "law" in overrides else LAWS[sidecar["law.kind"]](sidecar["law.poisson"])
     found["load"] = overrides["load"] if "load" in overrides else _load(grid, sidecar)
@@ -109,7 +110,7 @@ def _metres(sidecar, key) -> tuple[float, float]:
         return (UNITS[unit],) * 2
     pixel = sidecar["units.pixel"]
     if len(pixel) not in (1, 2) or not all(h > 0 for h in pixel):
-        raise ValueError(
+        raise DataError(
             f"units.pixel must be the size of a pixel in metres, axial and lateral, because {key} is px; got {pixel}"
         )
     return pixel[0], pixel[-1]
@@ -123,7 +124,7 @@ def _region(sources, sidecar, placement) -> np.ndarray:
         values = sidecar["region.measured"]
         measured &= np.isin(mask, values) if values else (np.nan_to_num(mask) != 0)
         if not measured.any():
-            raise ValueError(
+            raise DataError(
                 f"region.mask: nothing is measured; the mask has the values {np.unique(mask)[:8].tolist()}, of which "
                 f"region.measured = {values or 'all but 0'} mean measured"
             )
@@ -131,7 +132,7 @@ def _region(sources, sidecar, placement) -> np.ndarray:
         quality = placement.place(sources.select(sidecar["noise.quality"], "noise.quality"), "noise.quality")
         good = quality >= sidecar["noise.threshold"]
         if not good.any():
-            raise ValueError(
+            raise DataError(
                 f"noise.threshold: the quality is nowhere {sidecar['noise.threshold']:g} or more, "
                 f"at most {np.nanmax(quality):g}"
             )
@@ -149,14 +150,14 @@ def _noise(sources, sidecar, placement, direction) -> np.ndarray:
         levels = placement.place(sources.select(variable, "noise.variable"), "noise.variable")
         return np.where(levels > 0, levels, np.nan)
     if not (np.isfinite(std) and std > 0):
-        raise ValueError(f"noise.std must be positive and finite (in units.displacement), got {std:g}")
+        raise DataError(f"noise.std must be positive and finite (in units.displacement), got {std:g}")
     levels = np.full(placement.shape, float(std))
     if sidecar["noise.scale"] == "correlation":
         if not sidecar["noise.quality"]:
-            raise ValueError("noise.scale is correlation, but noise.quality names no correlation coefficient")
+            raise DataError("noise.scale is correlation, but noise.quality names no correlation coefficient")
         r = placement.place(sources.select(sidecar["noise.quality"], "noise.quality"), "noise.quality")
         if np.nanmax(r) > 1 or np.nanmedian(r) <= 0:
-            raise ValueError(
+            raise DataError(
                 f"noise.scale: a correlation coefficient is at most 1, noise.quality is up to {np.nanmax(r):g}"
             )
         # the Cramer-Rao bound of a delay (Walker and Trahey 1995, IEEE Trans. UFFC 42(2), 301-308) grows like this
@@ -171,7 +172,7 @@ def _window(ends, count, what) -> slice:
     if not ends:
         return slice(None)
     if len(ends) != 2 or not 0 <= ends[0] < ends[1] < count:
-        raise ValueError(f"region.{what} must be the first and the last of {count}, counted from 0, got {ends}")
+        raise DataError(f"region.{what} must be the first and the last of {count}, counted from 0, got {ends}")
     return slice(ends[0], ends[1] + 1)
 
 
@@ -179,7 +180,7 @@ def _check_displacement(u, std, spacing, sidecar) -> None:
     """Refuse a displacement that no experiment on tissue has: the units are wrong then."""
     measured = np.isfinite(std)
     if not measured[0].any():
-        raise ValueError("axial.displacement: nothing was measured: every value is missing, masked or of low quality")
+        raise DataError("axial.displacement: nothing was measured: every value is missing, masked or of low quality")
     known = np.where(measured, u, np.nan)
     gradient = MeanGradient.of(known, spacing)
     strain = gradient.largest
@@ -190,13 +191,13 @@ def _check_displacement(u, std, spacing, sidecar) -> None:
         + f", so that the field is {height:.4g} mm high and {width:.4g} mm wide"
     )
     if strain > LARGEST_STRAIN:
-        raise ValueError(
+        raise DataError(
             f"units.displacement: the mean strain is {strain:.2%}, which no experiment has; {units}: "
             "one of them is wrong"
         )
     spread = np.nanmax(known[0]) - np.nanmin(known[0])
     if gradient.known and strain < SMALLEST_STRAIN and spread < SMALLEST_STRAIN * u.shape[1] * spacing[0]:
-        raise ValueError(
+        raise DataError(
             f"units.displacement: the mean strain is only {strain:.1e}, far less than anything measures; {units}: "
             "one of them is wrong"
         )
@@ -213,7 +214,7 @@ def _check_displacement(u, std, spacing, sidecar) -> None:
         )
     level = float(np.median(std[0][measured[0]]))
     if level > spread:
-        raise ValueError(
+        raise DataError(
             f"noise.std: the noise of {level:.3g} m is larger than all differences of the axial displacement, "
             f"{spread:.3g} m; it must be in the unit of the displacement, {sidecar['units.displacement']!r}"
         )
@@ -223,7 +224,7 @@ def _load(grid, sidecar) -> Boundary:
     kind, value, force = sidecar["load.kind"], sidecar["load.value"], sidecar["load.force"]
     if kind == "pressure":
         if force:
-            raise ValueError("load.force must be 0 where load.kind is pressure: the pressure is the force")
+            raise DataError("load.force must be 0 where load.kind is pressure: the pressure is the force")
         return compression(grid, pressure=value)
     if kind == "strain":
         return compression(grid, strain=value, total_force=force or None)
@@ -234,7 +235,7 @@ def _load(grid, sidecar) -> Boundary:
     if not force:
         return Boundary(open=free)
     if "top" not in sidecar["load.edges"]:
-        raise ValueError("load.force acts on the top, which must then be among load.edges")
+        raise DataError("load.force acts on the top, which must then be among load.edges")
     top = np.zeros(grid.shape, bool)
     top[0] = True
     return Boundary(open=free, total_force=(0, force, top))

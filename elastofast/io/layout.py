@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import DataError
 from ..geometry import Grid, Mesh
 
 __all__ = [
@@ -82,7 +83,7 @@ def naming(path) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:  # damaged fields have any type
         text = str(error)
-        raise ValueError(text if text.startswith(f"{path}: ") else f"{path}: {text}") from error
+        raise DataError(text if text.startswith(f"{path}: ") else f"{path}: {text}") from error
 
 
 # reading ------------------------------------------------------------------------------------------
@@ -91,7 +92,7 @@ def naming(path) -> Iterator[None]:
 def need(container, name) -> Any:
     """The value of a field; ValueError with its meaning if the file lacks it."""
     if name not in container:
-        raise ValueError(f"the file lacks {name!r} ({FIELDS[name][1] if name in FIELDS else 'required'})")
+        raise DataError(f"the file lacks {name!r} ({FIELDS[name][1] if name in FIELDS else 'required'})")
     return container.get(name)
 
 
@@ -99,7 +100,7 @@ def number(container, name) -> float:
     """The value of a field that must be one number."""
     value = need(container, name)
     if not isinstance(value, int | float):
-        raise ValueError(f"{name} must be one number, got {value!r}")
+        raise DataError(f"{name} must be one number, got {value!r}")
     return value
 
 
@@ -107,7 +108,7 @@ def shaped(array, shape, name) -> np.ndarray:
     """The array in the shape that it must have; formats may add or drop axes of length one, as MATLAB does."""
     array = np.asarray(array)
     if [n for n in array.shape if n != 1] != [n for n in shape if n != 1]:
-        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+        raise DataError(f"{name} must have shape {shape}, got {array.shape}")
     return array.reshape(shape)
 
 
@@ -116,7 +117,7 @@ def whole_numbers(array, name) -> np.ndarray:
     array = np.asarray(array)
     whole = array.astype(np.int64) if np.isfinite(array).all() else None
     if whole is None or (whole != array).any():
-        raise ValueError(f"{name} must hold whole numbers")
+        raise DataError(f"{name} must hold whole numbers")
     return whole
 
 
@@ -133,7 +134,7 @@ def unpack_geometry(container) -> Grid | Mesh:
     """The geometry of a file."""
     version = number(container, "version")
     if version > VERSION:
-        raise ValueError(f"the file has layout version {version:g}, this elastofast reads up to {VERSION}: update it")
+        raise DataError(f"the file has layout version {version:g}, this elastofast reads up to {VERSION}: update it")
     kind = str(need(container, "geometry"))
     if kind == "grid":
         shape, spacing = np.ravel(need(container, "grid_shape")), np.ravel(need(container, "grid_spacing"))
@@ -141,7 +142,7 @@ def unpack_geometry(container) -> Grid | Mesh:
     if kind == "mesh":
         mean = bool(number(container, "mean_dilatation")) if "mean_dilatation" in container else True
         return Mesh(need(container, "points"), whole_numbers(need(container, "cells"), "cells"), mean)
-    raise ValueError(f"geometry must be 'grid' or 'mesh', got {kind!r}")
+    raise DataError(f"geometry must be 'grid' or 'mesh', got {kind!r}")
 
 
 # writing ------------------------------------------------------------------------------------------
@@ -170,7 +171,7 @@ def suffix_kind(path: str | os.PathLike, kinds: tuple[str, ...]) -> str:
     kind = SUFFIXES.get(Path(path).suffix.lower())
     if kind not in kinds:
         known = ", ".join(s for s, kind in SUFFIXES.items() if kind in kinds)
-        raise ValueError(f"path must end in one of {known}, got {str(path)!r}")
+        raise DataError(f"path must end in one of {known}, got {str(path)!r}")
     return kind
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..boundary import Boundary
+from ..errors import DataError
 from ..laws import LAWS
 from .atomic import write_atomically
 from .comp_elast import unpack_comp_elast
@@ -55,7 +56,7 @@ def measurement_arguments(path, sidecar, overrides) -> Iterator[dict[str, Any]]:
         elif "vertices" in file:
             values = unpack_comp_elast(file, overrides)
         else:
-            raise ValueError(
+            raise DataError(
                 f"expected a '{MEASUREMENT}' file or the variables vertices, triangles, uxy, fxy and E; "
                 f"it holds {listing(file)}. To read it anyway, state what they are in a sidecar, which "
                 f'"elastofast inspect {file.path.name} -o {file.path.stem}.toml" proposes'
@@ -70,9 +71,9 @@ def _with_sidecar(file, sidecar, overrides) -> dict[str, Any]:
         sidecar = Sidecar.of(sidecar) if isinstance(sidecar, Mapping) else Sidecar.read(sidecar)
     own = sorted({"geometry", "displacement"} & set(overrides))
     if own:
-        raise ValueError(f"{own[0]} and sidecar cannot be given together: the sidecar says where it is in the file")
+        raise DataError(f"{own[0]} and sidecar cannot be given together: the sidecar says where it is in the file")
     if np.ndim(overrides.get("displacement_std", 0.0)):
-        raise ValueError("displacement_std must be one number beside a sidecar; name a variable in noise.variable")
+        raise DataError("displacement_std must be one number beside a sidecar; name a variable in noise.variable")
     return foreign_arguments(file, sidecar, overrides)
 
 
@@ -84,7 +85,7 @@ def _unpack(file, overrides) -> dict[str, Any]:
     if "law" not in overrides:
         law = str(need(file, "law"))
         if law not in LAWS:
-            raise ValueError(f"law must be one of {', '.join(LAWS)}, got {law!r}")
+            raise DataError(f"law must be one of {', '.join(LAWS)}, got {law!r}")
         values["law"] = LAWS[law](number(file, "poisson"))
     if "load" not in overrides:
         masks = {name: shaped(need(file, name), dofs, name) != 0 for name in ("fixed", "open")}

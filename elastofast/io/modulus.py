@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..backend.device import to_host
+from ..errors import DataError
 from ..geometry import Grid, Mesh
 from .atomic import write_atomically
 from .containers import read_container
@@ -55,7 +56,7 @@ def save_modulus(
     """
     modulus = np.asarray(to_host(getattr(result, "modulus", result)), dtype=np.float64)
     if modulus.shape != geometry.node_shape:
-        raise ValueError(f"modulus must have the geometry's shape {geometry.node_shape}, got {modulus.shape}")
+        raise DataError(f"modulus must have the geometry's shape {geometry.node_shape}, got {modulus.shape}")
     fields = {"format": MODULUS, "version": VERSION, **pack_geometry(geometry), "modulus": modulus}
     for name, convert in _RESULT:
         value = getattr(result, name, None)
@@ -111,7 +112,7 @@ def load_modulus(path: str | os.PathLike) -> tuple[np.ndarray, Grid | Mesh, dict
     file = read_container(path)
     with naming(file.path):
         if "format" not in file or file.get("format") != MODULUS:
-            raise ValueError(f"expected a '{MODULUS}' file; it holds {listing(file)}")
+            raise DataError(f"expected a '{MODULUS}' file; it holds {listing(file)}")
         geometry = unpack_geometry(file)
         modulus = shaped(need(file, "modulus"), geometry.node_shape, "modulus")
         info = {name: file.get(name) for name in ("chi2", "weight", "status", "message") if name in file}

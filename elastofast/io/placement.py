@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import DataError
 from .sidecar import Sidecar
 from .sources import Sources
 
@@ -55,11 +56,11 @@ def place_on_grid(sources: Sources, sidecar: Sidecar) -> Placement:
     ]
     sizes = [None if a is None else a.size for a in axes]
     if field.size == 1:
-        raise ValueError(f"axial.displacement: {name!r} is a single number")
+        raise DataError(f"axial.displacement: {name!r} is a single number")
     if sizes == [field.size] * 2:
         return _scattered(axes, sidecar["axial.grows"] == "up")
     if field.ndim != 2:
-        raise ValueError(
+        raise DataError(
             f"axial.displacement: {name!r} has the shape {field.shape}; "
             + (
                 f"elastofast's grids are two-dimensional: take one slice or frame by an index, such as "
@@ -82,7 +83,7 @@ def _scattered(axes, up):
     node = row * shape[1] + columns.number
     filled = known.sum() / (shape[0] * shape[1])
     if filled < LEAST_FILLED:
-        raise ValueError(
+        raise DataError(
             f"axial.coordinate, lateral.coordinate: only {filled:.1%} of the {shape[0]} x {shape[1]} nodes of a "
             f"regular grid through all coordinates have values: they are not on a grid. {RESAMPLE}"
         )
@@ -90,7 +91,7 @@ def _scattered(axes, up):
     if twice.any():
         first = np.flatnonzero(node == np.argmax(twice))[:2]
         lines = np.flatnonzero(known)[first]
-        raise ValueError(
+        raise DataError(
             f"axial.coordinate, lateral.coordinate: {int(twice.sum())} nodes have several values (the first are number "
             f"{lines[0]} and {lines[1]}, counted from 0): are there several frames in the file, or is a coordinate "
             "named twice?"
@@ -98,7 +99,7 @@ def _scattered(axes, up):
 
     def place(values, key):
         if values.size != known.size:
-            raise ValueError(f"{key} must have as many values as the coordinates, {known.size}, got {values.size}")
+            raise DataError(f"{key} must have as many values as the coordinates, {known.size}, got {values.size}")
         placed = np.full(shape[0] * shape[1], np.nan)
         placed[node] = values.ravel()[known]
         return placed.reshape(shape)
@@ -110,14 +111,14 @@ def _matrix(shape, axes, sidecar):
     """A matrix whose rows and columns have coordinates or a spacing."""
     axis = sidecar["axial.array_axis"]
     if axis not in (0, 1):
-        raise ValueError(f"axial.array_axis must be 0 or 1, got {axis}")
+        raise DataError(f"axial.array_axis must be 0 or 1, got {axis}")
     counts = shape[axis], shape[1 - axis]
     spacing, backwards = [], []
     for direction, values, count in zip(("axial", "lateral"), axes, counts, strict=True):
         if values is None:
             h = sidecar[f"{direction}.spacing"]
             if not (np.isfinite(h) and h > 0):
-                raise ValueError(
+                raise DataError(
                     f"{direction}.spacing must be positive where {direction}.coordinate is empty, got {h:g}: "
                     "state the distance between neighbouring nodes"
                 )
@@ -125,15 +126,15 @@ def _matrix(shape, axes, sidecar):
             backwards.append(False)
             continue
         if values.size != count:
-            raise ValueError(
+            raise DataError(
                 f"{direction}.coordinate has {values.size} values, but the displacement has {count} along axis "
                 f"{axis if direction == 'axial' else 1 - axis} (shape {shape}): is axial.array_axis right?"
             )
         found = regular_axis(values.ravel(), f"{direction}.coordinate")
         if found.nodes != count or not np.array_equal(np.sort(found.number), np.arange(count)):
-            raise ValueError(f"{direction}.coordinate: the {count} values must be different and without gaps")
+            raise DataError(f"{direction}.coordinate: the {count} values must be different and without gaps")
         if not (np.array_equal(found.number, np.arange(count)) or np.array_equal(found.number[::-1], np.arange(count))):
-            raise ValueError(f"{direction}.coordinate must increase or decrease from node to node")
+            raise DataError(f"{direction}.coordinate must increase or decrease from node to node")
         spacing.append(found.spacing)
         backwards.append(bool(found.number[0] > 0))
     if sidecar["axial.grows"] == "up":
@@ -141,7 +142,7 @@ def _matrix(shape, axes, sidecar):
 
     def place(values, key):
         if values.shape != shape:
-            raise ValueError(f"{key} must have the shape of axial.displacement, {shape}, got {values.shape}")
+            raise DataError(f"{key} must have the shape of axial.displacement, {shape}, got {values.shape}")
         values = values.astype(np.float64)
         values = values.T if axis == 1 else values
         return values[:: -1 if backwards[0] else 1, :: -1 if backwards[1] else 1].copy()
@@ -169,7 +170,7 @@ def regular_axis(values: np.ndarray, key: str) -> RegularAxis:
     """
     levels, inverse = np.unique(values, return_inverse=True)
     if len(levels) < 2:
-        raise ValueError(f"{key}: all values are equal ({levels[0]:g})" if len(levels) else f"{key}: no values")
+        raise DataError(f"{key}: all values are equal ({levels[0]:g})" if len(levels) else f"{key}: no values")
     gaps = np.diff(levels)
     ordered = np.sort(gaps)
     threshold = 0.0
@@ -182,13 +183,13 @@ def regular_axis(values: np.ndarray, key: str) -> RegularAxis:
     centres = np.bincount(group, levels) / np.bincount(group)
     steps = np.diff(centres)
     if not len(steps):
-        raise ValueError(f"{key}: all values are nearly equal ({centres[0]:g})")
+        raise DataError(f"{key}: all values are nearly equal ({centres[0]:g})")
     shortest = np.median(steps[steps < 1.5 * steps.min()])  # longer ones are gaps of several node distances
     numbers = np.concatenate([[0], np.cumsum(np.rint(steps / shortest))]).astype(int)
     spacing, origin = np.polyfit(numbers, centres, 1)
     away = np.abs(levels - origin - spacing * numbers[group]).max() / spacing
     if away > IRREGULAR:
-        raise ValueError(f"{key}: {_not_regular(steps)}")
+        raise DataError(f"{key}: {_not_regular(steps)}")
     spacing = float(f"{spacing:.{DIGITS}g}")  # without the rounding errors of the fit
     return RegularAxis(numbers[group][inverse.reshape(values.shape)], int(numbers[-1]) + 1, spacing)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import DataError
 from .candidates import Candidate, candidates
 from .containers import Container, read_container
 from .layout import MEASUREMENT, MODULUS
@@ -83,7 +84,7 @@ def _more(first, other):
     """The entry of ``files.more`` for a further file: where that can be, one that fits files with other names too."""
     a, b = first.path.name, other.path.name
     if other.path.parent != first.path.parent:
-        raise ValueError(f"{other.path}: the files of a measurement must be in one folder, {first.path.parent}")
+        raise DataError(f"{other.path}: the files of a measurement must be in one folder, {first.path.parent}")
     start = _common(a, b)
     end = _common(a[start:][::-1], b[start:][::-1])
     old, new = a[start : len(a) - end], b[start : len(b) - end]
@@ -190,7 +191,7 @@ class _Guess:
         if not unknown:
             names = ", ".join(self.sources.names()[:20]) or "none"
             notes = "".join(f"; {note}" for file in self.sources.files for note in file.notes)
-            raise ValueError(
+            raise DataError(
                 f"{self.sources.files[0].path}: no variable can be a displacement field; the arrays are: {names}{notes}"
             )
         largest = max(c.size for c in unknown)
@@ -349,7 +350,7 @@ class _Guess:
             key = f"{direction}.displacement"
             u.append(placement.place(self.sources.select(c.text, key), key) * sidecar[f"{direction}.sign"])
         if not np.isfinite(u).any():
-            raise ValueError(f"axial.displacement: {self.pair[0].text!r} holds no numbers")
+            raise DataError(f"axial.displacement: {self.pair[0].text!r} holds no numbers")
         stack = np.stack(u)
         return _Fields(stack, placement, MeanGradient.of(stack, placement.spacing))
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..errors import DataError
 from .containers import read_container
 from .layout import MODULUS, naming
 
@@ -187,13 +188,13 @@ class Sidecar:
             try:
                 return cls.of(tomllib.loads(path.read_text(encoding="utf-8-sig")), str(path))
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path}: not a TOML file: {error}") from error
+                raise DataError(f"{path}: not a TOML file: {error}") from error
         container = read_container(path)
         with naming(path):
             held = "format" in container and container.get("format") == MODULUS and "config" in container
             config = json.loads(container.get("config")) if held else {}
             if not isinstance(config.get("sidecar"), dict):
-                raise ValueError("a sidecar is a .toml file, or a modulus file that was reconstructed with one")
+                raise DataError("a sidecar is a .toml file, or a modulus file that was reconstructed with one")
         return cls.of(config["sidecar"], str(path))
 
     @classmethod
@@ -202,7 +203,7 @@ class Sidecar:
         values = {name: key.default for name, key in KEYS.items()}
         for section, content in sections.items():
             if not isinstance(content, Mapping):
-                raise ValueError(f"{source}: [{section}] must be a section, one of {', '.join(SECTIONS)}")
+                raise DataError(f"{source}: [{section}] must be a section, one of {', '.join(SECTIONS)}")
             for name, value in content.items():
                 values[_known(f"{section}.{name}", source)] = value
         for name, value in values.items():
@@ -215,9 +216,7 @@ class Sidecar:
         for text in settings:
             name, equals, value = text.partition("=")
             if not equals:
-                raise ValueError(
-                    f"a setting must be of the form KEY=VALUE, such as units.displacement=mm, got {text!r}"
-                )
+                raise DataError(f"a setting must be of the form KEY=VALUE, such as units.displacement=mm, got {text!r}")
             name = _known(name.strip(), "settings")
             values[name] = _value(value.strip())
             _check(name, values[name], "settings")
@@ -242,7 +241,7 @@ class Sidecar:
             brief = len(missing) > 1
             meanings = (KEYS[name].comment.partition(". ")[0] if brief else KEYS[name].comment for name in missing)
             what = "; ".join(f"{name} ({meaning})" for name, meaning in zip(missing, meanings, strict=True))
-            raise ValueError(
+            raise DataError(
                 f"{self.source} does not state {what}. State it in the sidecar, or with --set {missing[0]}=VALUE"
             )
 
@@ -290,7 +289,7 @@ def _known(name, source):
     if name not in KEYS:
         close = difflib.get_close_matches(name, KEYS, 1)
         hint = f"; did you mean {close[0]}?" if close else f", expected one of {', '.join(KEYS)}"
-        raise ValueError(f"{source}: unknown key {name!r}{hint}")
+        raise DataError(f"{source}: unknown key {name!r}{hint}")
     return name
 
 
@@ -314,7 +313,7 @@ def _check(name, value, source):
         good = {"text": isinstance(value, str), "number": number, "whole": number and isinstance(value, int)}[kind]
         expected = {"text": "a text in quotation marks", "number": "a number", "whole": "a whole number"}[kind]
     if not good:
-        raise ValueError(f"{source}: {name} must be {expected}, got {value!r}")
+        raise DataError(f"{source}: {name} must be {expected}, got {value!r}")
 
 
 def _toml(value) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import DataError
 from .containers import Container, read_container
 
 __all__ = ["Sources", "further_name"]
@@ -49,16 +50,14 @@ class Sources:
             names = self.names()
             close = difflib.get_close_matches(text, names, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{key}: no variable {text!r}; there are {', '.join(names[:20]) or 'none'}{hint}")
+            raise DataError(f"{key}: no variable {text!r}; there are {', '.join(names[:20]) or 'none'}{hint}")
         file, name = found
         values = file.array(name)
         if index:
             try:
                 values = values[tuple(_index(part.strip()) for part in index.split(","))]
             except (IndexError, ValueError) as error:
-                raise ValueError(
-                    f"{key}: {text!r} does not fit the shape {values.shape} of {name!r}: {error}"
-                ) from None
+                raise DataError(f"{key}: {text!r} does not fit the shape {values.shape} of {name!r}: {error}") from None
         return np.squeeze(values)
 
     def _find(self, text):
@@ -78,7 +77,7 @@ def further_name(path: Path, text: str) -> str:
     if not arrow:
         return text
     if not old or old not in path.name:
-        raise ValueError(f"files.more: {text!r} does not fit: there is no {old!r} in the name {path.name}")
+        raise DataError(f"files.more: {text!r} does not fit: there is no {old!r} in the name {path.name}")
     return path.name.replace(old, new)
 
 

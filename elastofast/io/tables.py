@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import DataError
+
 __all__ = ["NAMELESS", "Table", "read_table", "stated_unit"]
 
 NAMELESS = "column {}"  # names of columns without a heading, counted from 1
@@ -64,7 +66,7 @@ def read_table(path: Path) -> Table:
     for number, line in lines[start:]:
         entries = _split(line, separator)
         if len(entries) != width:
-            raise ValueError(
+            raise DataError(
                 f"line {number} has {len(entries)} columns where the lines above have {width}: "
                 f"{'the file is cut short' if number == lines[-1][0] else 'damaged or another table'}"
             )
@@ -111,7 +113,7 @@ def _text(path) -> str:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16")
     if b"\0" in data:
-        raise ValueError("no text")
+        raise DataError("no text")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -133,7 +135,7 @@ def _style(lines):
         if score > best:
             best, chosen = score, (separator, decimal, width)
     if chosen is None:
-        raise ValueError("the text has no rows of numbers")
+        raise DataError("the text has no rows of numbers")
     return chosen
 
 

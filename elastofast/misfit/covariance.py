@@ -8,10 +8,11 @@ import numpy as np
 
 from ..backend.batch import dots, numbers
 from ..backend.device import attribute_on, device_of, namespace
+from ..backend.operators import field_operator
 from ..boundary import Boundary, check_support
+from ..errors import SolveError
 from ..forward.form import ElasticForm, as_float, check_modulus
 from ..forward.krylov import restarted_conjugate_gradients
-from ..forward.protocol import SolveError
 from ..forward.solve import check_rtol
 from ..measurement import check_displacement_std, check_force_std, correlation_tables
 from .elimination import OpenDofs
@@ -117,6 +118,7 @@ class NoiseCovariance:
             std = check_displacement_std(displacement_std, form.dof_shape, load.fixed).reshape(d, n)
             force_std = check_force_std(force_std, form.dof_shape).reshape(d, n)
             correlations = correlation_tables(displacement_correlation, form.geometry)
+            self._given = form, x, load, std.reshape(form.dof_shape), force_std.reshape(form.dof_shape), correlations
             std, force_std = (device.upload_broadcast(field) for field in (std, force_std))
             self._assemble(x.reshape(n), std, force_std, correlations=correlations)
 
@@ -127,6 +129,9 @@ class NoiseCovariance:
         self.form, self.load = form, load
         self._assemble(x, std, force_std, noise)
         return self
+
+    def __reduce__(self):
+        return NoiseCovariance, self._given
 
     def _assemble(self, x, std, force_std, noise=None, correlations=None):
         d, n = self.form.geometry.dim, self.form.geometry.n_nodes
@@ -231,6 +236,42 @@ class NoiseCovariance:
             device.export(z.reshape(*batch, d, *self.form._tail(flat))), iterations, residual, stage
         )
 
+    def as_operator(self) -> Any:
+        """Gamma as a scipy.sparse.linalg.LinearOperator (on a GPU that of cupyx), shape (d N, d N).
+
+        Symmetric and positive semidefinite: rows and columns off the equations are zero.
+
+        Raises
+        ------
+        ValueError
+            In products, if some displacement was not measured, see `apply`.
+        """
+        dofs = (self.form.geometry.dim, self.form.geometry.n_nodes)
+        return field_operator(self._device, dofs, dofs, self.apply)
+
+    def inverse(self, rtol: float = 1e-8) -> Any:
+        """Gamma^-1, zero off the equations, as a LinearOperator of the same kind; every product is a `solve`.
+
+        Parameters
+        ----------
+        rtol : float
+            Relative tolerance of the solves, and with it of the operator's symmetry.
+
+        Raises
+        ------
+        ValueError
+            If rtol is not between 0 and 1.
+        SolveError
+            In products, if the tolerance is not reached.
+        """
+        check_rtol(rtol)
+        dofs = (self.form.geometry.dim, self.form.geometry.n_nodes)
+
+        def product(fields):
+            return self._device.xp.stack([self.solve(r, rtol).value for r in fields])
+
+        return field_operator(self._device, dofs, dofs, product)
+
     def find(self, r: Any, rtol: float, x0: Any = None) -> Any:
         """Gamma^-1 r for checked fields (..., d, N), one for each modulus and zero off the equations."""
         return self._find(r, rtol, x0)[0]
@@ -296,9 +337,9 @@ class NoiseCovariance:
         return own
 
     def _on_device_of(self, **fields):
-        """The device of fields, which must be that of the modulus."""
+        """Where fields are, which must be where the modulus is."""
         device_of(modulus=self._x, **fields)
-        return device_of(**fields) if self._device.is_gpu else self._device
+        return device_of(**fields)
 
     def product(self, v: Any) -> Any:
         """Gamma v for checked fields (..., d, N)."""

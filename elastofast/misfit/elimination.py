@@ -26,8 +26,9 @@ import numpy as np
 
 from ..backend.batch import dots
 from ..backend.device import Device, to_host
+from ..errors import SolveError
 from ..forward.form import ElasticForm
-from ..forward.protocol import SolveError, Solver
+from ..forward.protocol import Solver
 from .edge_symbol import EdgeSymbol
 from .noise import DisplacementNoise
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from ..backend.batch import dots
 from ..backend.device import attribute_on, device_of, to_host
+from ..backend.operators import field_operator
 from ..backend.stopwatch import Stopwatch
 from ..boundary import check_support
-from ..forward.form import check_modulus
-from ..forward.solve import check_rtol, forward_state
+from ..forward.solve import check_on_failure, check_rtol, for_members, forward_state, take_moduli
 from ..measurement import Measurement
 from .covariance import NoiseCovariance
 from .elimination import OpenDofs
@@ -58,6 +58,11 @@ class Evaluation(NamedTuple):
         what the same approximation makes of them: the change of z and of the gradient by the displacements.
     frozen, frozen_gradient : callable
         J and the gradient -D(u_m)^T Gamma^-1 r at other moduli (..., N), with Gamma as it is at the present ones.
+    response : callable or None
+        Takes a change r of the force residual and a pull p on the displacements (or None), fields (..., d, N), and
+        gives the changes du and dz of the denoised displacement and of the multiplier that follow: with the precision P
+        of the measured displacements and the covariance S_w of the forces,
+        P du - K dz = p on the dofs with noise, K du + S_w dz = r on the equations. Without a pull du is None.
     """
 
     value: np.ndarray
@@ -70,6 +75,7 @@ class Evaluation(NamedTuple):
     frozen_gradient: Callable[[Any], Any]
     open_dofs: OpenDofs | None = None
     weighting_with_open: Callable[[Any, Any], tuple[Any, Any]] | None = None
+    response: Callable[[Any, Any], tuple[Any, Any]] | None = None
 
 
 class _Solution(NamedTuple):
@@ -81,6 +87,7 @@ class _Solution(NamedTuple):
     weighting: Callable[[Any], Any]
     frozen_value: Callable[[Any], Any]  # J of another force residual with the same Gamma, as `dots` gives it
     frozen_multiplier: Callable[[Any], Any]  # Gamma^-1 times another force residual
+    response: Callable[[Any, Any], tuple[Any, Any]]  # see `Evaluation`
     weighting_with_open: Callable[[Any, Any], tuple[Any, Any]] | None = None
 
 
@@ -100,6 +107,10 @@ class Fidelity:
         Which of the two gradients to return.
     rtol : float
         Relative tolerance of the linear solves.
+    on_failure : {"raise", "inf"}
+        What is done about a modulus that cannot be solved, because it is not positive and finite or too wild for the
+        solver: raise, or answer with an infinite value and a gradient of zeros, so that samplers and line searches can
+        go on.
 
     Raises
     ------
@@ -118,7 +129,9 @@ class Fidelity:
     >>> J, g = ef.Fidelity(m)(x)  # doctest: +SKIP
     """
 
-    def __init__(self, measurement: Measurement, gradient: str = "exact", rtol: float = 1e-8) -> None:
+    def __init__(
+        self, measurement: Measurement, gradient: str = "exact", rtol: float = 1e-8, *, on_failure: str = "raise"
+    ) -> None:
         if not isinstance(measurement, Measurement):
             raise TypeError(f"measurement must be a Measurement, got {type(measurement).__name__}")
         if gradient not in GRADIENTS:
@@ -129,11 +142,12 @@ class Fidelity:
                 "the measurement's displacement_std was not given: state it, or estimate it with "
                 "estimate_noise(measurement).applied(measurement)"
             )
+        check_on_failure(on_failure)
         check_support(measurement.geometry, measurement.load)
         if measurement.load.n_equations == 0:
             raise ValueError("the measurement's load has no loaded dof, so there is no equation to fit")
         with measurement.device.activated():
-            self._set_up([measurement], gradient, rtol)
+            self._set_up([measurement], gradient, rtol, on_failure)
 
     @classmethod
     def of_batch(cls, measurements: Sequence[Measurement], gradient: str, rtol: float) -> Fidelity:
@@ -145,7 +159,11 @@ class Fidelity:
         self._set_up(measurements, gradient, rtol)
         return self
 
-    def _set_up(self, measurements, gradient, rtol):
+    def __reduce__(self):
+        return _rebuilt, (self._measurements, self.kind, self.rtol, self.on_failure)
+
+    def _set_up(self, measurements, gradient, rtol, on_failure="raise"):
+        self._measurements, self.on_failure = measurements, on_failure
         m = self.measurement = measurements[0]
         self.kind, self.rtol, self.device = gradient, rtol, m.device.native
         xp = self.device.xp
@@ -257,20 +275,80 @@ class Fidelity:
         Raises
         ------
         TypeError, ValueError
-            If x does not fit or is not positive.
-        RuntimeError
+            If x does not fit.
+        ModulusError (a ValueError)
+            If x is not positive and finite.
+        SolveError (a RuntimeError)
             If a linear solve does not converge.
         """
         device_of(displacement=self.measured, x=x)
         device = device_of(x=x)
         with device.activated():
             own, xp = device.asarray(x), device.xp
-            moduli, batch = check_modulus(own, self.measurement.form)
-            moduli = moduli.reshape(-1, moduli.shape[-1])
-            found = [self.evaluate(moduli)] if device.is_gpu else [self.evaluate(one) for one in moduli]
-            gradient = xp.concatenate([e.gradient.ravel() for e in found]).reshape(np.shape(own))
-            value = np.concatenate([e.value.ravel() for e in found]).reshape(batch)
+            moduli, batch, sound = take_moduli(own, self.measurement.form, self.on_failure)
+            value, gradient = np.full(len(moduli), np.inf), xp.zeros_like(moduli)
+
+            def evaluate(members):
+                found = self.evaluate(moduli[members])
+                value[members], gradient[members] = found.value, found.gradient
+
+            for_members(evaluate, sound, self.on_failure, together=device.is_gpu)
+            value, gradient = value.reshape(batch), gradient.reshape(np.shape(own))
             return (device.export(xp.asarray(value)) if batch else float(value)), device.export(gradient)
+
+    def hessian_operator(self, x: Any, exact: bool = False) -> Any:
+        """The Hessian of J at one modulus, as an operator on changes of it.
+
+        Parameters
+        ----------
+        x : array_like, shape node_shape or (N,)
+            Modulus in pascals.
+        exact : bool
+            The second derivatives of J, which may be indefinite far from a minimum; by default the Gauss-Newton Hessian
+            D(u_hat)^T Gamma^-1 D(u_hat), which is positive semidefinite and whose inverse is the posterior covariance
+            of a linearised problem with a flat prior.
+
+        Returns
+        -------
+        scipy.sparse.linalg.LinearOperator (on a GPU that of cupyx), shape (N, N)
+            Symmetric up to the tolerance of the solves; per pascal^2. A product takes two solves with K without force
+            noise and open dofs, else one with Gamma.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x does not fit.
+        ValueError
+            In products of the exact Hessian, for force noise together with displacements that were not measured.
+        ModulusError, SolveError
+            If x is not positive and finite, or a solve does not converge.
+        """
+        device_of(displacement=self.measured, x=x)
+        device, form = device_of(x=x), self.measurement.form
+        with device.activated():
+            x, batch, _ = take_moduli(device.asarray(x), form, "raise")
+            form._single(batch, "x", form.node_shape)
+            now = self.evaluate(x[0])
+
+        def product(changes):
+            return self.device.xp.stack([self.hessian_product(now, dx, exact)[0] for dx in changes])
+
+        nodes = (form.geometry.n_nodes,)
+        return field_operator(device.native, nodes, nodes, product)
+
+    def hessian_product(self, now: Evaluation, dx: Any, exact: bool = True) -> tuple[Any, Any, Any]:
+        """The Hessian of J times changes dx (..., N) of the moduli of an `Evaluation`, for the exact gradient.
+
+        Also the changes of the denoised displacement (None for the Gauss-Newton Hessian) and of the multiplier.
+        """
+        form, u, z = self.measurement.form, now.linearization_point, now.multiplier
+        assert now.response is not None
+        residual = self.device.xp.where(self.equations, -form.force(dx, u), 0.0)
+        if not exact:
+            du, dz = now.response(residual, None)
+            return -form.sensitivity(u, dz), None, dz
+        du, dz = now.response(residual, form.force(dx, z))
+        return -form.sensitivity(du, z) - form.sensitivity(u, dz), du, dz
 
     def evaluate(self, x: Any, rtol: float | None = None) -> Evaluation:
         """The data term at a checked modulus (N,) or (1, N), on a device also at a batch (B, N).
@@ -311,6 +389,7 @@ class Fidelity:
                 frozen_gradient,
                 self._open_dofs,
                 found.weighting_with_open,
+                found.response,
             )
 
     def _solve_square(self, x, rtol) -> _Solution:
@@ -342,7 +421,14 @@ class Fidelity:
             e = solver.solve(residual, rtol=rtol).value
             return solver.solve(self._noise.precision(e), rtol=rtol).value
 
-        return _Solution(value, u, z, weighting, frozen_value, frozen_multiplier)
+        def response(residual, pull):
+            du = solver.solve(residual, rtol=rtol).value
+            pulled = self._noise.precision(du)
+            if pull is not None:
+                pulled = xp.where(self.equations, pulled - pull, 0.0)
+            return du, solver.solve(pulled, rtol=rtol).value
+
+        return _Solution(value, u, z, weighting, frozen_value, frozen_multiplier, response)
 
     def _solve_open(self, x, rtol) -> _Solution:
         """Without force noise, with open dofs: their displacements are found first, see `elimination`."""
@@ -371,16 +457,34 @@ class Fidelity:
             w = solver.precondition(xp.where(self.equations, pull, 0.0))
             return -w, open_dofs.values(pull - form.force(x, w))
 
-        def frozen(residual):
+        def frozen(residual, measured=0.0):
             change = solver.solve(residual, rtol=rtol).value
-            return open_dofs.nearest(x, solver, change, xp.zeros_like(change), None, rtol, remember=False)
+            return open_dofs.nearest(x, solver, change, xp.zeros_like(change) + measured, None, rtol, remember=False)
 
         def frozen_value(residual):
             nearest = frozen(residual)
             return 0.5 * dots(nearest.deviation, nearest.weighted, 2)
 
+        def response(residual, pull):
+            """A pull on the equations is balanced by forces K y, which leave one on the open dofs. That one is what
+            other measured values there cause.
+            """
+            if pull is None:
+                return None, frozen(residual).multiplier
+            y = solver.solve(xp.where(self.equations, pull, 0.0), rtol=rtol).value
+            rest = xp.where(self._open, pull - form.force(x, y), 0.0)
+            found = frozen(residual, self._noise.covariance(rest))
+            return found.displacement, found.multiplier - y
+
         return _Solution(
-            value, u, z, weighting, frozen_value, lambda residual: frozen(residual).multiplier, weighting_with_open
+            value,
+            u,
+            z,
+            weighting,
+            frozen_value,
+            lambda residual: frozen(residual).multiplier,
+            response,
+            weighting_with_open,
         )
 
     def _solve_general(self, x, rtol) -> _Solution:
@@ -397,6 +501,19 @@ class Fidelity:
             force = self._force - self._force_std**2 * z
             base = xp.where(self.equations, self.measured, u)
             u = forward_state(form, x, base, force, form.solver(x, self._active), u - base, rtol)
+
+        def response(residual, pull):
+            if pull is None:
+                return None, gamma.find(residual, rtol)
+            if self._known is not None:
+                raise ValueError(
+                    "second derivatives are not implemented for force noise together with displacements that were not "
+                    "measured: set force_std to zero, or take the Gauss-Newton Hessian"
+                )
+            own = self._noise.covariance(pull)
+            dz = gamma.find(xp.where(self.equations, residual - form.force(x, own), 0.0), rtol)
+            return own + self._noise.covariance(form.force(x, dz)), dz
+
         return _Solution(
             value,
             u,
@@ -404,6 +521,7 @@ class Fidelity:
             gamma.precondition,
             lambda residual: 0.5 * dots(residual, gamma.find(residual, rtol), 2),
             lambda residual: gamma.find(residual, rtol),
+            response,
         )
 
     def _covariance(self, x):
@@ -468,6 +586,14 @@ class Fidelity:
             xi = xp.broadcast_to(xp.where(self.equations, self._noise.draw_weighted(normal()), 0.0), shape)
             z = form.solver(x, self._active).solve(xi, rtol=rtol).value
         return form.sensitivity(now.linearization_point, z)
+
+
+def _rebuilt(measurements, *arguments):
+    """A copy of a data term, which begins without earlier solutions; for pickling."""
+    fidelity = Fidelity.__new__(Fidelity)
+    with measurements[0].device.activated():
+        fidelity._set_up(measurements, *arguments)
+    return fidelity
 
 
 def _guess(last, x):

@@ -15,10 +15,13 @@ raises ValueError where the prior cannot be used on a geometry.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+
+from ..errors import PriorError
 
 __all__ = [
     "EnergyPrior",
@@ -128,13 +131,19 @@ def splitting_settings(prior: TargetPrior) -> SplittingSettings:
 
 
 def check_prior(prior: object, geometry) -> None:
-    """Raise TypeError for an object that is no prior, ValueError for one that cannot be used on a geometry."""
+    """Raise PriorError for an object that is no prior, ValueError for one that cannot be used on a geometry."""
     if isinstance(prior, type):
-        raise TypeError(f"prior must be a name or an object, got the class {prior.__name__}: make one of it")
+        raise PriorError(f"prior must be a name or an object, got the class {prior.__name__}: make one of it")
     if not isinstance(prior, EnergyPrior | TargetPrior):
-        raise TypeError(
+        raise PriorError(
             "prior must be a name, a callable giving value and gradient, or an object with a target, "
             f"got {type(prior).__name__}"
+        )
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(prior, torch.nn.Module) and not isinstance(prior, TargetPrior):
+        raise PriorError(
+            f"prior is a torch module ({type(prior).__name__}), which sees tensors: put it into an object whose method "
+            "target(z, shape) gives the denoised maps of z = log x, see elastofast.priors.protocol"
         )
     check = getattr(prior, "check", None)
     if check is not None:

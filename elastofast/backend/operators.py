@@ -1,0 +1,59 @@
+"""Linear maps between fields as the library's `LinearOperator`, for its iterative methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+from .device import Device
+
+__all__ = ["field_operator"]
+
+
+def field_operator(
+    device: Device,
+    rows: tuple[int, ...],
+    columns: tuple[int, ...],
+    product: Callable[[Any], Any],
+    transposed: Callable[[Any], Any] | None = None,
+    dtype: Any = float,
+) -> Any:
+    """A linear map as an operator of the device's library, between vectors that are flattened fields.
+
+    Parameters
+    ----------
+    device : Device
+    rows, columns : tuple of int
+        Shapes of the fields that come out and go in.
+    product : callable
+        Takes fields (k, *columns) of one dtype and gives fields (k, *rows).
+    transposed : callable, optional
+        Takes fields (k, *rows) and gives fields (k, *columns); by default the map is symmetric.
+    dtype : dtype
+        Of the results. Vectors in are converted.
+
+    Returns
+    -------
+    scipy.sparse.linalg.LinearOperator, or that of cupyx on a GPU
+    """
+    xp = device.xp
+
+    def of_columns(function, shape):
+        def matmat(matrix):
+            count = matrix.shape[1]
+            fields = xp.ascontiguousarray(matrix.T, dtype=dtype).reshape(count, *shape)
+            return function(fields).reshape(count, -1).T
+
+        return matmat
+
+    forth = of_columns(product, columns)
+    back = forth if transposed is None else of_columns(transposed, rows)
+    return device.linalg.LinearOperator(
+        (prod(rows), prod(columns)),
+        matvec=lambda v: forth(v.reshape(-1, 1))[:, 0],
+        rmatvec=lambda v: back(v.reshape(-1, 1))[:, 0],
+        matmat=forth,
+        rmatmat=back,
+        dtype=dtype,
+    )

@@ -1,0 +1,1 @@
+"""elastofast inside other programs: each module needs the package of its name."""
