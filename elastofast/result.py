@@ -60,6 +60,10 @@ class Result:
         the fit less that of total variation, and its standard deviation, in units of the noise variance).
     geometry : Grid or Mesh
         The geometry of the measurement.
+    poisson : float
+        The Poisson ratio of the map.
+    poisson_interval : (float, float) or None
+        95 % interval of its estimate, if it was estimated from the data.
     rejected : numpy.ndarray of bool, shape (d, *node_shape), or None
         Measured displacements that were left out as outliers.
     noise : NoiseEstimate or None
@@ -85,6 +89,8 @@ class Result:
     held: float = 0.0
     fallback: str = ""
     comparison: list[dict[str, Any]] = field(repr=False, default_factory=list)
+    poisson: float = float("nan")
+    poisson_interval: tuple[float, float] | None = None
     rejected: np.ndarray | None = field(repr=False, default=None)
     noise: Any = None
     uncertainty: Uncertainty | None = field(repr=False, default=None)

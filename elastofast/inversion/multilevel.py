@@ -101,6 +101,15 @@ class Multilevel:
                 status = ["failed"] * self.count
             return self._packed(status)
 
+    @property
+    def objective(self) -> float:
+        """J + weight R of the first member where the run has arrived; for priors with an energy."""
+        assert self.reached is not None and self.weight is not None
+        number, point = self.reached
+        assert point.data is not None
+        prior = self.options.prior_on(self.levels[number][0].geometry)
+        return float(np.ravel(point.data.value)[0] + self.weight[0] * numbers(prior.value(point.z))[0])
+
     def _optimise(self):
         """Visit the levels from coarse to fine; returns each member's status on the finest."""
         z = self._first_maps()
@@ -236,7 +245,7 @@ def _without_solution(x, fidelity):
     def unknown(*arguments):
         raise SolveError("the data term is not known here")
 
-    return Evaluation(value, xp.zeros_like(x), field, field, field, unknown, unknown, unknown)
+    return Evaluation(value, xp.zeros_like(x), field, field, field, unknown, unknown, unknown, unknown)
 
 
 def _check_scale(measurements, relative, log_bounds):

@@ -89,6 +89,7 @@ def pack(
                 gradient=options.gradient,
                 optimizer=options.optimizer.name,
                 geometry=m.geometry,
+                poisson=m.law.poisson,
             )
         )
     return results
