@@ -14,7 +14,7 @@ from ..forward.protocol import SolveError
 from ..misfit.fidelity import Evaluation, Fidelity
 from ..priors.protocol import LinearizablePrior
 from ..priors.timed import timed
-from ..result import Result
+from ..result import BOUNDS_FACTOR, Result
 from .coarsen import coarsen, refine
 from .history import History
 from .initial import given, homogeneous
@@ -30,8 +30,6 @@ __all__ = ["Multilevel"]
 # values are corrected to second order, see `Fidelity.evaluate`.
 SOLVE_SHARE = 0.01
 TIGHTEST_RTOL, LOOSEST_RTOL = 1e-9, 1e-4
-# Default bounds, as a factor about the mean of the start: against runaway where the data say nothing.
-BOUNDS_FACTOR = 100.0
 
 
 class Multilevel:

@@ -22,7 +22,7 @@ from .coarsen import COARSEST_NODES, coarsen
 from .multilevel import Multilevel
 from .options import Options
 
-__all__ = ["PoissonEstimate", "estimate_poisson"]
+__all__ = ["FreeRun", "PoissonEstimate", "estimate_poisson"]
 
 CONFIDENCE = 0.95
 RISE = 0.5 * float(chi2.ppf(CONFIDENCE, 1))  # of the objective at the ends of the interval
@@ -107,7 +107,7 @@ def estimate_poisson(measurement: Measurement, options: Options, place: int | No
         max_iterations=None, step=options.step_length, progress=options.progress, load=None,
     )  # fmt: skip
     places = None if place is None else [place]
-    run = _FreeRun([m], [None], ["auto"], replace(own, prior_name="tv, Poisson ratio free"), places)
+    run = FreeRun([m], [None], ["auto"], replace(own, prior_name="tv, Poisson ratio free"), places)
     result = run.results()[0]
     _stop_unless_finished(result.status)
     poisson, curvature, best, start = run.found()
@@ -127,7 +127,7 @@ def estimate_poisson(measurement: Measurement, options: Options, place: int | No
     return estimate
 
 
-class _FreeRun(Multilevel):
+class FreeRun(Multilevel):
     """A run with a free Poisson ratio, which each data term takes over from the one before it."""
 
     _last: FreePoisson | None = None
@@ -139,6 +139,12 @@ class _FreeRun(Multilevel):
         self._last = fidelity
         self.data_watches.append(fidelity.watch)
         return fidelity
+
+    @property
+    def poisson(self) -> float:
+        """The ratio of the last evaluation."""
+        assert self._last is not None
+        return self._last.poisson
 
     def found(self):
         """The ratio, the curvature of J by it at the map, the objective, and the map."""

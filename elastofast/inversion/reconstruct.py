@@ -16,11 +16,12 @@ from ..priors import registry
 from ..priors.learned import PostProcessing
 from ..priors.protocol import Prior
 from ..result import Result
+from .causes import likely_cause
 from .fallback import judged
 from .multilevel import Multilevel
 from .noise_estimate import estimate_noise
 from .options import Options
-from .outliers import NOISES, without_outliers
+from .outliers import NOISES, without, without_outliers
 from .poisson import PoissonEstimate, estimate_poisson
 
 __all__ = ["Result", "reconstruct"]
@@ -186,6 +187,13 @@ def reconstruct(
 
     results = without_outliers(dict(enumerate(members)), noise, solve)
     results |= {k: replace(results[k], noise=estimate) for k, estimate in estimates.items() if k in results}
+    for k, result in results.items():
+        used = members[k] if result.rejected is None else without(members[k], result.rejected)
+        if result.poisson != used.law.poisson:
+            used = with_poisson(used, result.poisson)
+        cause = likely_cause(used, result, checked[k])
+        if cause:
+            results[k] = replace(result, message=f"{result.message} {cause}")
     return results[0] if single else [results.get(k) for k in range(len(members))]
 
 
