@@ -21,6 +21,7 @@ __all__ = ["Boundary", "TotalForce", "check_support", "compression", "rigid_mode
 # tolerances far above rounding errors and far below anything that a geometry resolves
 COINCIDENT = 1e-6  # difference of coordinates over the height of the body, below which they are taken as equal
 FREE = 1e-10  # singular value over the largest one, below which a rigid motion is taken as free
+CONTACTS = "frictionless", "bonded", "measured"  # of the plates, see `compression`
 TURNING = 1e-8  # part of a unit rotation in a free motion, above which the motion is taken to turn the body
 
 
@@ -198,13 +199,15 @@ def compression(
     strain: float | None = None,
     total_force: float | None = None,
     axis: int | None = None,
+    contact: str = "frictionless",
 ) -> Boundary:
-    """Compression between two plates without friction, the experiment of the paper.
+    """Compression between two plates: without friction the experiment of the paper.
 
     The bottom is fixed along the axis, its middle node is also fixed sideways (in 3-D a second node of the bottom too,
     against rotation), and the sides are free. The top either carries a uniform pressure or is displaced by a given
-    strain. On a `Grid` depth increases with the index, so the top, where the transducer is, has index 0. On a `Mesh`
-    the axis points upwards and the bottom is where the coordinate is smallest, as in the files of the paper's authors.
+    strain. Other contacts with the plates change that, see ``contact``. On a `Grid` depth increases with the index, so
+    the top, where the transducer is, has index 0. On a `Mesh` the axis points upwards and the bottom is where the
+    coordinate is smallest, as in the files of the paper's authors.
 
     Parameters
     ----------
@@ -214,12 +217,16 @@ def compression(
         Pressure on the top in pascals; negative pulls.
     strain : float, optional
         Displacement of the top over the height of the body; negative pulls. Exactly one of pressure and strain must be
-        given.
+        given, with measured plates at most the pressure.
     total_force : float, optional
-        With ``strain``: the measured force on the top in newtons (2-D: per metre of thickness), with the sign of the
-        strain. It determines the scale of the modulus, which displacements alone do not.
+        Without ``pressure``: the measured force on the top in newtons (2-D: per metre of thickness), with the sign of
+        the strain. It determines the scale of the modulus, which displacements alone do not.
     axis : int, optional
         The axis of compression; by default 0 on a `Grid` and the last coordinate on a `Mesh`.
+    contact : {"frictionless", "bonded", "measured"}
+        "bonded" plates hold the tissue: no node of top and bottom moves sideways. "measured" takes from the data how
+        the tissue moves at the plates, whatever the friction, and whether or not they are flat or tilt: bottom and top
+        (the bottom alone where the top carries a known pressure) are open, their displacement is measured with noise.
 
     Returns
     -------
@@ -228,8 +235,9 @@ def compression(
     Raises
     ------
     TypeError, ValueError
-        If not exactly one of pressure and strain is given, a number is zero or not finite, total_force is given with a
-        pressure or has another sign than the strain, the axis does not exist, or a mesh has no flat top or bottom.
+        If not exactly one of pressure and strain is given (with measured plates, a strain), a number is zero or not
+        finite, total_force is given with a pressure or has another sign than the strain, axis or contact do not exist,
+        or a mesh has no flat top or bottom.
 
     Examples
     --------
@@ -241,7 +249,7 @@ def compression(
     if not isinstance(geometry, Grid | Mesh):
         raise TypeError(f"geometry must be a Grid or a Mesh, got {geometry!r}")
     d, grid = geometry.dim, isinstance(geometry, Grid)
-    _check_loading(pressure, strain, total_force)
+    _check_loading(pressure, strain, total_force, contact)
     if axis is None:
         axis = geometry.axial
     if not isinstance(axis, int | np.integer) or not 0 <= axis < d:
@@ -257,10 +265,17 @@ def compression(
         if not area.any():
             raise ValueError(f"geometry has no flat {name} across axis {axis}; describe the load by a Boundary instead")
 
-    fixed = np.zeros((d, geometry.n_nodes), bool)
+    fixed, open_ = np.zeros((2, d, geometry.n_nodes), bool)
     displacement, force = np.zeros((2, d, geometry.n_nodes))
-    fixed[axis, bottom] = True
-    _hold_sideways(fixed, geometry.points, bottom, axis)
+    if contact == "measured":
+        open_[:, bottom] = True
+        open_[:, top] |= pressure is None
+    elif contact == "bonded":
+        fixed[:, bottom] = fixed[:, top] = True
+        fixed[axis, top] = False
+    else:
+        fixed[axis, bottom] = True
+        _hold_sideways(fixed, geometry.points, bottom, axis)
     if pressure is not None:
         force[axis] = push * pressure * top_area
     if strain is not None:
@@ -276,12 +291,17 @@ def compression(
         fixed=fixed.reshape(shape),
         displacement=displacement.reshape(shape),
         force=force.reshape(shape),
+        open=open_.reshape(shape),
         total_force=measured,
     )
 
 
-def _check_loading(pressure, strain, total_force):
-    if (pressure is None) == (strain is None):
+def _check_loading(pressure, strain, total_force, contact):
+    if contact not in CONTACTS:
+        raise ValueError(f"contact must be one of {', '.join(map(repr, CONTACTS))}, got {contact!r}")
+    if contact == "measured" and strain is not None:
+        raise ValueError("with measured plates leave strain out: the measured displacement of the plates has it")
+    if (pressure is None) == (strain is None) and contact != "measured":
         both = "neither" if pressure is None else "both"
         raise ValueError(f"give exactly one of pressure (Pa) and strain (dimensionless), got {both}")
     for name, value in (("pressure", pressure), ("strain", strain), ("total_force", total_force)):
@@ -289,9 +309,9 @@ def _check_loading(pressure, strain, total_force):
             raise ValueError(f"{name} must be finite and not zero, got {value!r}")
     if strain is not None and abs(strain) >= 1:
         raise ValueError(f"strain must lie between -1 and 1 (0.01 is one per cent), got {strain!r}")
-    if total_force is not None and strain is None:
+    if total_force is not None and pressure is not None:
         raise ValueError("total_force goes with strain; a pressure already says what the force is")
-    if total_force is not None and total_force * strain < 0:
+    if total_force is not None and strain is not None and total_force * strain < 0:
         raise ValueError(f"total_force must have the sign of strain, got {total_force!r} and {strain!r}")
 
 

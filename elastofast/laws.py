@@ -7,10 +7,14 @@ modulus (Timoshenko and Goodier, Theory of Elasticity, ch. 2) and in how many di
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+
+# Step of the central difference in `PoissonRate`, over the distance from the law's limit, at which the Lame numbers
+# grow without bound. Truncation costs 1e-9, and rounding 1e-8 at a Poisson ratio of .4995.
+RATE_STEP = 3e-5
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,10 @@ class Law:
         """First Lame number per unit Young's modulus."""
         return self.poisson / ((1 + self.poisson) * (1 - 2 * self.poisson))
 
+    def with_poisson(self, poisson: float) -> Law:
+        """The same law at another Poisson ratio."""
+        return replace(self, poisson=poisson)
+
 
 class PlaneStress(Law):
     """Thin sheet, no stress across its thickness; -1 < poisson < 1."""
@@ -120,6 +128,30 @@ class Solid(Law):
     name = "solid"
     dim = 3
     mean_dilatation = True
+
+
+class PoissonRate(Law):
+    """The derivative of a law by its Poisson ratio: the form of it is dK/dnu, since K is linear in the Lame numbers."""
+
+    _rates: tuple[float, float]
+
+    def __init__(self, law: Law) -> None:
+        for name in ("poisson", "dim", "name", "poisson_limit", "mean_dilatation", "multigrid"):
+            object.__setattr__(self, name, getattr(law, name))
+        step = RATE_STEP * (law.poisson_limit - law.poisson)
+        above, below = (law.with_poisson(law.poisson + way * step) for way in (1, -1))
+        rates = [(getattr(above, name) - getattr(below, name)) / (2 * step) for name in ("lame_lambda", "lame_mu")]
+        object.__setattr__(self, "_rates", tuple(rates))
+
+    @property
+    def lame_lambda(self) -> float:
+        """Derivative of the first Lame number."""
+        return self._rates[0]
+
+    @property
+    def lame_mu(self) -> float:
+        """Derivative of the shear modulus."""
+        return self._rates[1]
 
 
 LAWS = {law.name: law for law in (PlaneStress, PlaneStrain, Solid)}

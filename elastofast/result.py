@@ -18,6 +18,8 @@ __all__ = ["Result", "message"]
 # cent even for small grids, so that such values say that the model or the stated noise level is wrong.
 CHI2_RANGE = (0.7, 1.3)
 
+# Default bounds, as a factor about the mean of the start: against runaway where the data say nothing.
+BOUNDS_FACTOR = 100.0
 HELD_SHARE = 0.01  # of the nodes on the bounds above which it is commented on. Not studied
 
 
@@ -62,6 +64,10 @@ class Result:
         the fit less that of total variation, and its standard deviation, in units of the noise variance).
     geometry : Grid or Mesh
         The geometry of the measurement.
+    poisson : float
+        The Poisson ratio of the map.
+    poisson_interval : (float, float) or None
+        95 % interval of its estimate, if it was estimated from the data.
     rejected : numpy.ndarray of bool, shape (d, *node_shape), or None
         Measured displacements that were left out as outliers.
     noise : NoiseEstimate or None
@@ -87,6 +93,8 @@ class Result:
     held: float = 0.0
     fallback: str = ""
     comparison: list[dict[str, Any]] = field(default_factory=list)
+    poisson: float = float("nan")
+    poisson_interval: tuple[float, float] | None = None
     rejected: np.ndarray | None = None
     noise: Any = None
     uncertainty: Uncertainty | None = None
@@ -135,10 +143,20 @@ class Result:
         save_modulus(path, self, self.geometry, config=config)
 
 
-def message(status: str, chi2: float, prior: str, known: bool, held: float = 0.0, correlated: bool = False) -> str:
+def message(
+    status: str,
+    chi2: float,
+    prior: str,
+    known: bool,
+    held: float = 0.0,
+    correlated: bool = False,
+    relative: bool = False,
+) -> str:
     """What a status and chi2 mean, and what to do about them; ``known`` says whether a weight had been chosen, ``held``
-    is the share of the nodes on a bound, ``correlated`` says that the residual is that of correlated noise.
+    is the share of the nodes on a bound, ``correlated`` says that the residual is that of correlated noise,
+    ``relative`` that no force is known.
     """
+    far = chi2 > CHI2_RANGE[1]
     resume = "start=result, weight=result.weight." if known else "start=result; no weight was chosen yet."
     text = {
         "converged": "The objective no longer falls noticeably.",
@@ -152,13 +170,26 @@ def message(status: str, chi2: float, prior: str, known: bool, held: float = 0.0
     }[status]
     if prior == "none" and status == "converged":
         text = "Stopped at the first map that explains the data within their noise, or the last that improved."
+    if status == "max_iterations" and far:
+        text = "The largest number of iterations was reached."
     if held > HELD_SHARE:
-        text += f" {held:.0%} of the nodes lie on the bounds, which hold them there: give wider bounds."
-    if chi2 > CHI2_RANGE[1]:
+        text += f" {held:.0%} of the nodes lie on the bounds, which hold them there"
+        if far:
+            text += ", as maps do that cannot explain the data."
+        elif relative:
+            text += (
+                f": their modulus is {BOUNDS_FACTOR:g} times above or below that of the start, and the data do not "
+                "stop it. Without a known force all moduli, and these bounds, are relative."
+            )
+        else:
+            text += ": give wider bounds."
+    if far:
         text += (
             f" chi2 is {chi2:.2f}: the data are not explained under prior {prior!r}. displacement_std may be too "
             "small, the load or the Poisson ratio wrong, the weight too large, or the prior made for other tissue."
         )
+        if status == "max_iterations":
+            text += f" Only if nothing of that is so, raise max_iterations or resume with {resume}"
     elif correlated:
         text += (
             f" chi2 is {chi2:.2f}: noise is being fitted. The residual lacks the roughest part of independent noise, "

@@ -228,6 +228,8 @@ def test_strain_on_a_mesh_moves_the_top_by_that_part_of_the_height(make):
         ({"pressure": 100.0, "total_force": 1.0}, "total_force goes with strain"),
         ({"strain": 0.01, "total_force": 0.0}, "total_force must be finite and not zero"),
         ({"strain": 0.01, "total_force": -1.0}, "total_force must have the sign of strain"),
+        ({"strain": 0.01, "contact": "measured"}, "with measured plates leave strain out"),
+        ({"pressure": 100.0, "contact": "glued"}, "contact must be one of 'frictionless', .*, got 'glued'"),
         ({"pressure": 100.0, "axis": 2}, "axis must be a whole number from 0 to 1, got 2"),
         ({"pressure": 100.0, "axis": -1}, "axis must be a whole number from 0 to 1, got -1"),
     ],
@@ -235,6 +237,27 @@ def test_strain_on_a_mesh_moves_the_top_by_that_part_of_the_height(make):
 def test_compression_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         compression(GRID, **arguments)
+
+
+@pytest.mark.parametrize("geometry", [GRID, brick(), plate()], ids=["grid", "brick", "plate"])
+def test_plates_that_hold_the_tissue_or_are_measured(geometry):
+    d, axis = geometry.dim, geometry.axial
+    along = geometry.points[:, axis]
+    ends = (along == along.min()) | (along == along.max())
+    free = compression(geometry, strain=0.01)
+    bonded = compression(geometry, strain=0.01, contact="bonded")
+    assert (bonded.fixed.reshape(d, -1) == ends).all() and not bonded.open.any()
+    np.testing.assert_array_equal(bonded.displacement, free.displacement)
+    measured = compression(geometry, contact="measured", total_force=2.0)
+    assert (measured.open.reshape(d, -1) == ends).all() and not measured.fixed.any()
+    assert measured.total_force.value == compression(geometry, strain=0.01, total_force=2.0).total_force.value
+    known = compression(geometry, pressure=100.0)
+    np.testing.assert_array_equal(compression(geometry, pressure=100.0, contact="bonded").force, known.force)
+    loaded = compression(geometry, pressure=100.0, contact="measured")
+    np.testing.assert_array_equal(loaded.force, known.force)
+    assert (loaded.open.reshape(d, -1) == known.fixed.reshape(d, -1)[axis]).all()
+    for load in (bonded, measured, loaded):
+        check_support(geometry, load)
 
 
 def test_compression_needs_flat_ends():

@@ -77,6 +77,12 @@ def add_options(option) -> None:
         choices=tuple(OPTIMIZERS),
         help="descent is the projected gradient descent of the paper (default: the one that suits the prior)",
     )
+    option(
+        "--poisson",
+        choices=("stated", "estimate"),
+        default="stated",
+        help="estimate finds one Poisson ratio from the data, beginning with the one in the file",
+    )
     option("--bounds", type=float, nargs=2, metavar=("LO", "HI"), help="least and greatest modulus in pascals")
     option(
         "--displacement-std",
@@ -134,7 +140,7 @@ class Work:
         if self.sidecar:
             self.sidecar.require(self.overrides)
         self.settings: dict[str, Any] = {
-            name: getattr(options, name) for name in ("prior", "weight", "gradient", "optimizer")
+            name: getattr(options, name) for name in ("prior", "weight", "gradient", "optimizer", "poisson")
         }
         if options.bounds:
             self.settings["bounds"] = tuple(options.bounds)
@@ -197,7 +203,8 @@ class Work:
         words = ["elastofast", "reconstruct", str(path), "-o", str(output)]
         if self.sidecar and not str(output).endswith(".vtu"):
             words += ["--with", str(output)]
-        for name in ("prior", "weights", "weight", "gradient", "optimizer", "displacement_std", "uncertainty"):
+        names = ("prior", "weights", "weight", "gradient", "optimizer", "poisson", "displacement_std", "uncertainty")
+        for name in names:
             if config.get(name) is not None:
                 words += [f"--{name.replace('_', '-')}", str(config[name])]
         if "bounds" in config:
@@ -212,6 +219,9 @@ def _print_result(result, m):
     print(f"status   {result.status}: {result.message}")
     print(f"chi2     {result.chi2:.4f}")
     print(f"weight   {result.weight:.4g}")
+    if result.poisson_interval:
+        low, high = result.poisson_interval
+        print(f"poisson  {result.poisson:.4f} (95 % interval {low:.4f} to {high:.4f})")
     print(f"seconds  {result.seconds:.2f}")
     if result.noise is not None:
         print(f"noise    estimated: {result.noise}")

@@ -7,17 +7,18 @@ measurements of the training generator (benchmarks/evidence.py).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from scipy.fft import dctn
 from scipy.special import fdtrc
 
-from ..backend.device import HOST, to_host
+from ..backend.batch import numbers
+from ..backend.device import HOST, device_of, to_host
 from ..errors import SolveError
 from ..measurement import Measurement
 from ..misfit.fidelity import Fidelity
+from ..misfit.free_poisson import poisson_derivatives, poisson_range
 from ..misfit.noise import noise_of
 from .coarsen import coarsen
 
@@ -43,7 +44,6 @@ BLOCKS = 8  # regions along each axis
 # of a node distance reaches it, white noise on 33 x 33 nodes keeps within it. Weaker correlation does no harm here.
 CORRELATED_RATIO = 1.25
 SMALLEST_SHARE = 0.25  # of the nodes that have to be measured for a component to be tested
-POISSON_STEP = 0.01  # of the parabola through three values; not studied
 POISSON_RANGE = 0.05  # largest change of the Poisson ratio that is considered
 CAUSE_RTOL = 1e-5  # of the solves, whose values are corrected to second order
 # Share of a node's noise that is added before the fit, see `held_back`: a fifth of the information is held back, and
@@ -198,9 +198,9 @@ def _smallest_probability(sums, counts, level, reference_count):
 def poisson_cause(measurement: Measurement, modulus) -> Cause | None:
     """The Poisson ratio that would explain most of the misfit that a map is left with; None if none can be tried.
 
-    The map stays as it is. J is nearly quadratic in the Poisson ratio, so that three values give the least one. This is
-    a score test (Rao, Math. Proc. Camb. Philos. Soc. 44, 1948) that asks how much is explained in place of whether
-    anything is: with many data, everything is significant.
+    The map stays as it is. J is nearly quadratic in the Poisson ratio, so that its slope and its Gauss-Newton curvature
+    tell. This is a score test (Rao, Math. Proc. Camb. Philos. Soc. 44, 1948) that asks how much is explained in place
+    of whether anything is: with many data, everything is significant.
 
     The same with the applied load in place of the Poisson ratio (a pressure that grows along its edge, friction) does
     not tell wrong loads from wrong priors: it gave a share of .45 for a right load on fibres.
@@ -211,22 +211,22 @@ def poisson_cause(measurement: Measurement, modulus) -> Cause | None:
     modulus : array, shape node_shape
         A map that the data reject, in pascals, on the device of the measurement.
     """
-    law, steps = measurement.law, (0.0, -POISSON_STEP, -2 * POISSON_STEP)
-    if law.poisson + steps[-1] <= 0:
-        return None
     try:
-        values = []
-        for step in steps:
-            changed = measurement.derived(law=replace(law, poisson=law.poisson + step))
-            fidelity = Fidelity(changed, rtol=CAUSE_RTOL)
-            values.append(2 * fidelity(modulus)[0] - float(fidelity.n_data))
-    except SolveError:  # such a Poisson ratio explains nothing
+        fidelity = Fidelity(measurement, rtol=CAUSE_RTOL)
+        device = device_of(modulus=modulus)
+        with device.activated():
+            x = device.asarray(modulus).reshape(1, -1)
+            now = fidelity.evaluate(x)
+            slope, curvature, _ = poisson_derivatives(fidelity, x, now)
+    except SolveError:
         return None
-    bend, slope, excess = np.polyfit(steps, values, 2)
-    if not (excess > 0 and bend > 0):
+    excess = 2 * numbers(now.value).item() - float(fidelity.n_data)
+    poisson = measurement.law.poisson
+    low, high = np.clip(poisson_range(measurement.law), poisson - POISSON_RANGE, poisson + POISSON_RANGE)
+    if not (excess > 0 and low < high):
         return None
-    change = float(np.clip(-slope / (2 * bend), -POISSON_RANGE, POISSON_RANGE))
-    return Cause(law.poisson + change, float(-(bend * change + slope) * change / excess))
+    change = float(np.clip(-slope / curvature, low - poisson, high - poisson))
+    return Cause(poisson + change, -(curvature * change + 2 * slope) * change / excess)
 
 
 def rescaled(measurement: Measurement, level: float) -> Measurement:

@@ -142,7 +142,9 @@ class _Case:
         return replace(
             result,
             status=status,
-            message=" ".join([message(status, chi2, result.prior, True, result.held), *self.reasons]),
+            message=" ".join(
+                [message(status, chi2, result.prior, True, result.held, relative=result.relative), *self.reasons]
+            ),
             chi2=chi2,
             weight=level * result.weight,
             history=[{k: v * level if k in scaled else v for k, v in entry.items()} for entry in result.history],

@@ -53,8 +53,9 @@ def homogeneous(measurement):
     compliance, std = Fidelity.of_batch([m], "exact", RTOL).homogeneous_compliance()
     if compliance < -AGAINST * std:
         raise ValueError(
-            "the measured displacement goes against the load: no positive modulus explains it. Check the sign and "
-            "units (metres) of displacement and the sign of the force"
+            "the measured displacement goes against the load: no positive modulus explains it. Check the sign, the "
+            "units (metres) and the order of the components of displacement, the direction of the axes, and the sign "
+            "of the force"
         )
     if compliance < VISIBLE * std:
         warnings.warn(

@@ -14,7 +14,7 @@ from ..errors import SolveError
 from ..misfit.fidelity import Evaluation, Fidelity
 from ..priors.protocol import LinearizablePrior
 from ..priors.timed import timed
-from ..result import Result
+from ..result import BOUNDS_FACTOR, Result
 from .coarsen import coarsen, refine
 from .history import History
 from .initial import given, homogeneous
@@ -30,8 +30,6 @@ __all__ = ["Multilevel"]
 # values are corrected to second order, see `Fidelity.evaluate`.
 SOLVE_SHARE = 0.01
 TIGHTEST_RTOL, LOOSEST_RTOL = 1e-9, 1e-4
-# Default bounds, as a factor about the mean of the start: against runaway where the data say nothing.
-BOUNDS_FACTOR = 100.0
 
 
 class Multilevel:
@@ -100,6 +98,15 @@ class Multilevel:
                     raise
                 status = ["failed"] * self.count
             return self._packed(status)
+
+    @property
+    def objective(self) -> float:
+        """J + weight R of the first member where the run has arrived; for priors with an energy."""
+        assert self.reached is not None and self.weight is not None
+        number, point = self.reached
+        assert point.data is not None
+        prior = self.options.prior_on(self.levels[number][0].geometry)
+        return float(np.ravel(point.data.value)[0] + self.weight[0] * numbers(prior.value(point.z))[0])
 
     def _optimise(self):
         """Visit the levels from coarse to fine; returns each member's status on the finest."""
@@ -236,7 +243,7 @@ def _without_solution(x, fidelity):
     def unknown(*arguments):
         raise SolveError("the data term is not known here")
 
-    return Evaluation(value, xp.zeros_like(x), field, field, field, unknown, unknown, unknown)
+    return Evaluation(value, xp.zeros_like(x), field, field, field, unknown, unknown, unknown, unknown)
 
 
 def _check_scale(measurements, relative, log_bounds):

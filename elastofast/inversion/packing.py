@@ -77,6 +77,7 @@ def pack(
                     weight is not None,
                     float(held[k]),
                     _correlated(m, data, k, chi2),
+                    relative,
                 ),
                 held=float(held[k]),
                 chi2=float(chi2[k]),
@@ -89,6 +90,7 @@ def pack(
                 gradient=options.gradient,
                 optimizer=options.optimizer.name,
                 geometry=m.geometry,
+                poisson=m.law.poisson,
             )
         )
     return results

@@ -16,16 +16,19 @@ import numpy as np
 
 from ..backend.processors import thread_pool, threads
 from ..measurement import Measurement
+from ..misfit.free_poisson import with_poisson
 from ..priors import registry
 from ..priors.learned import PostProcessing
 from ..priors.protocol import Prior
 from ..result import Result
+from .causes import likely_cause
 from .fallback import judged
 from .history import stopping
 from .multilevel import Multilevel
 from .noise_estimate import estimate_noise
 from .options import Options
-from .outliers import NOISES, without_outliers
+from .outliers import NOISES, without, without_outliers
+from .poisson import PoissonEstimate, estimate_poisson
 
 __all__ = ["Result", "reconstruct"]
 
@@ -46,6 +49,7 @@ def reconstruct(
     start: Any = None,
     bounds: tuple[float, float] | None = None,
     noise: str = "auto",
+    poisson: str = "stated",
     max_iterations: int | None = None,
     step: float = 0.7,
     progress: bool | Callable[[dict[str, Any]], object] | None = None,
@@ -94,6 +98,10 @@ def reconstruct(
         What is done about outliers. "auto" leaves out displacements that jump against their neighbours and, where the
         data are not explained, those that contradict all others by many standard deviations; "robust" looks for the
         latter in any case; "gaussian" keeps everything. The result's ``rejected`` says which.
+    poisson : {"stated", "estimate"}
+        "estimate" finds one Poisson ratio for the whole body from the data; that of the measurement's law is only where
+        the search begins. The result's ``poisson`` and ``poisson_interval`` have it. If the data cannot tell it, there
+        is a warning, and the stated one is used.
     max_iterations : int, optional
         Limit on outer steps of a level; default 60 (Gauss-Newton; 20 with the frozen gradient), 31 to 45 (splitting,
         after up to 30 towards the homogeneous map), 200 (L-BFGS), 100 (descent, between updates of its
@@ -126,6 +134,10 @@ def reconstruct(
     """
     if noise not in NOISES:
         raise ValueError(f"noise must be one of {', '.join(map(repr, NOISES))}, got {noise!r}")
+    if poisson not in ("stated", "estimate"):
+        raise ValueError(
+            f"poisson must be 'stated' or 'estimate', got {poisson!r}; a number belongs into the measurement's law"
+        )
     single = isinstance(measurement, Measurement)
     members = [measurement] if isinstance(measurement, Measurement) else _members(measurement)
     starts = [start] if single else _for_each(start, None, "start", len(members))
@@ -149,6 +161,10 @@ def reconstruct(
 
     def solve(own: dict[int, Measurement]) -> dict[int, Result]:
         """The results of some of the members; those that Ctrl-C left untouched are missing."""
+        ratios: dict[int, PoissonEstimate] = {}
+        if poisson == "estimate":
+            ratios = {k: estimate_poisson(m, checked[k], None if single else k) for k, m in own.items()}
+            own = {k: with_poisson(m, ratios[k].used) for k, m in own.items()}
         groups = _groups(own, checked)
         runs = {
             group[0]: Multilevel(
@@ -179,10 +195,17 @@ def reconstruct(
         results: dict[int, Result] = {}
         for group, found in _finished(finish, groups, workers):
             results |= dict(zip(group, found, strict=True))
-        return results
+        return {k: _with_estimate(result, ratios.get(k)) for k, result in results.items()}
 
     results = without_outliers(dict(enumerate(members)), noise, solve)
     results |= {k: replace(results[k], noise=estimate) for k, estimate in estimates.items() if k in results}
+    for k, result in results.items():
+        used = members[k] if result.rejected is None else without(members[k], result.rejected)
+        if result.poisson != used.law.poisson:
+            used = with_poisson(used, result.poisson)
+        cause = likely_cause(used, result, checked[k])
+        if cause:
+            results[k] = replace(result, message=f"{result.message} {cause}")
     return results[0] if single else [results.get(k) for k in range(len(members))]
 
 
@@ -241,6 +264,13 @@ def _finished(finish, groups, workers):
     finally:
         stopping.reset(token)
     yield from ((groups[k], results[k]) for k in sorted(results))
+
+
+def _with_estimate(result: Result, estimate: PoissonEstimate | None) -> Result:
+    if estimate is None:
+        return result
+    interval = estimate.low, estimate.high
+    return replace(result, poisson_interval=interval, message=f"{result.message} {estimate.text}")
 
 
 def _members(measurements) -> list[Measurement]:

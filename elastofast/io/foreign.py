@@ -225,9 +225,9 @@ def _load(grid, sidecar) -> Boundary:
     if kind == "pressure":
         if force:
             raise DataError("load.force must be 0 where load.kind is pressure: the pressure is the force")
-        return compression(grid, pressure=value)
+        return compression(grid, pressure=value, contact=sidecar["load.contact"])
     if kind == "strain":
-        return compression(grid, strain=value, total_force=force or None)
+        return compression(grid, strain=value, total_force=force or None, contact=sidecar["load.contact"])
     free = np.zeros((2, *grid.shape), bool)
     sides = {"top": np.s_[:, 0], "bottom": np.s_[:, -1], "left": np.s_[:, :, 0], "right": np.s_[:, :, -1]}
     for edge in sidecar["load.edges"]:

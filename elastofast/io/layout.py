@@ -69,6 +69,7 @@ FIELDS = {
     "relative": ("1", "1 if the modulus is known only up to a factor"),
     "chi2": ("1", "2 J / number of independent data, 1 when the fit explains the noise"),
     "weight": ("1", "prior weight"),
+    "poisson_interval": ("1", "ends of the 95 % interval of the Poisson ratio, if it was estimated"),
     "status": ("", "how the reconstruction ended"),
     "message": ("", "the same as advice"),
     "config": ("", "run configuration as JSON"),

@@ -80,6 +80,8 @@ _RESULT = (
     ("relative", int),
     ("chi2", float),
     ("weight", float),
+    ("poisson", float),
+    ("poisson_interval", list),
     ("status", str),
     ("message", str),
 )
@@ -98,9 +100,9 @@ def load_modulus(path: str | os.PathLike) -> tuple[np.ndarray, Grid | Mesh, dict
         Pascals.
     geometry : Grid or Mesh
     info : dict
-        The rest of the file: ``displacement``, ``chi2``, ``weight``, ``status``, ``message``, ``relative``,
-        ``log_modulus_std``, ``log_modulus_errors`` and ``log_modulus_errors_again`` (of which `Uncertainty` gives
-        intervals) and ``config``, where they are given.
+        The rest of the file: ``displacement``, ``chi2``, ``weight``, ``poisson``, ``poisson_interval``, ``status``,
+        ``message``, ``relative``, ``log_modulus_std``, ``log_modulus_errors`` and ``log_modulus_errors_again`` (of
+        which `Uncertainty` gives intervals) and ``config``, where they are given.
 
     Raises
     ------
@@ -115,7 +117,9 @@ def load_modulus(path: str | os.PathLike) -> tuple[np.ndarray, Grid | Mesh, dict
             raise DataError(f"expected a '{MODULUS}' file; it holds {listing(file)}")
         geometry = unpack_geometry(file)
         modulus = shaped(need(file, "modulus"), geometry.node_shape, "modulus")
-        info = {name: file.get(name) for name in ("chi2", "weight", "status", "message") if name in file}
+        info = {name: file.get(name) for name in ("chi2", "weight", "poisson", "status", "message") if name in file}
+        if "poisson_interval" in file:
+            info["poisson_interval"] = tuple(np.ravel(file.get("poisson_interval")).tolist())
         if "displacement" in file:
             shape = (geometry.dim, *geometry.node_shape)
             info["displacement"] = shaped(file.get("displacement"), shape, "displacement")

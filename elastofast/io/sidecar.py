@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..boundary import CONTACTS
 from ..errors import DataError
 from .containers import read_container
 from .layout import MODULUS, naming
@@ -136,8 +137,14 @@ KEYS = {
         ("open", "pressure", "strain"),
         "open: the edges are cut out of a larger body, forces there "
         "are unknown and the map has no absolute scale; pressure: a known uniform pressure on the top; "
-        "strain: a plate has moved the top by a known fraction of the height. The last two: on a frictionless "
-        "plate, with free sides",
+        "strain: a plate has moved the top by a known fraction of the height. The last two: on a plate, with free "
+        "sides",
+    ),
+    "load.contact": Key(
+        "frictionless",
+        CONTACTS,
+        "if pressure or strain, how the tissue touches the plates: frictionless; bonded: it does not move sideways "
+        "there; measured, with a pressure: as the data say",
     ),
     "load.value": Key(0.0, "number", "the pressure in pascals or the strain, positive for compression; 0 if open"),
     "load.edges": Key([*EDGES], "edges", "if open: which edges are; the others are free of forces"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -56,6 +56,8 @@ class Evaluation(NamedTuple):
     weighting_with_open : callable or None
         Then takes the changes of the force residual (..., d, N) and of these displacements (..., open dofs) and gives
         what the same approximation makes of them: the change of z and of the gradient by the displacements.
+    energy : callable
+        Half of r^T Gamma^-1 r for any force residual r (..., d, N), with Gamma as it is here; on the host.
     frozen, frozen_gradient : callable
         J and the gradient -D(u_m)^T Gamma^-1 r at other moduli (..., N), with Gamma as it is at the present ones.
     response : callable or None
@@ -71,6 +73,7 @@ class Evaluation(NamedTuple):
     multiplier: Any
     linearization_point: Any
     weighting: Callable[[Any], Any]
+    energy: Callable[[Any], np.ndarray]
     frozen: Callable[[Any], np.ndarray]
     frozen_gradient: Callable[[Any], Any]
     open_dofs: OpenDofs | None = None
@@ -150,7 +153,7 @@ class Fidelity:
             self._set_up([measurement], gradient, rtol, on_failure)
 
     @classmethod
-    def of_batch(cls, measurements: Sequence[Measurement], gradient: str, rtol: float) -> Fidelity:
+    def of_batch(cls, measurements: Sequence[Measurement], gradient: str, rtol: float) -> Self:
         """One data term for several measurements, whose loads must have the same loaded, fixed and open dofs.
 
         Moduli, values and gradients then have a leading axis, one entry for each measurement. Nothing is checked.
@@ -371,8 +374,11 @@ class Fidelity:
                     point = self.device.xp.where(self._known, self.measured, found.displacement)
             displacement = found.displacement if self._motion is None else found.displacement + self._motion
 
+            def energy(residual):
+                return self._values(found.frozen_value(residual))
+
             def frozen(other):
-                return self._values(found.frozen_value(self._residual(other, point)))
+                return energy(self._residual(other, point))
 
             def frozen_gradient(other):
                 return -form.sensitivity(point, found.frozen_multiplier(self._residual(other, point)))
@@ -385,6 +391,7 @@ class Fidelity:
                 found.multiplier,
                 point,
                 found.weighting,
+                energy,
                 frozen,
                 frozen_gradient,
                 self._open_dofs,
