@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from .evidence import residual
 from .initial import homogeneous
 from .multilevel import Multilevel
 from .options import Options
-from .poisson import FreeRun
+from .poisson import CONFIDENCE, FreeRun, estimate_poisson
 
 __all__ = ["likely_cause"]
 
@@ -41,6 +42,8 @@ EXPLAINED = CHI2_RANGE[1] - 1
 NAMED_SHARE = 0.5
 # A homogeneous body has to fit a rearranged displacement this much better, in J, for it to be tried at all.
 REARRANGED = 0.5
+# Difference of the estimated Poisson ratio from the stated one that is told. Not studied.
+BENT = 0.005
 # Mean moduli in pascals beyond these are no soft tissue's, nor those of phantoms: wrong units shift them by 1e3 or 1e6.
 PLAUSIBLE = 100.0, 3e6
 RTOL = 1e-5  # of the solves for homogeneous bodies
@@ -74,9 +77,9 @@ def likely_cause(measurement: Measurement, result: Result, options: Options) -> 
     )
     if not rested:
         return ""
-    if not result.chi2 > CHI2_RANGE[1]:
-        return _implausible(result)
     m = measurement
+    if not result.chi2 > CHI2_RANGE[1]:
+        return _implausible(result) or (_bent(m, result, options) if result.status == "max_iterations" else "")
     if isinstance(m.geometry, Grid):
         left = residual(m, result.displacement)
         if left.white and not left.structured and left.level > CHI2_RANGE[1]:
@@ -101,6 +104,25 @@ def _implausible(result):
     return (
         f"The mean modulus is {mean:.2g} Pa, unlike that of soft tissue: check the units of the force (newtons) or "
         "pressure (pascals), to which it is proportional."
+    )
+
+
+def _bent(m, result, options):
+    """A modulus can be bent until it explains a wrong Poisson ratio, with chi2 at one, but hardly comes to rest then."""
+    if result.poisson_interval is not None:
+        return ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = estimate_poisson(m, replace(options, progress=None))
+        except (ValueError, KeyboardInterrupt):  # no better ratio was found; the map is there
+            return ""
+    if not found.told or abs(found.value - found.stated) < BENT:
+        return ""
+    return (
+        f"The map did not come to rest, as happens when it makes up for a wrong Poisson ratio: {found.value:.3f} "
+        f"({CONFIDENCE:.0%} interval {found.low:.3f} to {found.high:.3f}) suits the data better than {found.stated:g}. "
+        'Do not rely on the map; poisson="estimate" takes the better one.'
     )
 
 
