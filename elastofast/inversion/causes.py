@@ -108,7 +108,7 @@ def _implausible(result):
 
 
 def _bent(m, result, options):
-    """A modulus can be bent until it explains a wrong Poisson ratio, with chi2 at one, but hardly comes to rest then."""
+    """A modulus can be bent until it makes up for a wrong Poisson ratio, with chi2 at one, but hardly comes to rest."""
     if result.poisson_interval is not None:
         return ""
     with warnings.catch_warnings():
