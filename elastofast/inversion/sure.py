@@ -21,7 +21,7 @@ from ..misfit.fidelity import Fidelity
 from .gauss_newton import gauss_newton
 from .problem import Iterate, Problem
 
-__all__ = ["predictive_weight"]
+__all__ = ["effective_parameters", "predictive_weight", "search"]
 
 # Weights are tried in a geometric sequence FIRST_WEIGHT * RATIO^k.
 FIRST_WEIGHT = 1000.0
@@ -64,7 +64,7 @@ def predictive_weight(problem: Problem, trial: Fidelity, at_once: int = 1) -> tu
     prior, start = problem.prior, problem.start
     count, xp = len(start.z), trial.device.xp
     data = np.broadcast_to(trial.n_data / trial.frames, count * at_once)[:count]
-    searches = [_search(MAX_PARAMETERS * n) for n in data]
+    searches = [search(MAX_PARAMETERS * n) for n in data]
     asked = [next(search) for search in searches]  # exponents to try and to start from, None at the end
     maps: list[dict] = [{None: (start.z[k], None if start.dual is None else start.dual[k])} for k in range(count)]
     found: list[dict] = [{} for _ in range(count)]
@@ -125,7 +125,7 @@ def _following(ask, steps):
     return exponent - steps if origin is None or exponent < origin else exponent + steps
 
 
-def _search(max_parameters):
+def search(max_parameters):
     """The search of one member: yields an exponent to try and the one whose map to start from, gets the risk and the
     number of parameters there.
     """
