@@ -89,7 +89,8 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
         see `elastofast.priors`.
     weight : "auto" or float, or a list of float
         Prior weight. "auto" needs displacement_std to be right, but no ground truth. For Gauss-Newton it minimises
-        an unbiased estimate of the prediction error on a coarse copy of the data (see `elastofast.inversion.sure`). For
+        an unbiased estimate of the prediction error on a coarse copy of the data (see `elastofast.inversion.sure`), or
+        for several frames the error with which some predict the others. For
         priors with a target it is a fixed power of the data term's mean curvature, for those that only give a
         gradient the norm of the data gradient that noise alone causes over the norm of the prior's.
     gradient : {"exact", "frozen"}
