@@ -6,6 +6,7 @@ from test_fidelity import Dense, measure, psi_of, truth
 
 import elastofast as ef
 from elastofast.inversion.cross_validation import halves
+from elastofast.inversion.evidence import held_back, prediction, residual
 from elastofast.misfit.joint import JointFidelity
 
 LAW = ef.PlaneStress(0.495)
@@ -260,6 +261,62 @@ def test_other_optimisers_take_frames_too(optimizer, prior):
     kwargs = {"max_iterations": 10} if optimizer == "descent" else {}
     result = ef.reconstruct(frames, prior=prior, weight=1.0, optimizer=optimizer, joint=True, **kwargs)
     assert len(result.frame_chi2) == 3 and result.chi2 < (50 if optimizer == "descent" else 1.5)
+
+
+def test_maps_that_the_frames_reject_are_replaced():
+    """Tests of the residual, data held back and fall-backs see all frames."""
+
+    class Known:
+        """A prior whose idea of the true map never changes."""
+
+        def __init__(self, x):
+            self.z = np.log(x).ravel()
+
+        def target(self, z, shape):
+            return np.broadcast_to(self.z, z.shape)
+
+    elsewhere, _ = ef.inclusion(GRID, (10e-3, 20e-3), 6e-3, modulus=50e3, background=12e3)
+    frames = scans(PRESSED, 2, snr=35.0)
+    kept = ef.reconstruct(frames, prior=Known(TRUTH), joint=True)
+    assert kept.fallback == "" and len(kept.comparison) == 1 and error(kept) < 0.05
+    replaced = ef.reconstruct(frames, prior=Known(elsewhere), joint=True)
+    assert replaced.fallback in ("weight", "prior") and error(replaced) < 0.25 and len(replaced.frame_chi2) == 2
+
+
+def test_residuals_of_all_frames_are_tested_as_one_measurement():
+    """With independent noise and with a stated correlation: false alarms are no more frequent than stated."""
+    rng = np.random.default_rng(0)
+    white = [ef.Measurement(GRID, LAW, PRESSED, np.where(PRESSED.fixed, 0, 1e-6 * rng.normal(size=(2, 33, 33))), 1e-6)
+             for _ in range(40)]  # fmt: skip
+    zero = np.zeros((2, 2, 33, 33))
+    found = [residual(ef.JointMeasurement(white[k : k + 2]), zero) for k in range(0, 40, 2)]
+    alarms = sum(one.probability < 0.1 for one in found)
+    assert alarms <= 6 and not any(one.structured for one in found)
+    assert np.mean([one.level for one in found]) == pytest.approx(1.0, abs=0.03)
+    bent = white[0].derived(displacement=white[0].displacement + 1e-6 * np.sin(np.arange(33) / 5))
+    assert residual(ef.JointMeasurement([white[1], bent]), zero).structured
+    stated = [
+        m.derived(displacement_correlation=tuple(np.eye(33)[0] + 0.5 * np.eye(33)[1] for _ in range(2)))
+        for m in white[:2]
+    ]
+    each = [residual(m, zero[0]).probability for m in stated]
+    both = residual(ef.JointMeasurement(stated), zero)
+    assert both.probability == pytest.approx(min(1.0, 2 * min(each)))
+
+
+def test_data_held_back_are_independent_in_each_frame():
+    joint = ef.JointMeasurement(scans(PRESSED, 2))
+    fitted, other = held_back(joint, 48)
+    assert fitted.displacement.shape == joint.displacement.shape
+    noise = [(half.displacement - joint.displacement) / joint.displacement_std for half in (fitted, other)]
+    inside = joint.observed
+    assert np.corrcoef(noise[0][0][inside[0]], noise[0][1][inside[1]])[0, 1] == pytest.approx(0.0, abs=0.1)
+    assert (noise[0][inside].std(), noise[1][inside].std()) == pytest.approx((0.5, 2.0), rel=0.1)
+    first, second = joint.displacement, joint.displacement + joint.displacement_std
+    gained = prediction(joint, first, second)
+    each = [prediction(m, u, v) for m, u, v in zip(joint.frames, first, second, strict=True)]
+    assert gained.excess == pytest.approx(sum(one.excess for one in each))
+    assert gained.std == pytest.approx(np.hypot(*(one.std for one in each)))
 
 
 def test_coarse_levels_and_meshes_serve_frames():
