@@ -442,3 +442,15 @@ def test_frames_on_a_device_take_their_steps_together_and_give_the_map_of_the_cp
     first, second = (ef.reconstruct(frames, **options) for frames in (hosts, there))
     assert np.linalg.norm(get(second.modulus) - first.modulus) < 0.02 * np.linalg.norm(first.modulus)
     np.testing.assert_allclose(second.frame_chi2, first.frame_chi2, rtol=0.02)
+
+
+def test_the_hessian_of_frames_is_the_sum_of_theirs_and_a_data_term_can_be_pickled():
+    import pickle
+
+    frames = [measure("grid", "plane stress", kind, seed=k)[0] for k, kind in enumerate(("pressure", "strain"))]
+    x = truth("grid", "plane stress", "pressure")[2] * 1.1
+    fidelity = pickle.loads(pickle.dumps(JointFidelity(ef.JointMeasurement(frames), rtol=1e-10)))
+    for exact in (False, True):
+        v = np.random.default_rng(3).standard_normal(x.size)
+        each = sum(ef.Fidelity(m, rtol=1e-10).hessian_operator(x, exact) @ v for m in frames)
+        np.testing.assert_allclose(fidelity.hessian_operator(x, exact) @ v, each, atol=1e-6 * np.abs(each).max())
