@@ -32,12 +32,13 @@ class TotalForce(NamedTuple):
     """A measured resultant force: the sum of component ``component`` over ``nodes`` (bool, shape (*node_shape)).
 
     ``value`` is in newtons (2-D: per metre of thickness). It is the force that acts *on* the body, positive in the
-    direction of the axis.
+    direction of the axis. ``std`` is the standard deviation of its noise, zero if it is not known.
     """
 
     component: int
     value: float
     nodes: np.ndarray
+    std: float = 0.0
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -59,7 +60,7 @@ class Boundary:
         Known nodal force in newtons (2-D: per metre of thickness) on loaded dofs, zero elsewhere; zero by default.
     open : array of bool, shape (d, *node_shape), optional
         Where the force is unknown; nowhere by default.
-    total_force : (component, value, nodes), optional
+    total_force : (component, value, nodes) or (component, value, nodes, std), optional
         One measured resultant force on fixed or open dofs, see `TotalForce`. It determines the scale of the modulus if
         all known nodal forces are zero.
 
@@ -93,7 +94,7 @@ class Boundary:
         displacement: ArrayLike | None = None,
         force: ArrayLike | None = None,
         open: ArrayLike | None = None,
-        total_force: tuple[int, float, ArrayLike] | None = None,
+        total_force: tuple[int, float, ArrayLike] | tuple[int, float, ArrayLike, float] | None = None,
     ) -> None:
         given = {"fixed": fixed, "displacement": displacement, "force": force, "open": open}
         shapes = {name: np.shape(a) for name, a in given.items() if a is not None}
@@ -173,14 +174,16 @@ def _refuse(bad, message):
 def _total_force(total_force, unknown):
     """Checked `TotalForce`; ``unknown`` marks the dofs whose nodal force is not known."""
     try:
-        component, value, nodes = total_force
-    except (TypeError, ValueError):
+        component, value, nodes, std = TotalForce(*total_force)
+    except TypeError:
         raise ValueError(f"total_force must be (component, value, nodes), got {total_force!r}") from None
     d, *node_shape = unknown.shape
     if not isinstance(component, int | np.integer) or not 0 <= component < d:
         raise ValueError(f"total_force: component must be a whole number from 0 to {d - 1}, got {component!r}")
     if not (isinstance(value, Real) and np.isfinite(float(value)) and value != 0):
         raise ValueError(f"total_force: value must be finite and not zero (newtons), got {value!r}")
+    if not (isinstance(std, Real) and 0 <= float(std) < np.inf):
+        raise ValueError(f"total_force: std must be finite and not negative (newtons), got {std!r}")
     nodes = _mask("total_force: nodes", nodes, node_shape)
     if nodes.shape != tuple(node_shape) or not nodes.any():
         raise ValueError(
@@ -190,7 +193,7 @@ def _total_force(total_force, unknown):
     if not unknown[component][nodes].all():
         raise ValueError("total_force must be a sum over fixed or open dofs, but some are loaded: their force is known")
     nodes.setflags(write=False)
-    return TotalForce(int(component), float(value), nodes)
+    return TotalForce(int(component), float(value), nodes, float(std))
 
 
 def compression(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .forward.form import ElasticForm
     from .io.sidecar import Sidecar
 
-__all__ = ["Measurement", "load_measurement"]
+__all__ = ["Measurement", "load_frames", "load_measurement"]
 
 # A displacement whose stated standard deviation exceeds this many times the size of the whole field (its root mean
 # square, weighted by the precision), and MUCH_NOISIER times that of the best one, says nothing that the body's
@@ -36,6 +36,8 @@ UNINFORMATIVE = 3.0
 MUCH_NOISIER = 30.0
 # A measured value on a fixed dof that differs by more than this many standard deviations contradicts the load.
 CONTRADICTION = 5.0
+# A resultant force of no more than this many standard deviations is one that its own noise could have made.
+NOISY_RESULTANT = 3.0
 # Strains by the range of a component (between two percentiles, which outliers do not move) over the extent along it.
 LARGE_STRAIN = 0.2
 STRAIN_PERCENTILES = 1.0, 99.0
@@ -98,8 +100,9 @@ class Measurement:
     -----
     UserWarning
         If many values are exactly zero beside others that are not, which is how missing data are often written; if the
-        displacement suggests a strain above 20 %, for which linear elasticity is no model, or below 1e-8; or if
-        it differs by more than five standard deviations from the known displacement of a fixed dof.
+        displacement suggests a strain above 20 %, for which linear elasticity is no model, or below 1e-8; if
+        it differs by more than five standard deviations from the known displacement of a fixed dof; or if the known
+        forces or the total force are no larger than their noise.
 
     Examples
     --------
@@ -128,6 +131,7 @@ class Measurement:
         given = self._set(geometry, law, load, displacement, displacement_std, force_std, reference, device)
         self.displacement_correlation = correlation_tables(displacement_correlation, geometry)
         _warn_of_fixed(self, given)
+        _warn_of_forces(self)
         _check_strain(self)
         _warn_of_zeros(self)
 
@@ -210,6 +214,11 @@ class Measurement:
             "noise": f"{noise}, {noisy.size} values",
         }
         return shown("Measurement", facts, axial, self.geometry)
+
+    @property
+    def frames(self) -> tuple[Measurement, ...]:
+        """The measurement itself: a `JointMeasurement` has several."""
+        return (self,)
 
     @cached_property
     def form(self) -> ElasticForm:
@@ -330,8 +339,44 @@ def load_measurement(
     >>> m = load_measurement("Data3.mat", displacement_std=1e-8)  # doctest: +SKIP
     >>> m = load_measurement("vic2d.csv", sidecar="vic2d.toml")  # doctest: +SKIP
     """
-    with measurement_arguments(path, sidecar, overrides) as values:
-        return Measurement(**values)
+    frames = load_frames(path, sidecar, **overrides)
+    if len(frames) > 1:
+        raise ValueError(
+            f"{path}: the file holds {len(frames)} frames, not one measurement: read them with load_frames, or "
+            "reconstruct one map from all by elastofast reconstruct --joint"
+        )
+    return frames[0]
+
+
+def load_frames(
+    path: str | os.PathLike, sidecar: str | os.PathLike | Mapping[str, Any] | Sidecar | None = None, **overrides: Any
+) -> list[Measurement]:
+    """Read all measurements of one body in a file, such as the frames of a compression sequence.
+
+    In elastofast's own layout, the displacement of several frames has a leading axis, (frames, d, nodes), and so has
+    everything else that differs between them. A sidecar states their number as ``files.frames`` and has ``{frame}`` in
+    names.
+
+    Parameters
+    ----------
+    path, sidecar, **overrides
+        As for `load_measurement`; overrides are those of every frame.
+
+    Returns
+    -------
+    list of Measurement
+
+    Raises
+    ------
+    OSError, ValueError, TypeError
+        As `load_measurement`.
+
+    Examples
+    --------
+    >>> result = ef.reconstruct(load_frames("sequence.h5"), joint=True)  # doctest: +SKIP
+    """
+    with measurement_arguments(path, sidecar, overrides) as frames:
+        return [Measurement(**values) for values in frames]
 
 
 def check_displacement_std(value, shape, fixed) -> np.ndarray:
@@ -456,6 +501,37 @@ def _warn_of_fixed(m, given):
             f"the load, by up to {off.max():.3g} standard deviations; that of the load is used. The support may have "
             "moved, or the body as a whole: give the measured values as the displacement of the load, mark these dofs "
             "as open, or set NaN there if they mean nothing",
+            stacklevel=3,
+        )
+
+
+def _warn_of_forces(m):
+    """Warn of a load that its own noise could have made: it hardly fixes the scale of the modulus."""
+    cure = (
+        "Check the units of the force and of its standard deviation, add up more samples of it, or do without: with "
+        "open dofs in place of forces the modulus is relative, and known moduli of some region fix its scale too"
+    )
+    total = m.load.total_force
+    if total is not None and abs(total.value) <= NOISY_RESULTANT * total.std:
+        warnings.warn(
+            f"load.total_force is {total.value:.3g} N with a standard deviation of {total.std:.3g} N: noise alone "
+            f"could have made it, and the scale of the modulus is as uncertain. {cure}",
+            stacklevel=3,
+        )
+    force, applied = m.load.force, m.load.force != 0
+    std = m.force_std[applied]
+    if not applied.any() or not std.all():
+        return
+    resultants = np.array([own.sum() for own in force])
+    noise = np.array([np.sqrt((own[there] ** 2).sum()) for own, there in zip(m.force_std, applied, strict=True)])
+    # forces that cancel out, such as those of two plates, are seen by their sum of squares
+    squares, n = float(((force[applied] / std) ** 2).sum()), len(std)
+    if (np.abs(resultants) <= NOISY_RESULTANT * noise).all() and squares <= n + NOISY_RESULTANT * np.sqrt(2 * n):
+        k = int(np.argmax(np.abs(resultants) / np.where(noise > 0, noise, np.inf)))
+        warnings.warn(
+            f"the known forces add up to {resultants[k]:.3g} N along axis {k}, with a standard deviation of "
+            f"{noise[k]:.3g} N by force_std: noise alone could have made them, and the scale of the modulus is as "
+            f"uncertain. {cure}",
             stacklevel=3,
         )
 

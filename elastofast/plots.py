@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from .geometry import Mesh
+    from .joint import JointMeasurement
     from .measurement import Measurement
     from .result import Result
     from .tracking.field import Tracking
@@ -174,7 +175,9 @@ def _draw_maps(figure, places, fields, truth, geometry, limits) -> list:
     return panels
 
 
-def plot_result(result: Result, measurement: Measurement, path: str | os.PathLike | None = None) -> Figure:
+def plot_result(
+    result: Result, measurement: Measurement | JointMeasurement, path: str | os.PathLike | None = None
+) -> Figure:
     """One reconstruction: modulus, how sure it is, profile, what the fit leaves of the displacement, and convergence.
 
     Where the noise had to be estimated, its correlation is drawn too.
@@ -183,9 +186,10 @@ def plot_result(result: Result, measurement: Measurement, path: str | os.PathLik
     ----------
     result : Result
         From `reconstruct`; with `Result.uncertainty` its standard deviation is drawn beside the map.
-    measurement : Measurement
+    measurement : Measurement or JointMeasurement
         What it was reconstructed from; its ``reference`` is drawn as the truth where there is one. If the result is
-        relative, both are drawn with geometric mean one.
+        relative, both are drawn with geometric mean one. Of several frames, the misfit of the one with the largest chi2
+        is drawn.
     path : path-like, optional
         Where to save the figure; the suffix (.png, .pdf, .svg) chooses the format.
 
@@ -232,7 +236,8 @@ def plot_result(result: Result, measurement: Measurement, path: str | os.PathLik
             axes.set_ylabel("")
             axes.tick_params(labelleft=False)
 
-        estimated = result.noise is not None and result.noise.autocorrelation
+        noise = _noise(result)
+        estimated = noise is not None and noise.autocorrelation
         bottom = outer[1].subgridspec(1, 3 if estimated else 2, width_ratios=(1.6, 1, 1)[: 3 if estimated else 2])
         axes = figure.add_subplot(bottom[0])
         lines = {"reconstruction" if name == "modulus" else name: field for name, field in fields.items()}
@@ -241,7 +246,7 @@ def plot_result(result: Result, measurement: Measurement, path: str | os.PathLik
         axes.legend(frameon=False)
         _draw_convergence(figure.add_subplot(bottom[1]), result)
         if estimated:
-            _draw_noise(figure.add_subplot(bottom[2]), result.noise, geometry)
+            _draw_noise(figure.add_subplot(bottom[2]), noise, geometry)
         return _save(figure, path)
 
 
@@ -283,25 +288,32 @@ def plot_tracking(tracking: Tracking, path: str | os.PathLike | None = None) -> 
 
 def _draw_misfit(figure, places, result, measurement) -> list:
     """What the fit leaves of each measured component, in standard deviations of its noise, and the outliers that were
-    left out; the two panels.
+    left out; the two panels. Of several frames, those of the one with the largest chi2.
     """
     geometry = measurement.geometry
-    axial = geometry.axial
-    if result.noise is not None:
-        measurement = result.noise.applied(measurement)
-    measured = np.isfinite(measurement.displacement_std) & ~measurement.load.fixed
+    axial, frames = geometry.axial, measurement.frames
+    worst = _worst_frame(result)
+    m, of_frame = frames[worst], f", frame {worst}" if len(frames) > 1 else ""
+    noise = _noise(result)
+    if noise is not None:
+        m = noise.applied(m)
+    measured = np.isfinite(m.displacement_std) & ~m.load.fixed
+    fitted, rejected = (
+        None if field is None else to_host(field).reshape(len(frames), *m.displacement.shape)[worst]
+        for field in (result.displacement, result.rejected)
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
-        misfit = (measurement.displacement - to_host(result.displacement)) / measurement.displacement_std
+        misfit = (m.displacement - fitted) / m.displacement_std
     misfit = np.where(measured, misfit, np.nan)
     panels: list = []
     for place, name, component in zip(places, ("axial", "lateral"), (axial, 1 - axial), strict=True):
         axes = figure.add_subplot(place)
         image = draw_map(axes, misfit[component], geometry, (-MISFIT_LIMIT, MISFIT_LIMIT), cmap="RdBu_r")
-        axes.set_title(f"{name} misfit")
-        if result.rejected is not None and result.rejected[component].any():
-            at = 1e3 * geometry.points[result.rejected[component].ravel()]
+        axes.set_title(f"{name} misfit{of_frame}")
+        if rejected is not None and rejected[component].any():
+            at = 1e3 * geometry.points[rejected[component].ravel()]
             axes.plot(at[:, 1 - axial], at[:, axial], "kx", ms=2.5, mew=0.6)
-            axes.set_title(f"{name} misfit (x: left out)")
+            axes.set_title(f"{name} misfit{of_frame} (x: left out)")
         panels.append(axes)
     bar = figure.colorbar(image, ax=panels, fraction=0.05, pad=0.02, extend="both")
     bar.set_label("(measured − fitted) / std")
@@ -316,6 +328,16 @@ def _draw_std(figure, axes, std, geometry):
     bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, extend="max" if std.max() > high else "neither")
     bar.set_label("std of log modulus")
     bar.outline.set_visible(False)
+
+
+def _worst_frame(result):
+    """The number of the frame that is explained worst."""
+    return int(np.argmax(result.frame_chi2)) if result.frame_chi2 else 0
+
+
+def _noise(result):
+    """The estimated noise, if any, of the frame that is explained worst."""
+    return result.noise[_worst_frame(result)] if isinstance(result.noise, list) else result.noise
 
 
 def _draw_convergence(axes, result):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,10 +71,14 @@ class Result:
         95 % interval of its estimate, if it was estimated from the data.
     rejected : numpy.ndarray of bool, shape (d, *node_shape), or None
         Measured displacements that were left out as outliers.
-    noise : NoiseEstimate or None
-        The noise of the displacement, where it was not known and had to be estimated.
+    noise : NoiseEstimate or None, or a list of them
+        The noise of the displacement, where it was not known and had to be estimated; of a `JointMeasurement` one for
+        each frame.
     uncertainty : Uncertainty or None
         How far the true modulus may be, where it was assigned: ``result.uncertainty = ef.uncertainty(result, m)``.
+    frame_chi2 : list of float
+        chi2 of each frame of a `JointMeasurement`, of which ``displacement`` and ``rejected`` then have one field for
+        each frame, (frames, d, *node_shape); otherwise empty.
     """
 
     modulus: np.ndarray
@@ -98,6 +103,7 @@ class Result:
     rejected: np.ndarray | None = None
     noise: Any = None
     uncertainty: Uncertainty | None = None
+    frame_chi2: list[float] = field(default_factory=list)
 
     @property
     def std(self) -> np.ndarray | None:
@@ -151,10 +157,11 @@ def message(
     held: float = 0.0,
     correlated: bool = False,
     relative: bool = False,
+    frames: Sequence[float] = (),
 ) -> str:
     """What a status and chi2 mean, and what to do about them; ``known`` says whether a weight had been chosen, ``held``
     is the share of the nodes on a bound, ``correlated`` says that the residual is that of correlated noise,
-    ``relative`` that no force is known.
+    ``relative`` that no force is known, ``frames`` has the chi2 of each frame.
     """
     far = chi2 > CHI2_RANGE[1]
     resume = "start=result, weight=result.weight." if known else "start=result; no weight was chosen yet."
@@ -199,5 +206,11 @@ def message(
     elif chi2 < CHI2_RANGE[0]:
         text += (
             f" chi2 is {chi2:.2f}: noise is being fitted. displacement_std may be too large or the weight too small."
+        )
+    unlike = [f"{own:.2f} in frame {k}" for k, own in enumerate(frames) if own > CHI2_RANGE[1] * max(chi2, 1.0)]
+    if unlike:
+        text += (
+            f" Frames differ: chi2 is {', '.join(unlike)}. Their displacement_std or their loads may be wrong, or the "
+            "body may have changed between the frames; try without them."
         )
     return text

@@ -185,9 +185,9 @@ def test_files_that_belong_to_another_one_are_not_measurements_of_their_own(tmp_
     for name in ("p1_uz.txt", "p1_ux.txt", "p2_uz.txt", "p2_ux.txt", "roi.png", "notes.md"):
         (tmp_path / name).touch()
     sidecar = Sidecar.of({"files": {"more": ["_uz -> _ux", "roi.png"]}})
-    assert [path.name for path in batch._files([tmp_path], sidecar)] == ["p1_uz.txt", "p2_uz.txt"]
+    assert [path.name for path in batch.files_of([tmp_path], sidecar)] == ["p1_uz.txt", "p2_uz.txt"]
     named = [tmp_path / "p2_uz.txt", tmp_path / "p2_uz.txt", tmp_path / "p1_uz.txt"]  # in the order given, each once
-    assert [path.name for path in batch._files(named, sidecar)] == ["p2_uz.txt", "p1_uz.txt"]
+    assert [path.name for path in batch.files_of(named, sidecar)] == ["p2_uz.txt", "p1_uz.txt"]
 
 
 def test_maps_of_files_of_one_name_are_kept_apart(tmp_path):

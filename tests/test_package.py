@@ -23,6 +23,7 @@ FLOW = (
         "resumable",
         "measurement",
         "tracking",
+        "joint",
         "misfit",
         "priors",
         "intervals",

@@ -82,6 +82,7 @@ def test_relative_results_are_drawn_over_their_geometric_mean(tmp_path, geometry
         chi2=1.0,
         relative=False,
         std=0.1 * truth / truth.max() if reference else None,
+        frame_chi2=[],
         rejected=np.random.default_rng(0).random(u.shape) < 0.02 if reference else None,
         noise=None,
     )

@@ -18,7 +18,7 @@ from ..progress import progress_bar
 from ..resumable import ResumableFolder, RowFile
 from .shared import FAILED, INTERRUPTED, check_output, digest, one_line
 
-__all__ = ["reconstruct_all"]
+__all__ = ["files_of", "reconstruct_all"]
 
 # what is taken from a folder
 SUFFIXES = (".h5", ".hdf5", ".npz", ".npy", ".mat", ".csv", ".txt", ".tsv", ".dat", ".nii", ".nii.gz", ".tif", ".tiff")
@@ -47,7 +47,7 @@ def reconstruct_all(work, options) -> int:
     """
     out = Path(options.output)
     figure = "." + options.plot.lower().rpartition(".")[2] if options.plot else None
-    paths = _files(options.files, work.sidecar)
+    paths = files_of(options.files, work.sidecar)
     outputs = dict(zip(paths, _names(paths), strict=True))
     check_output(str(out.parent / f"x.{options.format}"), (f".{options.format}",))
     if figure:
@@ -103,7 +103,7 @@ def _one(work, path, out, name, figure) -> dict[str, Any]:
         result = work(m, None)
         if result.status == "interrupted":
             raise KeyboardInterrupt
-        work.save(path, m, result, out / name, (out / name).with_suffix(figure) if figure else None)
+        work.save([path], m, result, out / name, (out / name).with_suffix(figure) if figure else None)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
         return row | {"output": None, "status": "error", "message": one_line(error)}
     low, median, high = np.quantile(np.asarray(result.modulus), [0.05, 0.5, 0.95])
@@ -123,7 +123,7 @@ def _one(work, path, out, name, figure) -> dict[str, Any]:
     }
 
 
-def _files(given, sidecar) -> list[Path]:
+def files_of(given, sidecar) -> list[Path]:
     """All files of a command, those in folders included, without those that belong to another one."""
     paths: list[Path] = []
     for text in given:

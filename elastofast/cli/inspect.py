@@ -92,7 +92,7 @@ def _check(options) -> int:
         raise ValueError("--with takes one FILE; further ones are named in the sidecar, files.more")
     file = read_container(options.files[0])
     with naming(file.path):
-        values = foreign_arguments(file, Sidecar.read(options.sidecar).changed(options.set))
+        values = foreign_arguments(file, Sidecar.read(options.sidecar).changed(options.set).frame(0))
         print(Measurement(**values))
     grid, std = values["geometry"], values["displacement_std"]
     measured = np.isfinite(std)

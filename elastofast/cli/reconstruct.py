@@ -13,7 +13,7 @@ from ..inversion.optimizers import OPTIMIZERS
 from ..inversion.uncertainty import REPETITIONS, uncertainty
 from ..io.sidecar import ESTIMATE
 from ..priors.registry import DEFAULT_LEARNED, LEARNED, NAMED, load
-from .batch import reconstruct_all
+from .batch import files_of, reconstruct_all
 from .shared import FAILED, INTERRUPTED, ReconstructionBar, check_output, digest, set_option, version
 
 HELP = (
@@ -22,6 +22,7 @@ HELP = (
 )
 EXAMPLE = (
     "scan.h5 -o modulus.h5 --prior tv --plot modulus.png --uncertainty\n"
+    "  elastofast reconstruct --joint pressed.h5 sheared.h5 -o modulus.h5 --prior tv\n"
     "  elastofast reconstruct vic2d.csv --with vic2d.toml --set noise.std=2e-4 -o modulus.h5\n"
     "  elastofast reconstruct scans/ --with scans.toml -o maps --format npz"
 )
@@ -37,6 +38,12 @@ def add_options(option) -> None:
         nargs="+",
         help="measurement in elastofast's own layout, or with a sidecar in any other (docs/files.md); several files or "
         "a folder are reconstructed one after the other",
+    )
+    option(
+        "--joint",
+        action="store_true",
+        help="the files, or the frames in a file, are measurements of one body, such as a compression sequence or "
+        "several loads: one map that explains them all",
     )
     option(
         "-o",
@@ -78,6 +85,11 @@ def add_options(option) -> None:
         help="descent is the projected gradient descent of the paper (default: the one that suits the prior)",
     )
     option(
+        "--known",
+        metavar="FILE",
+        help="modulus file with the modulus where it is known, such as that of a gel pad, and NaN where it is sought",
+    )
+    option(
         "--poisson",
         choices=("stated", "estimate"),
         default="stated",
@@ -108,16 +120,19 @@ def add_options(option) -> None:
 def run(options) -> int:
     """Run the command; returns the exit status."""
     work = Work(options)
-    if len(options.files) > 1 or os.path.isdir(options.files[0]):
+    if not options.joint and (len(options.files) > 1 or os.path.isdir(options.files[0])):
         return reconstruct_all(work, options)
     check_output(options.output, (".npz", ".h5", ".hdf5", ".mat", ".vtu"))
     if options.plot:
         check_output(options.plot, FIGURES)
-    m = work.load(options.files[0])
+    if options.uncertainty is not None and (options.joint or options.known):
+        raise ValueError("--uncertainty is for one measurement without known moduli: leave it, --joint or --known out")
+    paths = files_of(options.files, work.sidecar) if options.joint else options.files
+    m = work.load_joint(paths) if options.joint else work.load(paths[0])
     print(m)
     with ReconstructionBar(options.prior, hidden=options.quiet) as bar:
         result = work(m, bar)
-    work.save(options.files[0], m, result, options.output, options.plot)
+    work.save(paths, m, result, options.output, options.plot)
     _print_result(result, m)
     print(f"wrote {options.output}")
     if options.plot:
@@ -145,6 +160,8 @@ class Work:
         if options.bounds:
             self.settings["bounds"] = tuple(options.bounds)
         self.repetitions = options.uncertainty
+        self.joint = options.joint
+        self.known = options.known
         self.weights = options.weights
         self.prior = options.prior if options.weights is None else load(options.prior, options.weights)
 
@@ -154,11 +171,19 @@ class Work:
 
         return load_measurement(path, self.sidecar, **self.overrides)
 
+    def load_joint(self, paths):
+        """All frames in some files as one joint measurement."""
+        from ..joint import JointMeasurement
+        from ..measurement import load_frames
+
+        return JointMeasurement([m for path in paths for m in load_frames(path, self.sidecar, **self.overrides)])
+
     def __call__(self, m, progress):
         """The reconstruction of a measurement."""
         from ..inversion.reconstruct import reconstruct
 
-        result = reconstruct(m, progress=progress, **{**self.settings, "prior": self.prior})
+        known = None if self.known is None else self._known_on(m.geometry)
+        result = reconstruct(m, progress=progress, known=known, **{**self.settings, "prior": self.prior})
         if self.repetitions is not None and result.status not in ("interrupted", "failed"):
             given: Any = None if self.weights is None else self.prior
             bounds = self.settings.get("bounds")
@@ -171,6 +196,15 @@ class Work:
                 result.message = "Interrupted before it was known how sure the map is; the map is complete."
         return result
 
+    def _known_on(self, geometry):
+        """The known moduli in their file, which must be on the geometry of the measurement."""
+        from ..io import load_modulus
+
+        known, own, _ = load_modulus(self.known)
+        if own.node_shape != geometry.node_shape or not np.allclose(own.points, geometry.points, atol=0):
+            raise ValueError(f"--known: {self.known} is on {own!r}, but the measurement on {geometry!r}")
+        return known
+
     def config(self) -> dict[str, Any]:
         """All settings, which are the same for every file."""
         config = {"elastofast": version("elastofast"), **self.overrides, **self.settings}
@@ -180,31 +214,35 @@ class Work:
             config["uncertainty"] = self.repetitions
         if self.weights:
             config["weights"] = str(self.weights)
+        if self.known:
+            config["known"] = str(self.known)
         if self.sidecar:
             config["sidecar"] = self.sidecar.sections()
         return config
 
-    def save(self, path, m, result, output, plot) -> None:
-        """Write the map with all that is needed to run it again, and the figure if one is asked for."""
+    def save(self, paths, m, result, output, plot) -> None:
+        """Write the map of some files with all that is needed to run it again, and the figure if one is asked for."""
         from ..io import save_modulus
 
-        config = {**self.config(), "file": str(path), "sha256": digest(path), "optimizer": result.optimizer}
+        files, digests = [str(path) for path in paths], [digest(path) for path in paths]
+        config = {**self.config(), "optimizer": result.optimizer}
+        config |= {"files": files, "sha256": digests} if self.joint else {"file": files[0], "sha256": digests[0]}
         if self.settings["prior"] == "auto":
             config["prior"] = result.prior
-        config["command"] = self._command(path, output, config)
+        config["command"] = self._command(files, output, config)
         save_modulus(output, result, m.geometry, config=config)
         if plot:
             from ..plots import plot_result
 
             plot_result(result, m, plot)
 
-    def _command(self, path, output, config) -> str:
+    def _command(self, files, output, config) -> str:
         """The command that makes the same map: the sidecar is read from the map itself."""
-        words = ["elastofast", "reconstruct", str(path), "-o", str(output)]
+        words = ["elastofast", "reconstruct", *(["--joint"] if self.joint else []), *files, "-o", str(output)]
         if self.sidecar and not str(output).endswith(".vtu"):
             words += ["--with", str(output)]
-        names = ("prior", "weights", "weight", "gradient", "optimizer", "poisson", "displacement_std", "uncertainty")
-        for name in names:
+        names = "prior weights weight gradient optimizer poisson displacement_std uncertainty known"
+        for name in names.split():
             if config.get(name) is not None:
                 words += [f"--{name.replace('_', '-')}", str(config[name])]
         if "bounds" in config:
@@ -218,13 +256,16 @@ def _print_result(result, m):
     print(f"prior    {result.prior}")
     print(f"status   {result.status}: {result.message}")
     print(f"chi2     {result.chi2:.4f}")
+    if result.frame_chi2:
+        print(f"frames   {', '.join(f'{own:.4f}' for own in result.frame_chi2)} (chi2)")
     print(f"weight   {result.weight:.4g}")
     if result.poisson_interval:
         low, high = result.poisson_interval
         print(f"poisson  {result.poisson:.4f} (95 % interval {low:.4f} to {high:.4f})")
     print(f"seconds  {result.seconds:.2f}")
     if result.noise is not None:
-        print(f"noise    estimated: {result.noise}")
+        each = result.noise if isinstance(result.noise, list) else [result.noise]
+        print(f"noise    estimated: {'; '.join('stated' if own is None else str(own) for own in each)}")
     if result.std is not None:
         middle, high = np.quantile(result.std, (0.5, 0.95))
         print(f"std      of log modulus: {middle:.3f} (median over the nodes), {high:.3f} (95 %)")

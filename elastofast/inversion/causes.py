@@ -92,7 +92,7 @@ def likely_cause(measurement: Measurement, result: Result, options: Options) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return _found(m, result, options.log_bounds is not None)
+            return _found(m, result, options.limits.given)
         except KeyboardInterrupt:  # the map is there
             return ""
 

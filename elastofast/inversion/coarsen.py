@@ -10,9 +10,10 @@ from scipy.sparse.linalg import cg
 from ..backend.device import namespace
 from ..boundary import Boundary, check_support
 from ..geometry import Grid, Mesh
-from .coarsen_mesh import coarsen_mesh, refine_mesh, sample_mesh
+from ..joint import JointMeasurement
+from .coarsen_mesh import coarsen_mesh, refine_mesh, sample_mesh, shared_nodes
 
-__all__ = ["coarsen", "refine", "sample"]
+__all__ = ["at_nodes_of", "coarsen", "refine", "sample"]
 
 # Nodes along the shorter axis of the coarsest grid: on fewer, coarse maps hardly help as a start. Not studied.
 COARSEST_NODES = 48
@@ -44,7 +45,8 @@ def coarsen(measurement, smallest=COARSEST_NODES):
 
     Parameters
     ----------
-    measurement : Measurement
+    measurement : Measurement or JointMeasurement
+        Of a joint one, each frame.
     smallest : int
         Least number of nodes that a coarsened axis may have.
 
@@ -53,6 +55,9 @@ def coarsen(measurement, smallest=COARSEST_NODES):
     Measurement or None
         None where a coarse copy makes no sense: on a small grid or mesh, or where the support would be lost.
     """
+    if isinstance(measurement, JointMeasurement):
+        frames = [coarsen(m, smallest) for m in measurement.frames]
+        return JointMeasurement(frames) if all(frames) else None
     m, grid = measurement, measurement.geometry
     if isinstance(grid, Mesh):
         return coarsen_mesh(m, smallest)
@@ -200,12 +205,11 @@ def sample(fine, coarse):
 
     The discretisation error of the coarse grid is small beside such noise.
     """
+    if isinstance(fine, JointMeasurement):
+        return JointMeasurement([sample(*both) for both in zip(fine.frames, coarse.frames, strict=True)])
     if isinstance(fine.geometry, Mesh):
         return sample_mesh(fine, coarse)
-    nodes = np.ix_(
-        *(np.rint(np.linspace(0, n - 1, k)).astype(int)
-          for n, k in zip(fine.geometry.shape, coarse.geometry.shape, strict=True))
-    )  # fmt: skip
+    nodes = _nearest_nodes(fine.geometry, coarse.geometry)
     # The residual of the fit at the nearest fine node is added, so that coarse and fine nodes need not coincide.
     rest = fine.displacement - refine(coarse.displacement, coarse.geometry, fine.geometry)
     displacement = coarse.displacement + np.stack([component[nodes] for component in rest])
@@ -213,6 +217,22 @@ def sample(fine, coarse):
     std = np.stack([component[nodes] for component in std])
     std = np.where(std > 0, std, coarse.displacement_std)
     return coarse.derived(displacement=displacement, displacement_std=std)
+
+
+def at_nodes_of(coarse, field, fine):
+    """Node field (N,) of a fine grid or mesh at the nodes of a coarse one: the values of the nearest nodes."""
+    if coarse is fine or coarse == fine:
+        return field
+    if isinstance(fine, Mesh):
+        return field[shared_nodes(fine, coarse)]
+    return field.reshape(fine.shape)[_nearest_nodes(fine, coarse)].ravel()
+
+
+def _nearest_nodes(fine, coarse):
+    """Index of the nodes of a fine grid nearest to those of a coarse one."""
+    return np.ix_(
+        *(np.rint(np.linspace(0, n - 1, k)).astype(int) for n, k in zip(fine.shape, coarse.shape, strict=True))
+    )
 
 
 def refine(field, coarse, fine):

@@ -9,7 +9,7 @@ from scipy.sparse.linalg import cg
 from ..boundary import Boundary, check_support
 from ..forward.mesh_coarsening import coarser
 
-__all__ = ["coarsen_mesh", "refine_mesh", "sample_mesh"]
+__all__ = ["coarsen_mesh", "refine_mesh", "sample_mesh", "shared_nodes"]
 
 FIT_RTOL = 1e-6  # of the fit of a displacement on the coarse mesh, far below noise
 FIT_MAX_ITERATIONS = 500
@@ -82,17 +82,23 @@ def sample_mesh(fine, coarse):
     """The coarse measurement with the single displacements of the nodes that it shares with the fine one; see
     `coarsen.sample`.
     """
-    level, kept = fine.geometry, []
-    while level is not coarse.geometry:
+    nodes = shared_nodes(fine.geometry, coarse.geometry)
+    std = np.where(fine.observed | fine.load.fixed, fine.displacement_std, np.inf)[:, nodes]
+    std = np.where(std > 0, std, coarse.displacement_std)
+    return coarse.derived(displacement=fine.displacement[:, nodes], displacement_std=std)
+
+
+def shared_nodes(fine, coarse):
+    """Numbers on a fine mesh of the nodes of a coarser one that was made from it."""
+    level, kept = fine, []
+    while level is not coarse:
         step = _made(level)
         level = step.mesh
         kept.append(step.kept)
     nodes = np.arange(level.n_nodes)
     for each in reversed(kept):
         nodes = each[nodes]
-    std = np.where(fine.observed | fine.load.fixed, fine.displacement_std, np.inf)[:, nodes]
-    std = np.where(std > 0, std, coarse.displacement_std)
-    return coarse.derived(displacement=fine.displacement[:, nodes], displacement_std=std)
+    return nodes
 
 
 def refine_mesh(field, fine):

@@ -16,6 +16,7 @@ from scipy.special import fdtrc
 from ..backend.batch import numbers
 from ..backend.device import HOST, device_of, to_host
 from ..errors import SolveError
+from ..joint import JointMeasurement
 from ..measurement import Measurement
 from ..misfit.fidelity import Fidelity
 from ..misfit.free_poisson import poisson_derivatives, poisson_range
@@ -102,7 +103,7 @@ class Prediction(NamedTuple):
     std: float
 
 
-def residual(measurement: Measurement, displacement) -> Residual:
+def residual(measurement: Measurement | JointMeasurement, displacement) -> Residual:
     """Test whether the measured displacement less the denoised one of a map is white noise.
 
     The normalised residual of the right map is white noise of variance one, less what the map took from it: an
@@ -114,21 +115,44 @@ def residual(measurement: Measurement, displacement) -> Residual:
 
     Parameters
     ----------
-    measurement : Measurement
+    measurement : Measurement or JointMeasurement
         On a grid.
-    displacement : array, shape (d, *node_shape)
+    displacement : array, shape (d, *node_shape) or (frames, d, *node_shape)
         Denoised displacement of the map, in metres.
 
     Returns
     -------
     Residual
+        The components of all frames with independent noise are tested as those of one measurement; frames with a stated
+        correlation are tested one by one (Bonferroni).
     """
-    m, shape = measurement, measurement.geometry.node_shape
-    if m.displacement_correlation is not None:
-        return _correlated_residual(m, displacement)
-    seen = m.observed & ~m.load.open
-    std = np.where(seen, m.displacement_std, 1.0)
-    r = np.where(seen, (m.displacement - to_host(displacement)) / std, 0.0)
+    frames = _by_frame(measurement, to_host(displacement))
+    tests = [_correlated_residual(m, u) for m, u in frames if m.displacement_correlation is not None]
+    independent = [(m, u) for m, u in frames if m.displacement_correlation is None]
+    if independent:
+        tests.append(_independent_residual(independent))
+    if len(tests) == 1:
+        return tests[0]
+    return Residual(
+        float(np.mean([test.level for test in tests])),
+        all(test.white for test in tests),
+        any(test.correlated for test in tests),
+        min(1.0, len(tests) * min(test.probability for test in tests)),
+    )
+
+
+def _by_frame(measurement, field):
+    """The frames of a measurement, each with its part (d, *node_shape) of a dof field."""
+    first = measurement.frames[0].displacement
+    return list(zip(measurement.frames, field.reshape(-1, *first.shape), strict=True))
+
+
+def _independent_residual(frames):
+    """The test where noise is independent, for pairs of a frame and its denoised displacement."""
+    shape = frames[0][0].geometry.node_shape
+    seen = np.concatenate([m.observed & ~m.load.open for m, _ in frames])
+    std = np.where(seen, np.concatenate([m.displacement_std for m, _ in frames]), 1.0)
+    r = np.where(seen, np.concatenate([m.displacement - u for m, u in frames]) / std, 0.0)
     shares = seen.reshape(len(seen), -1).mean(axis=1)
     tested = shares >= SMALLEST_SHARE
     if not tested.any():
@@ -212,15 +236,18 @@ def poisson_cause(measurement: Measurement, modulus) -> Cause | None:
         A map that the data reject, in pascals, on the device of the measurement.
     """
     try:
-        fidelity = Fidelity(measurement, rtol=CAUSE_RTOL)
-        device = device_of(modulus=modulus)
-        with device.activated():
-            x = device.asarray(modulus).reshape(1, -1)
-            now = fidelity.evaluate(x)
-            slope, curvature, _ = poisson_derivatives(fidelity, x, now)
+        slope = curvature = excess = 0.0
+        for m in measurement.frames:
+            fidelity = Fidelity(m, rtol=CAUSE_RTOL)
+            device = device_of(modulus=modulus)
+            with device.activated():
+                x = device.asarray(modulus).reshape(1, -1)
+                now = fidelity.evaluate(x)
+                own = poisson_derivatives(fidelity, x, now)
+            slope, curvature = slope + own[0], curvature + own[1]
+            excess += 2 * numbers(now.value).item() - float(fidelity.n_data)
     except SolveError:
         return None
-    excess = 2 * numbers(now.value).item() - float(fidelity.n_data)
     poisson = measurement.law.poisson
     low, high = np.clip(poisson_range(measurement.law), poisson - POISSON_RANGE, poisson + POISSON_RANGE)
     if not (excess > 0 and low < high):
@@ -256,7 +283,8 @@ def held_back(measurement: Measurement, smallest: int, seed: int = 0) -> tuple[M
     """
     m = measurement
     normal = np.random.default_rng([SEED, seed]).normal(size=m.displacement.shape)
-    w = _noise(m).draw(normal.reshape(len(normal), -1)).reshape(normal.shape)
+    w = np.stack([_noise(frame).draw(own.reshape(len(own), -1)) for frame, own in _by_frame(m, normal)])
+    w = w.reshape(m.displacement.shape)
     pair = [
         m.derived(displacement=m.displacement + a * w, displacement_std=np.hypot(1.0, a) * m.displacement_std)
         for a in (HELD_BACK, -1 / HELD_BACK)
@@ -276,10 +304,11 @@ def prediction(other: Measurement, first, second) -> Prediction:
     first, second : array, shape (d, *node_shape)
         In metres.
     """
-    noise, seen = _noise(other), other.observed.reshape(len(other.observed), -1)
-    a, b = (np.where(seen, (to_host(u) - other.displacement).reshape(seen.shape), 0.0) for u in (first, second))
+    a, b = (np.where(other.observed, to_host(u) - other.displacement, 0.0) for u in (first, second))
+    noises = [_noise(frame) for frame in other.frames]
 
     def square(e):
-        return float((e * noise.precision(e)).sum())
+        fields = (own.reshape(len(own), -1) for _, own in _by_frame(other, e))
+        return float(sum((own * noise.precision(own)).sum() for noise, own in zip(noises, fields, strict=True)))
 
     return Prediction(square(a) - square(b), 2 * np.sqrt(square(a - b)))

@@ -138,14 +138,18 @@ class _Case:
         result, level = self.result, self.level
         scaled = {"weight", "objective", "data", "chi2"}
         status = "interrupted" if self.interrupted else result.status
-        chi2 = level * result.chi2
+        chi2, frames = level * result.chi2, [level * own for own in result.frame_chi2]
         return replace(
             result,
             status=status,
             message=" ".join(
-                [message(status, chi2, result.prior, True, result.held, relative=result.relative), *self.reasons]
+                [
+                    message(status, chi2, result.prior, True, result.held, relative=result.relative, frames=frames),
+                    *self.reasons,
+                ]
             ),
             chi2=chi2,
+            frame_chi2=frames,
             weight=level * result.weight,
             history=[{k: v * level if k in scaled else v for k, v in entry.items()} for entry in result.history],
             seconds=sum(run.seconds for run in self.runs),

@@ -170,7 +170,9 @@ def gauss_newton(problem: Problem, *, tolerance: float, max_iterations: int, act
         stop = accepted & problem.report(point, weight, trial.step, norm, accepted)
         # The frozen problem changes with every step, so there the map has to come to rest.
         size = np.sqrt(numbers(dots(change, change)) / z.shape[-1])
-        small = trial.decrease <= tolerance * np.abs(model.value) if exact else size <= FROZEN_STEP_TOL
+        # Most of the objective is noise, and each further frame adds as much again, which no map takes away.
+        scale = np.abs(model.value) / fidelity.frames
+        small = trial.decrease <= tolerance * scale if exact else size <= FROZEN_STEP_TOL
         ended = converged(small, accepted)
         status[active & ended] = "converged"
         status[stop] = "stopped"
@@ -184,7 +186,7 @@ def _linearize(problem, weight, z, dual, now) -> _Model:
     """The objective about z, where the data term is `now`."""
     x = np.exp(z)
     gradient, value = x * now.gradient, now.value
-    of_data = DataCurvature(problem.fidelity, x, now)
+    of_data = problem.fidelity.curvature(x, now)
     if problem.prior is None:
         free = _free(z, gradient, problem.limits)
         return _Model(value, gradient, free, of_data, lambda product, v: product * free, 0.0)

@@ -23,11 +23,12 @@ RTOL = 1e-6  # of the solves: an initial map need not be more accurate
 def homogeneous(measurement):
     """Logarithm of the constant modulus that fits the displacement best, in the weighted least-squares sense.
 
-    Noise does not bias it, see `Fidelity.homogeneous_compliance`.
+    Noise does not bias it, see `Fidelity.homogeneous_compliance`. J is quadratic in the compliance, so that the best
+    one of several frames is the mean of theirs, weighted by their precision.
 
     Parameters
     ----------
-    measurement : Measurement
+    measurement : Measurement or JointMeasurement
 
     Returns
     -------
@@ -48,15 +49,10 @@ def homogeneous(measurement):
     n = m.geometry.n_nodes
     if not m.load.force.any():
         return xp.full(n, np.log(TISSUE))
-    if not m.still.any():
-        raise ValueError("displacement is zero wherever it was measured: nothing moved, so nothing tells the modulus")
-    compliance, std = Fidelity.of_batch([m], "exact", RTOL).homogeneous_compliance()
-    if compliance < -AGAINST * std:
-        raise ValueError(
-            "the measured displacement goes against the load: no positive modulus explains it. Check the sign, the "
-            "units (metres) and the order of the components of displacement, the direction of the axes, and the sign "
-            "of the force"
-        )
+    frames = [frame for frame in m.frames if frame.load.force.any()]
+    each = np.array([_compliance(frame) for frame in frames])
+    precision = each[:, 1] ** -2
+    compliance, std = float(each[:, 0] @ precision / precision.sum()), float(precision.sum() ** -0.5)
     if compliance < VISIBLE * std:
         warnings.warn(
             f"the displacement that the load causes is lost in the noise: the best homogeneous body has a compliance "
@@ -66,6 +62,20 @@ def homogeneous(measurement):
         )
         compliance = VISIBLE * std
     return xp.full(n, -np.log(compliance))
+
+
+def _compliance(m):
+    """Compliance of the homogeneous body that fits one measurement best, and its standard deviation, per pascal."""
+    if not m.still.any():
+        raise ValueError("displacement is zero wherever it was measured: nothing moved, so nothing tells the modulus")
+    compliance, std = Fidelity.of_batch([m], "exact", RTOL).homogeneous_compliance()
+    if compliance < -AGAINST * std:
+        raise ValueError(
+            "the measured displacement goes against the load: no positive modulus explains it. Check the sign, the "
+            "units (metres) and the order of the components of displacement, the direction of the axes, and the sign "
+            "of the force"
+        )
+    return compliance, std
 
 
 def given(start, m):

@@ -53,7 +53,8 @@ def quasi_newton(problem: Problem) -> tuple[Iterate, list[str]]:
 
     fidelity, prior, start = problem.fidelity, problem.prior, problem.start
     shape, xp = fidelity.measurement.geometry.node_shape, fidelity.device.xp
-    (weight,), ((low,), (high,)) = numbers(problem.weight), map(numbers, problem.limits)
+    (weight,) = numbers(problem.weight)
+    bounds = zip(*(np.broadcast_to(to_host(own), start.z.shape).ravel() for own in problem.limits), strict=True)
     latest: dict[str, Any] = {}
 
     def objective(z):
@@ -85,7 +86,11 @@ def quasi_newton(problem: Problem) -> tuple[Iterate, list[str]]:
         if problem.report(point, np.array([weight]), np.ones(1), latest["norm"], np.ones(1, bool)).any():
             raise Stop
 
-    options = {"maxiter": problem.max_iterations or MAX_ITERATIONS, "maxcor": PAIRS, "ftol": DECREASE_TOL}
+    options = {
+        "maxiter": problem.max_iterations or MAX_ITERATIONS,
+        "maxcor": PAIRS,
+        "ftol": DECREASE_TOL / fidelity.frames,
+    }
     try:
         found = minimize(
             objective,
@@ -93,7 +98,7 @@ def quasi_newton(problem: Problem) -> tuple[Iterate, list[str]]:
             jac=True,
             method="L-BFGS-B",
             callback=accepted,
-            bounds=[(low, high)] * start.z.size,
+            bounds=list(bounds),
             options=options,
         )
     except Stop:

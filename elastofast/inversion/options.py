@@ -13,6 +13,7 @@ from ..misfit.fidelity import GRADIENTS
 from ..priors import registry
 from ..priors.learned import SMALLEST_NODES, PostProcessing
 from ..priors.protocol import SplittingSettings, TargetPrior, check_prior, splitting_settings
+from .limits import Limits
 from .optimizers import OPTIMIZERS
 from .problem import Optimizer
 
@@ -44,8 +45,8 @@ class Options:
     unlearned : Options or None
         What to do about maps that the data reject, see `fallback`; None where the caller decided about weight or steps.
     gradient : {"exact", "frozen"}
-    log_bounds : (float, float) or None
-        Logarithm of the smallest and largest modulus.
+    limits : Limits
+        Bounds on the modulus, and where it is known.
     max_iterations : int or None
     step_length : float
     progress : bool, callable or None
@@ -61,7 +62,7 @@ class Options:
     automatic: bool
     unlearned: Options | None
     gradient: str
-    log_bounds: tuple[float, float] | None
+    limits: Limits
     max_iterations: int | None
     step_length: float
     progress: bool | Callable | None
@@ -81,6 +82,7 @@ class Options:
         step,
         progress,
         load,
+        known=None,
     ) -> Options:
         """The options for measurements on a geometry.
 
@@ -95,6 +97,8 @@ class Options:
             Arguments of `reconstruct`.
         load : callable
             Loads a learned prior by its name.
+        known : array_like or None
+            Argument of `reconstruct`.
 
         Raises
         ------
@@ -124,7 +128,7 @@ class Options:
         if splits and automatic_weight and max_iterations is None:
             unlearned = cls.checked(
                 geometry, True, open_edges, prior=DEFAULT_UNLEARNED, gradient=gradient, optimizer=None, bounds=bounds,
-                max_iterations=None, step=step, progress=progress, load=load,
+                max_iterations=None, step=step, progress=progress, load=load, known=known,
             )  # fmt: skip
         return cls(
             geometry=geometry,
@@ -137,7 +141,7 @@ class Options:
             automatic=automatic_prior,
             unlearned=unlearned,
             gradient=gradient,
-            log_bounds=_log_bounds(bounds),
+            limits=Limits(geometry, bounds, known),
             max_iterations=None if max_iterations is None else int(max_iterations),
             step_length=float(step),
             progress=progress,
@@ -212,18 +216,6 @@ def _learned_is_usable(geometry, load) -> bool:
     except (ImportError, ValueError):
         return False
     return True
-
-
-def _log_bounds(bounds):
-    if bounds is None:
-        return None
-    try:
-        low, high = (float(b) for b in bounds)
-    except (TypeError, ValueError):
-        raise ValueError(f"bounds must be two numbers (pascals), got {bounds!r}") from None
-    if not 0 < low < high:
-        raise ValueError(f"bounds must satisfy 0 < low < high (pascals), got {bounds!r}")
-    return np.log(low), np.log(high)
 
 
 def check_weight(weight, optimizer: Optimizer) -> float:

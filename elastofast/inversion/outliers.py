@@ -97,9 +97,11 @@ def jumps(m: Measurement) -> np.ndarray:
     from scipy.ndimage import median_filter, percentile_filter
 
     found = np.zeros(m.displacement.shape, bool)
+    fields = m.displacement, m.displacement_std, m.observed, found
     if not isinstance(m.geometry, Grid) or min(m.geometry.shape) < 2 * NEIGHBOURHOOD:
         return found
-    for own, std, seen, out in zip(m.displacement, m.displacement_std, m.observed, found, strict=True):
+    # the components, of all frames
+    for own, std, seen, out in zip(*(a.reshape(-1, *m.geometry.shape) for a in fields), strict=True):
         if not seen.any():
             continue
         trend = _filled(own, seen)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend.device import to_host
 from ..geometry import Grid
 from ..misfit.fidelity import Evaluation
 from ..result import CHI2_RANGE, Result, message
 from .evidence import residual
 from .history import History
 from .options import Options
+from .scale import force_factor
 
 __all__ = ["correct", "pack"]
+
+# Logarithm of the ratio of a measured total force to that of the map above which it is commented on: load cells are
+# better than that. Not studied.
+FORCE_DIFFERENCE = 0.05
 
 
 def correct(x, apply, shape, limits):
@@ -33,7 +37,7 @@ def correct(x, apply, shape, limits):
 
 
 def pack(
-    measurements, options: Options, x, data: Evaluation, chi2, status, weight, held, history: History, timing
+    measurements, options: Options, x, data: Evaluation, chi2, frames, status, weight, held, history: History, timing
 ) -> list[Result]:
     """One `Result` for each member of a batch.
 
@@ -46,6 +50,8 @@ def pack(
     data : Evaluation
         The data term there.
     chi2 : numpy.ndarray, shape (B,)
+    frames : numpy.ndarray, shape (number of frames, B), or None
+        chi2 of each frame of a joint measurement.
     status : sequence of str
     weight : numpy.ndarray, shape (B,), or None
         None if the run was interrupted before a weight was chosen.
@@ -58,7 +64,8 @@ def pack(
     count, seconds = len(measurements), sum(timing.values())
     results = []
     for k, (m, own) in enumerate(zip(measurements, x, strict=True)):
-        modulus, relative = _scaled(m, own, data.displacement[k])
+        frame_chi2 = [] if frames is None else frames[:, k].tolist()
+        modulus, relative, of_scale = _scaled(m, own, data.displacement[k], options.limits)
         # of several, a copy, so that one result does not keep the arrays of all
         fields = (field.copy() if count > 1 else field for field in (modulus, data.displacement[k]))
         modulus, displacement = (
@@ -78,9 +85,12 @@ def pack(
                     float(held[k]),
                     _correlated(m, data, k, chi2),
                     relative,
-                ),
+                    frame_chi2,
+                )
+                + of_scale,
                 held=float(held[k]),
                 chi2=float(chi2[k]),
+                frame_chi2=frame_chi2,
                 weight=float("nan") if weight is None else float(weight[k]),
                 history=history.entries[k],
                 seconds=seconds,
@@ -103,18 +113,23 @@ def _correlated(m, data, k, chi2):
     return residual(m, data.displacement[k].reshape(m.displacement.shape)).correlated
 
 
-def _scaled(m, x, u):
-    """A modulus (N,), and whether it is relative; scaled by one measured total force, or to geometric mean one."""
+def _scaled(m, x, u, limits):
+    """A modulus (N,), whether it is relative, and what there is to say about its scale.
+
+    Known moduli fix it; else one measured total force does, or the geometric mean is one.
+    """
     if m.load.force.any():
-        return x, False
-    total = m.load.total_force
-    if total is None:
-        return x * np.exp(-np.log(x).mean()), True
-    force = m.form.force(x, u)[total.component]
-    predicted = float(to_host(force)[total.nodes.ravel()].sum())
-    if not predicted * total.value > 0:
-        raise ValueError(
-            f"load.total_force is {total.value:g} N, but the reconstructed body answers with {predicted:g} N: "
-            "check the sign of the force and of the displacement"
+        return limits.exact(x), False, ""
+    found = force_factor(m, x, u)
+    if limits.known is None and found is None:
+        return x * np.exp(-np.log(x).mean()), True, ""
+    if limits.known is None and not limits.given:
+        assert found is not None
+        return x * found[0], False, ""
+    reason, text = "the bounds" if limits.known is None else "the known moduli", ""
+    if found is not None and abs(np.log(found[0])) > FORCE_DIFFERENCE:
+        text = (
+            f" Under {reason} the body answers with {found[2]:.3g} N where load.total_force is {found[1]:.3g} N: they "
+            "contradict each other."
         )
-    return x * (total.value / predicted), False
+    return limits.exact(x), False, text

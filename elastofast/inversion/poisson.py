@@ -152,7 +152,12 @@ class FreeRun(Multilevel):
         assert fidelity is not None and self.reached is not None
         x = np.exp(self.reached[1].z)
         fidelity.evaluate(x, self.rtol)
-        return fidelity.poisson, fidelity.curvature, self.objective, x.reshape(fidelity.measurement.geometry.node_shape)
+        return (
+            fidelity.poisson,
+            fidelity.poisson_curvature,
+            self.objective,
+            x.reshape(fidelity.measurement.geometry.node_shape),
+        )
 
 
 def _stop_unless_finished(status):

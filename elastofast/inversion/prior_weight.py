@@ -8,8 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend.batch import dots, numbers
+from ..joint import JointMeasurement
 from ..priors.protocol import LinearizablePrior
 from .coarsen import sample
+from .cross_validation import cross_validated_weight, halves
 from .problem import Iterate, Problem
 from .sure import predictive_weight
 
@@ -27,8 +29,9 @@ def choose_weight(problem: Problem, evaluated: Iterate, fine, level, make_fideli
     """Weights on the finest level for every member, and a point to start the present level from.
 
     A prior that can be linearised gets the weight that minimises an unbiased estimate of the prediction error (see
-    `sure`), tried on this, the coarsest level, with the noise of single displacements of the finest one. Any other
-    energy gets the ratio of the gradient that noise alone causes to the prior's own.
+    `sure`), tried on this, the coarsest level, with the noise of single displacements of the finest one. Several
+    frames get the one whose maps of some frames predict the others best (see `cross_validation`). Any other energy gets
+    the ratio of the gradient that noise alone causes to the prior's own.
 
     Parameters
     ----------
@@ -45,9 +48,14 @@ def choose_weight(problem: Problem, evaluated: Iterate, fine, level, make_fideli
         return _balanced(problem, evaluated), problem.start
     trial = fine if problem.finest else [sample(m, coarse) for m, coarse in zip(fine, level, strict=True)]
     nodes = level[0].geometry.n_nodes
+    growth = (fine[0].geometry.n_nodes / nodes) ** GROWTH
+    folds = halves(trial[0]) if isinstance(trial[0], JointMeasurement) else None
+    if folds is not None:
+        of_half, found = cross_validated_weight(problem, [make_fidelity([fold]) for fold in folds])
+        return np.array([of_half * growth * len(folds) ** GROWTH]), found
     at_once = SIDE_BY_SIDE if problem.fidelity.device.is_gpu and nodes <= SIDE_BY_SIDE_NODES else 1
     weight, found = predictive_weight(problem, make_fidelity(trial * at_once), at_once)
-    return weight * (fine[0].geometry.n_nodes / nodes) ** GROWTH, found
+    return weight * growth, found
 
 
 def _balanced(problem: Problem, point: Iterate) -> np.ndarray:

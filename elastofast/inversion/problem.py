@@ -57,8 +57,10 @@ class Problem:
         Where to begin; only z has to be there.
     rtol : float
         Relative tolerance of the forward and adjoint solves.
-    limits : (float, float) or arrays of shape (B, 1)
+    limits : (float, float) or arrays of shape (B, 1) or (B, N)
         Bounds on z.
+    movable : array, shape (1, N), or None
+        0 where the modulus is known, 1 where it is sought; None if it is sought everywhere.
     report : callable
         See `Report`.
     max_iterations : int or None
@@ -90,6 +92,7 @@ class Problem:
     report: Report
     max_iterations: int | None = None
     step_length: float = 0.7
+    movable: Any = None
     finest: bool = True
     coarsest: bool = True
     resumed: bool = False

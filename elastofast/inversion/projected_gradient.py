@@ -8,7 +8,6 @@ import numpy as np
 
 from ..backend.batch import dots, numbers
 from ..backend.device import namespace
-from ..misfit.curvature import DataCurvature
 from ..priors.protocol import EnergyPrior
 from .problem import Iterate, Optimizer, Problem
 
@@ -90,7 +89,7 @@ def projected_descent(problem: Problem, steps: int) -> tuple[Iterate, list[str]]
 
 def _largest_curvature(fidelity, prior_gradient, weight, x, now):
     """Largest eigenvalue of the Hessian in x, by power iteration; the prior's part from gradient differences."""
-    data = DataCurvature(fidelity, np.ones_like(x), now)
+    data = fidelity.curvature(np.ones_like(x), now)
     v = namespace(x).asarray(np.random.default_rng(0).standard_normal(x.shape))
     value = 1.0
     base = None if prior_gradient is None else prior_gradient(x)

@@ -10,13 +10,15 @@ from contextvars import copy_context
 from dataclasses import replace
 from functools import cache
 from threading import Event
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
 from ..backend.processors import thread_pool, threads
+from ..joint import JointMeasurement
 from ..measurement import Measurement
 from ..misfit.free_poisson import with_poisson
+from ..misfit.joint import alike
 from ..priors import registry
 from ..priors.learned import PostProcessing
 from ..priors.protocol import Prior
@@ -36,20 +38,28 @@ logger = logging.getLogger(__name__)
 
 
 @overload
-def reconstruct(measurement: Measurement, *arguments: Any, **options: Any) -> Result: ...
+def reconstruct(measurement: Measurement | JointMeasurement, *arguments: Any, **options: Any) -> Result: ...
 @overload
-def reconstruct(measurement: Sequence[Measurement], *arguments: Any, **options: Any) -> list[Result | None]: ...
 def reconstruct(
-    measurement: Measurement | Sequence[Measurement],
+    measurement: Sequence[Measurement], *arguments: Any, joint: Literal[True], **options: Any
+) -> Result: ...
+@overload
+def reconstruct(
+    measurement: Sequence[Measurement | JointMeasurement], *arguments: Any, **options: Any
+) -> list[Result | None]: ...
+def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among the arguments of the second overload
+    measurement: Measurement | JointMeasurement | Sequence[Measurement | JointMeasurement],
     prior: str | Prior | PostProcessing = "auto",
     weight: float | str | Sequence[float] = "auto",
     *,
     gradient: str = "exact",
     optimizer: str | None = None,
     start: Any = None,
-    bounds: tuple[float, float] | None = None,
+    bounds: tuple[Any, Any] | None = None,
+    known: Any = None,
     noise: str = "auto",
     poisson: str = "stated",
+    joint: bool = False,
     max_iterations: int | None = None,
     step: float = 0.7,
     progress: bool | Callable[[dict[str, Any]], object] | None = None,
@@ -60,9 +70,10 @@ def reconstruct(
 
     Parameters
     ----------
-    measurement : Measurement or list of Measurement
+    measurement : Measurement or JointMeasurement, or a list of them
         What was measured. Its reference modulus is never looked at. Where the noise level is not known, it is estimated
-        first (see `estimate_noise`), and the result's ``noise`` has it. Of a list, those on a GPU that share geometry,
+        first (see `estimate_noise`), and the result's ``noise`` has it. Each entry of a list gets a map of its own,
+        unless ``joint`` says otherwise. Of a list, those on a GPU that share geometry,
         law, which dofs are fixed and open, and whether forces are noisy, take their steps in one go, each its own. On
         the processor, measurements of up to 2^17 nodes are worked on side by side, in OMP_NUM_THREADS threads; results
         do not depend on their number. All others are worked on one after another.
@@ -78,7 +89,8 @@ def reconstruct(
         see `elastofast.priors`.
     weight : "auto" or float, or a list of float
         Prior weight. "auto" needs displacement_std to be right, but no ground truth. For Gauss-Newton it minimises
-        an unbiased estimate of the prediction error on a coarse copy of the data (see `elastofast.inversion.sure`). For
+        an unbiased estimate of the prediction error on a coarse copy of the data (see `elastofast.inversion.sure`), or
+        for several frames the error with which some predict the others. For
         priors with a target it is a fixed power of the data term's mean curvature, for those that only give a
         gradient the norm of the data gradient that noise alone causes over the norm of the prior's.
     gradient : {"exact", "frozen"}
@@ -92,8 +104,12 @@ def reconstruct(
         Initial modulus in pascals; default the best homogeneous one. No coarse levels are visited then, so an
         interrupted run is resumed by ``start=result, weight=result.weight``. Splitting takes only a Result for more
         than a first guess: its map does not depend on an array given here.
-    bounds : (float, float), optional
-        Smallest and largest modulus in pascals; default a hundredth and a hundred times the start's mean.
+    bounds : (float, float) or pair of array_like of shape node_shape, optional
+        Smallest and largest modulus in pascals, for all nodes or for each; default a hundredth and a hundred times the
+        start's mean. Where no force is known, a total force or known moduli have to fix the scale.
+    known : array_like, shape node_shape, optional
+        The modulus in pascals where it is known, as that of a gel pad or of a phantom's background, and NaN (or masked)
+        where it is sought. It is held in all steps. Where no force is known, it fixes the scale of the modulus.
     noise : {"auto", "gaussian", "robust"}
         What is done about outliers. "auto" leaves out displacements that jump against their neighbours and, where the
         data are not explained, those that contradict all others by many standard deviations; "robust" looks for the
@@ -102,6 +118,9 @@ def reconstruct(
         "estimate" finds one Poisson ratio for the whole body from the data; that of the measurement's law is only where
         the search begins. The result's ``poisson`` and ``poisson_interval`` have it. If the data cannot tell it, there
         is a warning, and the stated one is used.
+    joint : bool
+        Whether the list holds frames of one body, such as those of a compression sequence or under different loads, for
+        which one map is sought: the same as a `JointMeasurement` of them.
     max_iterations : int, optional
         Limit on outer steps of a level; default 60 (Gauss-Newton; 20 with the frozen gradient), 31 to 45 (splitting,
         after up to 30 towards the homogeneous map), 200 (L-BFGS), 100 (descent, between updates of its
@@ -131,6 +150,7 @@ def reconstruct(
     --------
     >>> result = ef.reconstruct(m, prior="tv")  # doctest: +SKIP
     >>> print(result.status, result.chi2)  # doctest: +SKIP
+    >>> result = ef.reconstruct([pressed, sheared], prior="tv", joint=True)  # doctest: +SKIP
     """
     if noise not in NOISES:
         raise ValueError(f"noise must be one of {', '.join(map(repr, NOISES))}, got {noise!r}")
@@ -138,8 +158,17 @@ def reconstruct(
         raise ValueError(
             f"poisson must be 'stated' or 'estimate', got {poisson!r}; a number belongs into the measurement's law"
         )
-    single = isinstance(measurement, Measurement)
-    members = [measurement] if isinstance(measurement, Measurement) else _members(measurement)
+    if joint and not isinstance(measurement, JointMeasurement):
+        measurement = JointMeasurement(measurement)  # type: ignore[arg-type]
+    single = isinstance(measurement, Measurement | JointMeasurement)
+    members: list[Any] = (
+        [measurement] if isinstance(measurement, Measurement | JointMeasurement) else _members(measurement)
+    )
+    if poisson == "estimate" and any(isinstance(m, JointMeasurement) for m in members):
+        raise ValueError(
+            "poisson is 'estimate', which is not implemented for several frames: estimate it from one of them, and "
+            "state it in the law of all"
+        )
     starts = [start] if single else _for_each(start, None, "start", len(members))
     weights = [weight] if single else _for_each(weight, "auto", "weight", len(members))
     load = cache(registry.load)
@@ -149,6 +178,7 @@ def reconstruct(
         return Options.checked(
             geometry, automatic_weight, open_edges, prior=prior, gradient=gradient, optimizer=optimizer, bounds=bounds,
             max_iterations=max_iterations, step=step, progress=progress, load=load,
+            known=known,
         )  # fmt: skip
 
     checked = [
@@ -156,10 +186,12 @@ def reconstruct(
         for m, w in zip(members, weights, strict=True)
     ]
 
-    estimates = {k: _estimated(m, progress) for k, m in enumerate(members) if not m.noise_known}
-    members = [estimates[k].applied(m) if k in estimates else m for k, m in enumerate(members)]
+    estimates = {}
+    for k, m in enumerate(members):
+        if not m.noise_known:
+            members[k], estimates[k] = _with_noise(m, progress)
 
-    def solve(own: dict[int, Measurement]) -> dict[int, Result]:
+    def solve(own: dict[int, Any]) -> dict[int, Result]:
         """The results of some of the members; those that Ctrl-C left untouched are missing."""
         ratios: dict[int, PoissonEstimate] = {}
         if poisson == "estimate":
@@ -200,6 +232,8 @@ def reconstruct(
     results = without_outliers(dict(enumerate(members)), noise, solve)
     results |= {k: replace(results[k], noise=estimate) for k, estimate in estimates.items() if k in results}
     for k, result in results.items():
+        if isinstance(members[k], JointMeasurement):  # whose message names the frames that are not explained
+            continue
         used = members[k] if result.rejected is None else without(members[k], result.rejected)
         if result.poisson != used.law.poisson:
             used = with_poisson(used, result.poisson)
@@ -209,15 +243,18 @@ def reconstruct(
     return results[0] if single else [results.get(k) for k in range(len(members))]
 
 
-def _estimated(m, progress):
-    """The noise of a measurement whose level is not known."""
-    estimate = estimate_noise(m, progress)
+def _with_noise(m, progress):
+    """A measurement with the noise that it does not state, and that noise; of several frames one for each, or None."""
+    found = [None if frame.noise_known else estimate_noise(frame, progress) for frame in m.frames]
+    stated = [frame if noise is None else noise.applied(frame) for frame, noise in zip(m.frames, found, strict=True)]
+    joint = isinstance(m, JointMeasurement)
+    text = "; ".join(f"frame {k}: {own}" if joint else str(own) for k, own in enumerate(found) if own is not None)
     warnings.warn(
-        f"displacement_std was not given. It is estimated from what no modulus explains: {estimate}. A wrong Poisson "
+        f"displacement_std was not given. It is estimated from what no modulus explains: {text}. A wrong Poisson "
         "ratio, load or support counts as noise there: state the noise if it is known",
         stacklevel=3,
     )
-    return estimate
+    return (JointMeasurement(stated), found) if joint else (stated[0], found[0])
 
 
 def _finished(finish, groups, workers):
@@ -273,12 +310,12 @@ def _with_estimate(result: Result, estimate: PoissonEstimate | None) -> Result:
     return replace(result, poisson_interval=interval, message=f"{result.message} {estimate.text}")
 
 
-def _members(measurements) -> list[Measurement]:
+def _members(measurements) -> list[Measurement | JointMeasurement]:
     """A sequence of measurements, checked."""
     if not isinstance(measurements, list | tuple):
         raise TypeError(f"measurement must be a Measurement or a list of them, got {type(measurements).__name__}")
     for k, m in enumerate(measurements):
-        if not isinstance(m, Measurement):
+        if not isinstance(m, Measurement | JointMeasurement):
             raise TypeError(f"measurement must be a list of Measurements, its entry {k} is {type(m).__name__}")
     return list(measurements)
 
@@ -297,29 +334,18 @@ def _for_each(value, default, name: str, count: int) -> list:
     return list(value)
 
 
-def _groups(members: dict[int, Measurement], options: list[Options]) -> list[list[int]]:
+def _groups(members: dict[int, Any], options: list[Options]) -> list[list[int]]:
     """Which members take their steps together: on a device those that share everything but their numbers.
 
     In host memory each is a group of its own; small ones are worked on side by side, see `backend.processors`.
     """
     groups: list[list[int]] = []
     for k, m in members.items():
-        together = options[k].optimizer.batched and m.device.is_gpu and m.displacement_correlation is None
+        together = options[k].optimizer.batched and isinstance(m, Measurement)
         for group in groups if together else ():
-            if _alike(members[group[0]], m):
+            if isinstance(members[group[0]], Measurement) and alike(members[group[0]], m):
                 group.append(k)
                 break
         else:
             groups.append([k])
     return groups
-
-
-def _alike(one: Measurement, other: Measurement) -> bool:
-    """Whether two measurements can be worked on as one batch."""
-
-    def kind(m):
-        return m.geometry, m.law, m.device, bool(m.force_std[m.load.loaded].any())
-
-    return kind(one) == kind(other) and all(
-        np.array_equal(getattr(one.load, name), getattr(other.load, name)) for name in ("fixed", "open")
-    )

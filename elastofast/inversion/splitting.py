@@ -10,8 +10,9 @@ import numpy as np
 
 from ..backend.batch import column, dots, numbers
 from ..errors import SolveError
-from ..misfit.curvature import DataCurvature, curvature_scale, truncated_newton_step
-from ..misfit.fidelity import Fidelity
+from ..joint import JointMeasurement
+from ..misfit.curvature import curvature_scale, truncated_newton_step
+from ..misfit.joint import data_term
 from ..priors.learned import SMALLEST_NODES
 from ..priors.protocol import TargetPrior, splitting_settings
 from .gauss_newton import first_step
@@ -90,10 +91,10 @@ def _mean_curvature(problem):
     """Mean curvature of the data term in log x, (B,), at the homogeneous map: weights must not depend on the start."""
     z, fidelity = problem.homogeneous, problem.fidelity
     if fidelity.measurement.displacement_correlation is not None:
-        fidelity = Fidelity.of_batch([_independent(fidelity.measurement)], fidelity.kind, fidelity.rtol)
+        fidelity = data_term([_independent(fidelity.measurement)], fidelity.kind, fidelity.rtol)
     x = np.exp(z)
     now = fidelity.evaluate(x, problem.rtol)
-    return numbers(curvature_scale(DataCurvature(fidelity, x, now), z))
+    return numbers(curvature_scale(fidelity.curvature(x, now), z))
 
 
 def _independent(m):
@@ -102,6 +103,10 @@ def _independent(m):
     What a prior decides about is smooth. The mean curvature of ``m`` itself is that of rough parts, where correlated
     noise is faint; a prior with such a weight would override the data.
     """
+    if isinstance(m, JointMeasurement):
+        return JointMeasurement([_independent(frame) for frame in m.frames])
+    if m.displacement_correlation is None:
+        return m
     repeats = np.prod([2 * table.sum() - 1 for table in m.displacement_correlation])
     return m.derived(displacement_std=np.sqrt(max(repeats, 1.0)) * m.displacement_std, displacement_correlation=None)
 
@@ -195,7 +200,7 @@ def half_quadratic_splitting(problem: Problem, schedule: Schedule):
         target = z if anchor is None else anchor
         if (number > 0).any():
             target = xp.where(column(number > 0, z), problem.prior.target(z, shape), target)
-        curvature = DataCurvature(fidelity, x, now)
+        curvature = fidelity.curvature(x, now)
         free = active & (number >= PENALISED_STEPS)
         directions = UnpenalisedDirections(target, shape, free) if free.any() else None
         strength = column(rho, z)
@@ -205,13 +210,15 @@ def half_quadratic_splitting(problem: Problem, schedule: Schedule):
             return strength * v - relief * directions.project(v) if directions else strength * v
 
         gradient = x * now.gradient + pull(z - target)
+        if problem.movable is not None:
+            gradient = gradient * problem.movable
         d = truncated_newton_step(
             curvature,
             -gradient,
             column(rho + schedule.curvature, z),
             steps=CG_STEPS,
             tolerance=CG_TOLERANCE,
-            finish=partial(_pulled, pull),
+            finish=partial(_pulled, pull, problem.movable),
         )
         found = _damped_step(problem, schedule.limiter_slack, z, d, target, directions, free, active)
         if found is None:
@@ -233,9 +240,10 @@ def half_quadratic_splitting(problem: Problem, schedule: Schedule):
     return Iterate(z, now, prior_value), status
 
 
-def _pulled(pull, product, v):
-    """The Hessian's product with v from that of the data term."""
-    return product + pull(v)
+def _pulled(pull, movable, product, v):
+    """The Hessian's product with v from that of the data term, where the map may move."""
+    product = product + pull(v)
+    return product if movable is None else product * movable
 
 
 def _damped_step(problem, slack, z, d, target, directions, free, active):

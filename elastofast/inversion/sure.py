@@ -16,19 +16,19 @@ from dataclasses import replace
 import numpy as np
 
 from ..backend.batch import column, dots, numbers
-from ..misfit.curvature import DataCurvature, truncated_newton_step
+from ..misfit.curvature import truncated_newton_step
 from ..misfit.fidelity import Fidelity
 from .gauss_newton import gauss_newton
 from .problem import Iterate, Problem
 
-__all__ = ["predictive_weight"]
+__all__ = ["effective_parameters", "predictive_weight", "search"]
 
 # Weights are tried in a geometric sequence FIRST_WEIGHT * RATIO^k.
 FIRST_WEIGHT = 1000.0
 RATIO = 2.0
 MAX_TRIED = 14
 SHARPEN = 0.8  # the best maps want a little less weight than the best displacements: measured on phantoms
-# Largest effective number of parameters over the number of data, see above.
+# Largest effective number of parameters over the number of data of one frame, see above.
 MAX_PARAMETERS = 0.08
 # Accuracy of the maps that are tried, and of the solve in the estimate of the effective number of parameters.
 DECREASE_TOL = 1e-4
@@ -63,7 +63,8 @@ def predictive_weight(problem: Problem, trial: Fidelity, at_once: int = 1) -> tu
     """
     prior, start = problem.prior, problem.start
     count, xp = len(start.z), trial.device.xp
-    searches = [_search(MAX_PARAMETERS * n) for n in np.broadcast_to(trial.n_data, count * at_once)[:count]]
+    data = np.broadcast_to(trial.n_data / trial.frames, count * at_once)[:count]
+    searches = [search(MAX_PARAMETERS * n) for n in data]
     asked = [next(search) for search in searches]  # exponents to try and to start from, None at the end
     maps: list[dict] = [{None: (start.z[k], None if start.dual is None else start.dual[k])} for k in range(count)]
     found: list[dict] = [{} for _ in range(count)]
@@ -98,7 +99,7 @@ def predictive_weight(problem: Problem, trial: Fidelity, at_once: int = 1) -> tu
             problem, fidelity=trial, weight=weights, start=assembled(origins * at_once), limits=limits, report=report
         )
         point, _ = gauss_newton(wave, tolerance=DECREASE_TOL, max_iterations=MAX_ITERATIONS, active=active)
-        parameters = effective_parameters(trial, prior, weights, point, problem.rtol)
+        parameters = effective_parameters(trial, prior, weights, point, problem.rtol, problem.movable)
         risk = 2 * point.data.value + 2 * parameters
         for n in map(int, np.flatnonzero(active)):
             k, exponent = n % count, int(exponents[n])
@@ -124,7 +125,7 @@ def _following(ask, steps):
     return exponent - steps if origin is None or exponent < origin else exponent + steps
 
 
-def _search(max_parameters):
+def search(max_parameters):
     """The search of one member: yields an exponent to try and the one whose map to start from, gets the risk and the
     number of parameters there.
     """
@@ -152,20 +153,35 @@ def _search(max_parameters):
     return SHARPEN * FIRST_WEIGHT * RATIO**mean_exponent, best
 
 
-def effective_parameters(fidelity, prior, weight, point, rtol):
-    """Monte-Carlo estimate of tr H (H + weight B)^-1, (B,): b^T (H + weight B)^-1 b, with b random of covariance H."""
+def effective_parameters(fidelity, prior, weight, point, rtol, movable=None):
+    """Monte-Carlo estimate of tr H (H + weight B)^-1, (B,): b^T (H + weight B)^-1 b, with b random of covariance H.
+
+    Both matrices are those of the nodes that are ``movable``, see `Problem`.
+
+    Of several frames, H is a sum, and so is the trace: there are several random vectors, with the covariances of parts
+    of H.
+    """
     x = np.exp(point.z)
-    b = x * fidelity.noise_gradient(x, point.data, np.random.default_rng(0), rtol)
+    own = x if movable is None else x * movable
+    probes = [own * b for b in fidelity.noise_gradients(x, point.data, np.random.default_rng(0), rtol)]
     model = prior.linearize(point.z, point.dual)
-    data = DataCurvature(fidelity, x, point.data)
-    mean_diagonal = dots(b, b) / b.shape[-1]  # of H, since the covariance of b is H
-    weight = column(weight, b)
-    d = truncated_newton_step(
-        data,
-        b,
-        weight * model.diagonal + mean_diagonal,
-        steps=CG_STEPS,
-        tolerance=CG_TOLERANCE,
-        finish=lambda product, v: product + weight * model.curvature(v),
-    )
-    return numbers(dots(b, d))
+    data = fidelity.curvature(x, point.data)
+    mean_diagonal = sum(dots(b, b) for b in probes) / x.shape[-1]  # of H, the sum of the covariances
+    weight = column(weight, x)
+    total = np.zeros(len(x))
+
+    def finish(product, v):
+        product = product + weight * model.curvature(v)
+        return product if movable is None else product * movable
+
+    for b in probes:
+        d = truncated_newton_step(
+            data,
+            b,
+            weight * model.diagonal + mean_diagonal,
+            steps=CG_STEPS,
+            tolerance=CG_TOLERANCE,
+            finish=finish,
+        )
+        total += numbers(dots(b, d))
+    return total

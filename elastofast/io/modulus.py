@@ -60,7 +60,7 @@ def save_modulus(
     fields = {"format": MODULUS, "version": VERSION, **pack_geometry(geometry), "modulus": modulus}
     for name, convert in _RESULT:
         value = getattr(result, name, None)
-        if value is not None:
+        if value is not None and np.size(value):
             fields[name] = convert(value)
     sure = getattr(result, "uncertainty", None)
     if sure is not None:
@@ -79,6 +79,7 @@ _RESULT = (
     ("displacement", to_host),
     ("relative", int),
     ("chi2", float),
+    ("frame_chi2", np.asarray),
     ("weight", float),
     ("poisson", float),
     ("poisson_interval", list),
@@ -100,9 +101,9 @@ def load_modulus(path: str | os.PathLike) -> tuple[np.ndarray, Grid | Mesh, dict
         Pascals.
     geometry : Grid or Mesh
     info : dict
-        The rest of the file: ``displacement``, ``chi2``, ``weight``, ``poisson``, ``poisson_interval``, ``status``,
-        ``message``, ``relative``, ``log_modulus_std``, ``log_modulus_errors`` and ``log_modulus_errors_again`` (of
-        which `Uncertainty` gives intervals) and ``config``, where they are given.
+        The rest of the file: ``displacement``, ``chi2``, ``frame_chi2``, ``weight``, ``poisson``,
+        ``poisson_interval``, ``status``, ``message``, ``relative``, ``log_modulus_std``, ``log_modulus_errors`` and
+        ``log_modulus_errors_again`` (of which `Uncertainty` gives intervals) and ``config``, where they are given.
 
     Raises
     ------
@@ -117,12 +118,14 @@ def load_modulus(path: str | os.PathLike) -> tuple[np.ndarray, Grid | Mesh, dict
             raise DataError(f"expected a '{MODULUS}' file; it holds {listing(file)}")
         geometry = unpack_geometry(file)
         modulus = shaped(need(file, "modulus"), geometry.node_shape, "modulus")
-        info = {name: file.get(name) for name in ("chi2", "weight", "poisson", "status", "message") if name in file}
+        names = "chi2", "frame_chi2", "weight", "poisson", "status", "message"
+        info = {name: file.get(name) for name in names if name in file}
         if "poisson_interval" in file:
             info["poisson_interval"] = tuple(np.ravel(file.get("poisson_interval")).tolist())
         if "displacement" in file:
-            shape = (geometry.dim, *geometry.node_shape)
-            info["displacement"] = shaped(file.get("displacement"), shape, "displacement")
+            displacement, shape = np.asarray(file.get("displacement")), (geometry.dim, *geometry.node_shape)
+            frames = displacement.size // (geometry.dim * geometry.n_nodes)
+            info["displacement"] = shaped(displacement, shape if frames <= 1 else (frames, *shape), "displacement")
         if "log_modulus_std" in file:
             info["log_modulus_std"] = shaped(file.get("log_modulus_std"), geometry.node_shape, "log_modulus_std")
         for name in ("log_modulus_errors", "log_modulus_errors_again"):

@@ -70,11 +70,17 @@ KEYS = {
         'names in the folder of the file, or "A -> B": the name of the file with A replaced by B. Their '
         'variables are called "2:name", "3:name", and "2:data" where a file holds one array without a name',
     ),
+    "files.frames": Key(
+        1,
+        "whole",
+        "number of frames of one body in the file, such as those of a compression sequence, for one map from all "
+        "(reconstruct --joint); {frame} in a name stands for their number, counted from 0",
+    ),
     "axial.displacement": Key(
         UNKNOWN,
         "text",
         'variable or column of the axial displacement; "u[0]", "u[..., 1]" or "u[:, :, 7]" take one '
-        "component, frame or slice of a larger array, counted from 0",
+        'component, frame or slice of a larger array, counted from 0, and "u[{frame}, 0]" one of each frame',
     ),
     "axial.coordinate": Key(
         "", "text", "variable or column of the depth; empty if the file has none: state the spacing"
@@ -147,6 +153,7 @@ KEYS = {
         "there; measured, with a pressure: as the data say",
     ),
     "load.value": Key(0.0, "number", "the pressure in pascals or the strain, positive for compression; 0 if open"),
+    "load.values": Key([], "numbers", "of several frames, what load.value is in each; [] if it is the same in all"),
     "load.edges": Key([*EDGES], "edges", "if open: which edges are; the others are free of forces"),
     "load.force": Key(
         0.0,
@@ -227,6 +234,21 @@ class Sidecar:
             name = _known(name.strip(), "settings")
             values[name] = _value(value.strip())
             _check(name, values[name], "settings")
+        return Sidecar(values, self.source, self.reasons)
+
+    def frame(self, k: int) -> Sidecar:
+        """The sidecar of one of the frames in a file, counted from 0."""
+        count, loads = self["files.frames"], self["load.values"]
+        if not 0 <= k < count:
+            raise ValueError(f"files.frames must be at least 1, got {count}" if count < 1 else f"there is no frame {k}")
+        if loads and len(loads) != count:
+            raise ValueError(f"load.values must have one value for each of {count} frames, got {len(loads)}")
+        values = {
+            name: value.replace("{frame}", str(k)) if isinstance(value, str) else value
+            for name, value in self.values.items()
+        }
+        if loads:
+            values["load.value"] = loads[k]
         return Sidecar(values, self.source, self.reasons)
 
     def unstated(self) -> list[str]:

@@ -24,7 +24,9 @@ def to_vtu(fields) -> bytes:
     if "log_modulus_std" in fields:
         data += _vtk_array("log_modulus_std", fields["log_modulus_std"].ravel())
     if "displacement" in fields:
-        data += _vtk_array("displacement", _vtk_vectors(fields["displacement"].reshape(geometry.dim, -1).T))
+        frames = fields["displacement"].reshape(-1, geometry.dim, geometry.n_nodes)
+        for k, field in enumerate(frames):
+            data += _vtk_array("displacement" + (f"_{k}" if len(frames) > 1 else ""), _vtk_vectors(field.T))
     topology = (
         _vtk_array("connectivity", cells.ravel())
         + _vtk_array("offsets", np.arange(1, len(cells) + 1) * cells.shape[1])

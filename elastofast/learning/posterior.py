@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from ..misfit.curvature import DataCurvature, curvature_scale, truncated_newton_step
+from ..misfit.curvature import curvature_scale, truncated_newton_step
 from ..misfit.fidelity import Fidelity
 
 __all__ = ["posterior_errors"]
@@ -49,7 +49,7 @@ def posterior_errors(measurement, count, rng) -> np.ndarray:
     fidelity = Fidelity(m.derived(displacement_std=m.displacement_std * level), rtol=FORWARD_TOLERANCE)
     x = np.asarray(m.reference, dtype=np.float64).ravel()
     now = fidelity.evaluate(x)
-    curvature = DataCurvature(fidelity, x, now)
+    curvature = fidelity.curvature(x, now)
     scale = float(curvature_scale(curvature, x)[0])
     errors = np.empty((count, *m.geometry.node_shape), dtype=np.float32)
     for error in errors:

@@ -10,7 +10,6 @@ import numpy as np
 from ..backend.batch import dots
 from ..backend.device import namespace
 from ..forward.krylov import conjugate_gradients
-from .fidelity import Evaluation, Fidelity
 
 __all__ = ["DataCurvature", "curvature_scale", "truncated_newton_step"]
 
@@ -34,7 +33,7 @@ class DataCurvature:
     Fields in and out have the shape (..., N). The time of all products is added to ``fidelity.watch``.
     """
 
-    def __init__(self, fidelity: Fidelity, x: Any, now: Evaluation) -> None:
+    def __init__(self, fidelity: Any, x: Any, now: Any) -> None:
         form, xp, point = fidelity.measurement.form, fidelity.device.xp, now.linearization_point
         point = xp.ascontiguousarray(xp.broadcast_to(point, (*x.shape[:-1], *point.shape[-2:])))
         self._product, self._transposed = form.operators(point)
@@ -61,7 +60,7 @@ class DataCurvature:
 
 
 def truncated_newton_step(
-    data: Callable[[Any], Any],
+    data: Any,
     b: Any,
     diagonal: Any,
     steps: int,
@@ -76,7 +75,7 @@ def truncated_newton_step(
 
     Parameters
     ----------
-    data : DataCurvature, or any callable
+    data : DataCurvature, JointCurvature, or any callable
         H.
     b : array, shape (..., N)
         Minus a gradient: every iterate but zero is then a descent direction. Its part by the displacements of open dofs
@@ -99,7 +98,6 @@ def truncated_newton_step(
             maxiter=steps,
             preconditioned_rtol=tolerance,
         ).value
-    assert isinstance(data, DataCurvature)
     xp, n = namespace(b), b.shape[-1]
 
     def product(both):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from ..boundary import check_support
 from ..forward.solve import check_on_failure, check_rtol, for_members, forward_state, take_moduli
 from ..measurement import Measurement
 from .covariance import NoiseCovariance
+from .curvature import DataCurvature
 from .elimination import OpenDofs
 from .noise import noise_of
 
@@ -132,6 +134,9 @@ class Fidelity:
     >>> J, g = ef.Fidelity(m)(x)  # doctest: +SKIP
     """
 
+    takes_batches: ClassVar[bool] = True  # of moduli for one measurement, on a device
+    frames = 1  # measurements of each modulus
+
     def __init__(
         self, measurement: Measurement, gradient: str = "exact", rtol: float = 1e-8, *, on_failure: str = "raise"
     ) -> None:
@@ -183,6 +188,7 @@ class Fidelity:
         self._prescribed, self._force = (fields(loads, name) for name in ("displacement", "force"))
         self.equations, self._open, fixed = (fields([m.load], name) for name in ("loaded", "open", "fixed"))
         self._active = m.load.loaded.reshape(d, n)  # on the host, where solvers are laid out
+        self.make_solver: Callable[[Any], Any] = self._solver_maker()  # for K(x), from x
         observed = fields(measurements, "observed")
         self._known = None if bool((observed | fixed).all()) else observed | fixed
         self.measured, self._motion = fields(measurements, "displacement"), None
@@ -215,6 +221,9 @@ class Fidelity:
         # the solutions of the last evaluation, from which the next starts
         self._last_primal = self._last_multiplier = None
         self.watch = Stopwatch()  # of evaluations and of products with the Gauss-Newton Hessian
+
+    def _solver_maker(self):
+        return partial(self.measurement.form.solver, active=self._active)
 
     def _contained(self):
         """The dofs (d, N) whose displacement some equation contains."""
@@ -295,7 +304,7 @@ class Fidelity:
                 found = self.evaluate(moduli[members])
                 value[members], gradient[members] = found.value, found.gradient
 
-            for_members(evaluate, sound, self.on_failure, together=device.is_gpu)
+            for_members(evaluate, sound, self.on_failure, together=device.is_gpu and self.takes_batches)
             value, gradient = value.reshape(batch), gradient.reshape(np.shape(own))
             return (device.export(xp.asarray(value)) if batch else float(value)), device.export(gradient)
 
@@ -407,7 +416,7 @@ class Fidelity:
         zero; it is written out here because u is needed as well as z.
         """
         form, xp = self.measurement.form, self.device.xp
-        solver = form.solver(x, self._active)
+        solver = self.make_solver(x)
         u = forward_state(form, x, self._prescribed, self._force, solver, _guess(self._last_primal, x), rtol)
         self._last_primal = u - self._prescribed
         deviation = xp.where(self.equations, u - self.measured, 0.0)
@@ -441,7 +450,7 @@ class Fidelity:
         """Without force noise, with open dofs: their displacements are found first, see `elimination`."""
         form, xp, open_dofs = self.measurement.form, self.device.xp, self._open_dofs
         assert open_dofs is not None
-        solver = form.solver(x, self._active)
+        solver = self.make_solver(x)
         last = _guess(self._last_primal, x)
         base = self._prescribed if last is None else xp.where(self._open, last, self._prescribed)
         guess = None if last is None else xp.where(self.equations, last - self._prescribed, 0.0)
@@ -507,7 +516,7 @@ class Fidelity:
         if self._known is not None:  # the rest follows from the equilibrium under the forces without their noise
             force = self._force - self._force_std**2 * z
             base = xp.where(self.equations, self.measured, u)
-            u = forward_state(form, x, base, force, form.solver(x, self._active), u - base, rtol)
+            u = forward_state(form, x, base, force, self.make_solver(x), u - base, rtol)
 
         def response(residual, pull):
             if pull is None:
@@ -545,6 +554,10 @@ class Fidelity:
         """Force residual f - K(x) u on the equations."""
         return self.device.xp.where(self.equations, self._force - self.measurement.form.force(x, u), 0.0)
 
+    def curvature(self, x: Any, now: Evaluation) -> DataCurvature:
+        """The Gauss-Newton Hessian in log x at moduli x (..., N), where the data term is ``now``."""
+        return DataCurvature(self, x, now)
+
     def homogeneous_compliance(self) -> tuple[float, float]:
         """1 / x of the homogeneous body that fits the displacement best, and its standard deviation, per pascal.
 
@@ -569,17 +582,21 @@ class Fidelity:
         along = -float((weighted * deviation).sum())
         return along / energy, energy**-0.5
 
-    def noise_gradient(self, x: Any, now: Evaluation, rng: np.random.Generator, rtol: float) -> Any:
+    def noise_gradient(self, x: Any, now: Evaluation, rng: np.random.Generator, rtol: float, draws: int = 1) -> Any:
         """A random gradient in x, (..., N), of the kind that noise alone causes: its covariance is D^T Gamma^-1 D.
 
         D is taken at the linearisation point of the `Evaluation`. All members of a batch get the same white noise, each
-        scaled by its own standard deviations.
+        scaled by its own standard deviations; with ``draws`` above one, so many runs of consecutive members get noise
+        of their own.
         """
         form, xp = self.measurement.form, self.device.xp
         shape = (*x.shape[:-1], *self.measured.shape[-2:])
 
         def normal():
-            return xp.asarray(rng.standard_normal(shape[-2:]))
+            if draws == 1:
+                return xp.asarray(rng.standard_normal(shape[-2:]))
+            own = rng.standard_normal((draws, *shape[-2:]))
+            return xp.asarray(np.repeat(own, shape[0] // draws, axis=0))
 
         if self._forces:
             force = form.force(x, self._noise.draw(normal()))
@@ -587,12 +604,16 @@ class Fidelity:
             z = self._covariance(x).find(xp.where(self.equations, force, 0.0), rtol)
         elif self._open_dofs is not None:
             noise = xp.broadcast_to(self._noise.draw(normal()), shape)
-            solver = form.solver(x, self._active)
+            solver = self.make_solver(x)
             z = self._open_dofs.nearest(x, solver, xp.zeros(shape), noise, None, rtol, remember=False).multiplier
         else:
             xi = xp.broadcast_to(xp.where(self.equations, self._noise.draw_weighted(normal()), 0.0), shape)
-            z = form.solver(x, self._active).solve(xi, rtol=rtol).value
+            z = self.make_solver(x).solve(xi, rtol=rtol).value
         return form.sensitivity(now.linearization_point, z)
+
+    def noise_gradients(self, x: Any, now: Any, rng: np.random.Generator, rtol: float) -> list[Any]:
+        """Independent random gradients (..., N) whose covariances add up to D^T Gamma^-1 D: here one."""
+        return [self.noise_gradient(x, now, rng, rtol)]
 
 
 def _rebuilt(measurements, *arguments):

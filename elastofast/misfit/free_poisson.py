@@ -70,14 +70,14 @@ class FreePoisson(Fidelity):
     ----------
     poisson : float
         The ratio of the last evaluation, from which the search of the next one begins.
-    curvature : float
+    poisson_curvature : float
         Of J by the Poisson ratio there, at that modulus.
     """
 
     def _set_up(self, measurements, gradient, rtol, on_failure="raise"):
         super()._set_up(measurements, gradient, rtol, on_failure)
         self.n_data = self.n_data - 1
-        self.curvature = 0.0
+        self.poisson_curvature = 0.0
 
     @property
     def poisson(self) -> float:
@@ -90,6 +90,7 @@ class FreePoisson(Fidelity):
             return
         # The field that continues prescribed displacements into the body may stay: it is one of many that would do.
         self.measurement = with_poisson(self.measurement, value)
+        self.make_solver = self._solver_maker()
         if self._open_dofs is not None:
             self._open_dofs.form = self.measurement.form
 
@@ -103,9 +104,9 @@ class FreePoisson(Fidelity):
             if value > least:  # beyond the range in which J is nearly quadratic
                 step /= 2
             else:
-                slope, self.curvature, c = poisson_derivatives(self, x, now)
+                slope, self.poisson_curvature, c = poisson_derivatives(self, x, now)
                 least, origin = value, self.poisson
-                step = float(np.clip(origin - slope / self.curvature, low, high)) - origin
+                step = float(np.clip(origin - slope / self.poisson_curvature, low, high)) - origin
             if abs(step * slope) <= ENERGY_TOL * least:
                 break
             self.poisson = origin + step
