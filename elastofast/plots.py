@@ -39,6 +39,7 @@ QUANTITY = "modulus (kPa)"
 LIMIT = 1.2  # upper end of the colour scale over the maximum of the truth
 CENTRAL = (0.5, 99.5)  # percentiles of all values between which the colour scale lies without a truth
 MISFIT_LIMIT = 3.0  # end of the colour scale of the misfit, in standard deviations of the noise
+NOISE_REACH = 5.0  # distances that are drawn, over the correlation length or the distance of two nodes
 PROFILE_POINTS = 400  # where a map on a mesh is interpolated along its profile
 WIDTH, PANEL_WIDTH = 11.0, 2.6  # inches: of all panels of a row together, and of one at most
 RESULT_PANEL = 2.4  # inches, width of a panel in `plot_result`
@@ -362,7 +363,8 @@ def _draw_noise(axes, noise, geometry):
         if length:
             axes.plot(1e3 * distance, np.exp(-((distance / length) ** 2)), lw=1.0, color=color)
     axes.axhline(0.0, color="black", lw=0.6)
-    axes.set(xlabel="distance (mm)", ylabel="correlation of the residual")
+    reach = NOISE_REACH * max(*noise.correlation_length, *geometry.spacing)
+    axes.set(xlabel="distance (mm)", ylabel="correlation of the residual", xlim=(0, 1e3 * reach), ylim=(-0.3, 1.05))
     levels = [f"{1e6 * s:.3g}" for s in noise.std if np.isfinite(s)]
     axes.set_title(f"estimated noise, std {', '.join(levels)} µm", loc="left")
     axes.legend(frameon=False)

@@ -11,6 +11,7 @@ import numpy as np
 
 from .backend.device import to_host
 from .intervals import Uncertainty
+from .measurement import Measurement
 from .thumbnail import shown
 
 __all__ = ["Result", "message"]
@@ -109,6 +110,23 @@ class Result:
     def std(self) -> np.ndarray | None:
         """Standard deviation of log modulus at each node, shape node_shape; None without `uncertainty`."""
         return None if self.uncertainty is None else self.uncertainty.std
+
+    def taken(self, measurement: Measurement) -> Measurement:
+        """A measurement as this result took it: with estimated noise and Poisson ratio, without outliers.
+
+        Parameters
+        ----------
+        measurement : Measurement
+            What was given to `reconstruct`; not of several frames.
+        """
+        m = measurement
+        if self.noise is not None:
+            m = self.noise.applied(m)
+        if self.poisson_interval is not None:
+            m = m.derived(law=m.law.with_poisson(self.poisson))
+        if self.rejected is not None:
+            m = m.derived(displacement_std=np.where(self.rejected, np.inf, m.displacement_std))
+        return m
 
     def __repr__(self):
         nodes = " x ".join(map(str, np.shape(self.modulus)))

@@ -19,7 +19,7 @@ from ..geometry import Grid
 from ..measurement import Measurement
 from ..result import CHI2_RANGE, Result
 
-__all__ = ["NOISES", "contradicting", "jumps", "without", "without_outliers"]
+__all__ = ["NOISES", "contradicting", "jumps", "without_outliers"]
 
 NOISES = ("auto", "gaussian", "robust")
 
@@ -55,7 +55,7 @@ def without_outliers(
     if noise == "gaussian":
         return solve(members)
     rejected = {k: jumps(m) for k, m in members.items()}
-    used = {k: without(m, rejected[k]) for k, m in members.items()}
+    used = {k: _without(m, rejected[k]) for k, m in members.items()}
     results = solve(used)
     first, final = dict(results), {k: mask.copy() for k, mask in rejected.items()}
     for _ in range(MAX_ROUNDS):
@@ -66,7 +66,7 @@ def without_outliers(
             new = contradicting(used[k], result)
             if new.any():
                 final[k] = final[k] | new
-                again[k] = used[k] = without(members[k], final[k])
+                again[k] = used[k] = _without(members[k], final[k])
         if not again:
             break
         results = results | solve(again)
@@ -127,7 +127,7 @@ def contradicting(m: Measurement, result: Result) -> np.ndarray:
     return found if found.sum() <= MAX_SHARE * m.observed.sum() else np.zeros_like(found)
 
 
-def without(m, rejected):
+def _without(m, rejected):
     """The measurement with these displacements not measured."""
     if not rejected.any():
         return m

@@ -5,31 +5,26 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import as_completed
-from contextvars import copy_context
 from dataclasses import replace
 from functools import cache
-from threading import Event
 from typing import Any, Literal, overload
 
 import numpy as np
 
-from ..backend.processors import thread_pool, threads
 from ..joint import JointMeasurement
 from ..measurement import Measurement
 from ..misfit.free_poisson import with_poisson
-from ..misfit.joint import alike
 from ..priors import registry
 from ..priors.learned import PostProcessing
 from ..priors.protocol import Prior
 from ..result import Result
 from .causes import likely_cause
 from .fallback import judged
-from .history import stopping
+from .members import groups_of, side_by_side
 from .multilevel import Multilevel
 from .noise_estimate import estimate_noise
 from .options import Options
-from .outliers import NOISES, without, without_outliers
+from .outliers import NOISES, without_outliers
 from .poisson import PoissonEstimate, estimate_poisson
 
 __all__ = ["Result", "reconstruct"]
@@ -197,7 +192,7 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
         if poisson == "estimate":
             ratios = {k: estimate_poisson(m, checked[k], None if single else k) for k, m in own.items()}
             own = {k: with_poisson(m, ratios[k].used) for k, m in own.items()}
-        groups = _groups(own, checked)
+        groups = groups_of(own, checked)
         runs = {
             group[0]: Multilevel(
                 [own[k] for k in group],
@@ -221,12 +216,7 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
                 logger.info("measurement %d: %r, weight %.3g: %s", k, result, result.weight, result.message)
             return found
 
-        nodes = max((m.geometry.n_nodes for m in own.values()), default=0)
-        on_device = any(m.device.is_gpu for m in own.values())
-        workers = 1 if on_device else threads(nodes, len(groups))
-        results: dict[int, Result] = {}
-        for group, found in _finished(finish, groups, workers):
-            results |= dict(zip(group, found, strict=True))
+        results = dict(side_by_side(finish, groups, own))
         return {k: _with_estimate(result, ratios.get(k)) for k, result in results.items()}
 
     results = without_outliers(dict(enumerate(members)), noise, solve)
@@ -234,10 +224,7 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
     for k, result in results.items():
         if isinstance(members[k], JointMeasurement):  # whose message names the frames that are not explained
             continue
-        used = members[k] if result.rejected is None else without(members[k], result.rejected)
-        if result.poisson != used.law.poisson:
-            used = with_poisson(used, result.poisson)
-        cause = likely_cause(used, result, checked[k])
+        cause = likely_cause(result.taken(members[k]), result, checked[k])
         if cause:
             results[k] = replace(result, message=f"{result.message} {cause}")
     return results[0] if single else [results.get(k) for k in range(len(members))]
@@ -255,52 +242,6 @@ def _with_noise(m, progress):
         stacklevel=3,
     )
     return (JointMeasurement(stated), found) if joint else (stated[0], found[0])
-
-
-def _finished(finish, groups, workers):
-    """Groups and their results, as far as Ctrl-C leaves them; if it leaves none, it is raised."""
-    if workers <= 1:
-        some = False
-        for group in groups:
-            try:
-                found = finish(group)
-            except KeyboardInterrupt:
-                if not some:
-                    raise
-                return
-            some = True
-            yield group, found
-            if any(result.status == "interrupted" for result in found):
-                return
-        return
-    stop, results = Event(), {}
-    token = stopping.set(stop)
-    try:
-        with thread_pool(workers) as pool:
-            places = {pool.submit(copy_context().run, finish, group): k for k, group in enumerate(groups)}
-
-            def end():
-                stop.set()
-                pool.shutdown(wait=True, cancel_futures=True)
-
-            try:
-                for future in as_completed(places):
-                    results[places[future]] = found = future.result()
-                    if any(result.status == "interrupted" for result in found):
-                        raise KeyboardInterrupt
-            except KeyboardInterrupt:
-                end()
-                for future, k in places.items():  # those that were running have ended with their last map, or without
-                    if not future.cancelled() and future.exception() is None:
-                        results[k] = future.result()
-                if not results:
-                    raise
-            except BaseException:
-                end()
-                raise
-    finally:
-        stopping.reset(token)
-    yield from ((groups[k], results[k]) for k in sorted(results))
 
 
 def _with_estimate(result: Result, estimate: PoissonEstimate | None) -> Result:
@@ -332,20 +273,3 @@ def _for_each(value, default, name: str, count: int) -> list:
         if one is None or isinstance(one, str):
             raise ValueError(f"{name} may be {default!r} for all measurements only, its entry {k} is {one!r}")
     return list(value)
-
-
-def _groups(members: dict[int, Any], options: list[Options]) -> list[list[int]]:
-    """Which members take their steps together: on a device those that share everything but their numbers.
-
-    In host memory each is a group of its own; small ones are worked on side by side, see `backend.processors`.
-    """
-    groups: list[list[int]] = []
-    for k, m in members.items():
-        together = options[k].optimizer.batched and isinstance(m, Measurement)
-        for group in groups if together else ():
-            if isinstance(members[group[0]], Measurement) and alike(members[group[0]], m):
-                group.append(k)
-                break
-        else:
-            groups.append([k])
-    return groups

@@ -148,11 +148,7 @@ def _checked(result, measurement, repetitions) -> Measurement:
         raise ValueError(f"result must be of a finished reconstruction, its status is {result.status!r}")
     if not (isinstance(repetitions, int | np.integer) and repetitions >= FEWEST):
         raise ValueError(f"repetitions must be a whole number, {FEWEST} or more, got {repetitions!r}")
-    if result.noise is not None:
-        measurement = result.noise.applied(measurement)
-    if result.rejected is None:
-        return measurement
-    return measurement.derived(displacement_std=np.where(result.rejected, np.inf, measurement.displacement_std))
+    return result.taken(measurement)
 
 
 class _Simulation:
