@@ -33,6 +33,13 @@ def add_options(option) -> None:
         type=int,
         help="for critic and dncnn: number of maps that each validation reconstructs (default: 20)",
     )
+    option(
+        "--current", type=float, help="for critic: share of samples with errors of current reconstructions (default: 0)"
+    )
+    option("--rounds", type=int, help="for critic: times that these reconstructions are made anew (default: 3)")
+    option("--reconstructed", type=int, help="for critic: measurements reconstructed in a round (default: 150)")
+    option("--regression", type=float, help="for critic: weight of the regression on errors (default: 1)")
+    option("--wasserstein", type=float, help="for critic: weight of the adversarial loss (default: 0)")
     option("--epochs", type=int, help="for paper-critic: passes over the training maps, in place of --steps")
     option("--batch", type=int, help=f"maps in a step of each process {recipe}")
     option("--crop", type=int, help=f"side of the windows that the maps are cut to {recipe}")
@@ -76,4 +83,7 @@ def run(options) -> int:
 
 
 # options of `elastofast train` that are fields of recipes
-_RECIPE_OPTIONS = ("steps", "batch", "crop", "rate", "channels", "norm", "epochs", "direct", "reconstructions")
+_RECIPE_OPTIONS = (
+    "steps", "batch", "crop", "rate", "channels", "norm", "epochs", "direct", "reconstructions", "current", "rounds",
+    "reconstructed", "regression", "wasserstein",
+)  # fmt: skip

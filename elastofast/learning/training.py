@@ -30,6 +30,7 @@ __all__ = ["train"]
 
 CHECKPOINT = "elastofast checkpoint"
 VERSION = 1  # of the layout of checkpoints
+CURRENT = ("truth", "mask", "errors")  # what of the current maps is in a checkpoint
 EMA_DELAY = 10  # steps; the average has the decay (1 + step) / (EMA_DELAY + step) until that reaches the recipe's
 
 
@@ -165,12 +166,17 @@ class _Run:
             "data_crc32": zlib.crc32(maps.truth.cpu().numpy().tobytes()),
         }  # fmt: skip
         self.settings = json.loads(json.dumps(self.settings))  # with lists for tuples, as a checkpoint gives them back
-        self.data_config = data.config
+        self.data, self.data_config = data, data.config
+        if team.size > 1 and recipe.refresh_at(0, self.steps):
+            raise ValueError(f"{recipe.kind}: reconstructions of the current network are made by one process only")
 
     def go(self, stop, log, validate_every, checkpoint_every, log_every) -> dict:
         generator = torch.Generator(self.team.device)
         saved, started, stopped = time.monotonic(), time.monotonic() - self.seconds, False
         while self.step < self.steps and not stopped:
+            if self.recipe.refresh_at(self.step, self.steps) and not self._refresh(stop):
+                self.save()  # without the new maps: a resumed run makes them again
+                break
             loss, figures = self._advance(generator)
             stopped = self.team.any(stop.requested)
             self.seconds = time.monotonic() - started
@@ -191,6 +197,17 @@ class _Run:
             self.checkpoint.unlink(missing_ok=True)
         status = "finished" if self.step == self.steps else "interrupted"
         return {"status": status, "step": self.step, "best": self.best}
+
+    def _refresh(self, stop) -> bool:
+        """Make the maps that depend on the averaged network as it is; whether that was not stopped."""
+        rng = np.random.default_rng(np.random.SeedSequence((self.seed, self.step), spawn_key=(1,)))
+        count = len(self.maps)
+        current = self.recipe.current_maps(self.average.eval(), self.data, count, rng, lambda: stop.requested)
+        self.network.train()
+        if current is None:
+            return False
+        self.maps = dataclasses.replace(self.maps, current=current.to(self.team.device))
+        return True
 
     def _advance(self, generator):
         """Make one step of the optimizer; its loss and other figures."""
@@ -247,6 +264,8 @@ class _Run:
     def save(self):
         """Write the checkpoint."""
         tensors = self._state()
+        if self.maps.current is not None:
+            tensors |= {f"current.{name}": getattr(self.maps.current, name) for name in CURRENT}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
         header = {"settings": self.settings, "step": self.step, "best": self.best, "seconds": self.seconds}
@@ -257,6 +276,9 @@ class _Run:
         path = self.checkpoint
         tensors, header = weights_file.read_tensors(path, CHECKPOINT, VERSION)
         _compare(path, header.get("settings"), self.settings)
+        current = {name: tensors.pop(f"current.{name}") for name in CURRENT if f"current.{name}" in tensors}
+        if current:
+            self.maps = dataclasses.replace(self.maps, current=Maps(noisy=None, **current).to(self.team.device))
         optimizer: dict = {}
         for name in [name for name in tensors if name.startswith("optimizer.")]:
             _, index, key = name.split(".")
