@@ -106,8 +106,25 @@ def test_texture_and_two_lesions_are_new_truths(maps):
         assert 10e3 <= m.reference.min() < 15e3 and 30e3 <= m.reference[mask].max() <= 80e3
         m, mask = measure(data, 1, Condition(35.0, "no-lesion"))
         assert not mask.any() and np.ptp(m.reference) == 0 and 10e3 <= m.reference[0, 0] < 15e3
+        for scenario in ("level-sets", "folds"):
+            m, mask = measure(data, 1, Condition(35.0, scenario))
+            again, _ = measure(data, 1, Condition(35.0, scenario))
+            assert mask.any() and not mask.all() and np.array_equal(m.reference, again.reference)
+            assert m.reference[mask].min() > np.median(m.reference[~mask])
         with pytest.raises(ValueError, match=r"world must be one of clean, texture, .*, got 'dark'"):
             measure(data, 1, Condition(35.0, "dark"))
+
+
+def test_generators_for_testing_share_no_code_with_those_for_training():
+    import ast
+    from pathlib import Path
+
+    from elastofast.evaluation import other_tissue
+
+    tree = ast.parse(Path(other_tissue.__file__).read_text())
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+    assert imported == {"__future__", "numpy", "geometry"}
 
 
 # statistics ---------------------------------------------------------------------------------------

@@ -39,6 +39,11 @@ def add_options(option) -> None:
     option("--rounds", type=int, help="for critic: times that these reconstructions are made anew (default: 3)")
     option("--reconstructed", type=int, help="for critic: measurements reconstructed in a round (default: 150)")
     option("--regression", type=float, help="for critic: weight of the regression on errors (default: 1)")
+    option(
+        "--robust",
+        type=float,
+        help="for critic: relative squared error above which samples count less (default: 0, none)",
+    )
     option("--wasserstein", type=float, help="for critic: weight of the adversarial loss (default: 0)")
     option("--epochs", type=int, help="for paper-critic: passes over the training maps, in place of --steps")
     option("--batch", type=int, help=f"maps in a step of each process {recipe}")
@@ -85,5 +90,5 @@ def run(options) -> int:
 # options of `elastofast train` that are fields of recipes
 _RECIPE_OPTIONS = (
     "steps", "batch", "crop", "rate", "channels", "norm", "epochs", "direct", "reconstructions", "current", "rounds",
-    "reconstructed", "regression", "wasserstein",
+    "reconstructed", "regression", "robust", "wasserstein",
 )  # fmt: skip

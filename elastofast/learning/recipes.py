@@ -255,6 +255,7 @@ class CriticRecipe(Recipe):
     reconstructed: int = 150  # training measurements reconstructed in a round
     kept: int = 4  # maps kept of each reconstruction
     regression: float = 1.0  # weight of the regression
+    robust: float = 0.0  # relative squared error above which a sample counts with its root only; 0: none does
     wasserstein: float = 0.0  # weight of the adversarial loss
     penalty: float = 5.0  # weight mu of the gradient penalty in (9)
     SMOOTH: ClassVar[tuple[float, float]] = (1.0, 3.0)  # range of the Gaussians for the smooth component, in pixels
@@ -333,7 +334,12 @@ class CriticRecipe(Recipe):
             (found,) = torch.autograd.grad(0.5 * network.error(s).square().sum(), s, create_graph=True)
         floor = self.noise[0] ** 2
         size = error.square().mean((1, 2, 3))
-        return ((found - error).square().mean((1, 2, 3)) / (size + floor)).mean()
+        relative = (found - error).square().mean((1, 2, 3)) / (size + floor)
+        if (
+            self.robust
+        ):  # otherwise maps of which the network cannot know whether they are true would outweigh all others
+            relative = 2 * self.robust * ((1 + relative / self.robust).sqrt() - 1)
+        return relative.mean()
 
     def validator(self, data, device) -> Callable | None:  # noqa: D102
         maps = Maps.read(data, "validation", self.standard, device=device)
