@@ -596,8 +596,8 @@ def _sample(config, task) -> dict[str, np.ndarray]:
         arrays = {"modulus": _stored("modulus", modulus), "mask": _stored("mask", mask)}
         m = simulate(grid, law, load, arrays["modulus"], snr=config["snr"], noise=config["noise"], seed=noise_rng)
         arrays |= {name: _stored(name, getattr(m, name)) for name in ("displacement", "displacement_std")}
-        values = (arrays[name] for name in ("displacement", "displacement_std"))
-        m = Measurement(grid, law, load, *values, reference=arrays["modulus"])
+        displacement, std, truth = (arrays[name] for name in ("displacement", "displacement_std", "modulus"))
+        m = Measurement(grid, law, load, displacement, std, reference=truth)
     if config["errors"]:
         arrays["errors"] = _stored("errors", posterior_errors(m, config["errors"], error_rng))
     if config["unregularised"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -40,8 +40,8 @@ class Maps:
 
     def to(self, device) -> Maps:
         """The same on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Maps(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in own.items() if value is not None})
 
     @classmethod
     def read(cls, data, split, standard, *, count=None, device="cpu") -> Maps:

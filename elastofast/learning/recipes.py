@@ -29,7 +29,7 @@ from .maps import Maps
 
 __all__ = [
     "RECIPES", "CriticRecipe", "DenoiserRecipe", "Maps", "PaperCriticRecipe", "Recipe", "UNetRecipe",
-    "gradient_penalty", "recipe", "wasserstein",
+    "gradient_penalty", "recipe", "wasserstein_loss",
 ]  # fmt: skip
 
 
@@ -318,11 +318,12 @@ class CriticRecipe(Recipe):
 
     def loss(self, network, batch, generator) -> tuple[torch.Tensor, dict[str, Any]]:  # noqa: D102
         truth, error, *unpaired = batch
-        total, figures = self.regression * self._regression(network, truth, error, generator), {}
-        if unpaired:
-            adversarial, figures = wasserstein(network, *unpaired, self.penalty, generator)
-            total = total + self.wasserstein * adversarial
-        return total, figures
+        total = self.regression * self._regression(network, truth, error, generator)
+        if not unpaired:
+            return total, {}
+        real, noisy = unpaired
+        adversarial, figures = wasserstein_loss(network, real, noisy, self.penalty, generator)
+        return total + self.wasserstein * adversarial, figures
 
     def _regression(self, network, truth, error, generator):
         """Squared difference between F and the error, relative to the square of the error."""
@@ -399,7 +400,8 @@ class PaperCriticRecipe(Recipe):
         return truth, noisy
 
     def loss(self, network, batch, generator) -> tuple[torch.Tensor, dict[str, Any]]:  # noqa: D102
-        return wasserstein(network, *batch, self.penalty, generator)
+        truth, noisy = batch
+        return wasserstein_loss(network, truth, noisy, self.penalty, generator)
 
     def validator(self, data, device) -> Callable | None:  # noqa: D102
         maps = Maps.read(data, "validation", self.standard, device=device)
@@ -445,7 +447,7 @@ def recipe(kind, *, preset=None, **options) -> Recipe:
     return getattr(own, preset)(**options)
 
 
-def wasserstein(critic, truth, noisy, penalty, generator) -> tuple[torch.Tensor, dict[str, Any]]:
+def wasserstein_loss(critic, truth, noisy, penalty, generator) -> tuple[torch.Tensor, dict[str, Any]]:
     """Wasserstein loss (8) of a critic with the one-sided gradient penalty (9) of a weight, and figures for the log.
 
     The penalty is taken between the true and the noisy maps, (B, 1, H, W), which are not of the same bodies.

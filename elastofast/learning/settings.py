@@ -79,7 +79,7 @@ class Setting:
         true = rng.uniform(*POISSON) if rng.random() < cls.OTHER_POISSON else 0.495
         wrong, by = cls.WRONG_POISSON
         poisson = np.clip(true + rng.uniform(-by, by), *POISSON) if rng.random() < wrong else true
-        blurred, *blur = cls.BLURRED
+        blurred, least, most = cls.BLURRED
         noisy, factor = cls.NOISY_LATERAL
         oblong, aspect = cls.OBLONG
         edges = str(rng.choice([*cls.EDGES], p=[*cls.EDGES.values()]))
@@ -91,7 +91,7 @@ class Setting:
             axial_only=bool(rng.random() < cls.AXIAL_ONLY and edges != "open"),
             lateral=factor if rng.random() < noisy and edges != "open" else 1.0,
             snr=float(rng.triangular(*cls.SNR)),
-            blur=float(rng.uniform(*blur)) if rng.random() < blurred else 0.0,
+            blur=float(rng.uniform(least, most)) if rng.random() < blurred else 0.0,
             stated=bool(rng.random() < cls.STATED),
             aspect=float(aspect ** rng.random()) if rng.random() < oblong else 1.0,
         )

@@ -278,7 +278,8 @@ class _Run:
         _compare(path, header.get("settings"), self.settings)
         current = {name: tensors.pop(f"current.{name}") for name in CURRENT if f"current.{name}" in tensors}
         if current:
-            self.maps = dataclasses.replace(self.maps, current=Maps(noisy=None, **current).to(self.team.device))
+            maps = Maps(current["truth"], None, current["mask"], current["errors"])
+            self.maps = dataclasses.replace(self.maps, current=maps.to(self.team.device))
         optimizer: dict = {}
         for name in [name for name in tensors if name.startswith("optimizer.")]:
             _, index, key = name.split(".")
