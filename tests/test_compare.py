@@ -299,11 +299,12 @@ def test_learned_methods_take_weights_of_ones_own(tmp_path, maps, quiet):
 
     torch.manual_seed(0)
     standard = {"standard": Standard()._asdict()}
-    files = {name: tmp_path / f"{name}.safetensors" for name in ("critic", "unet", "dncnn")}
     sizes = {"critic": {"channels": (4, 4, 4)}, "unet": {"channels": 4}, "dncnn": {"channels": 4, "layers": 2}}
+    sizes |= {"paper-critic": {"shape": (24, 24)}}
+    files = {name: tmp_path / f"{name}.safetensors" for name in sizes}
     for name, path in files.items():
         weights_file.save(path, build(name, **sizes[name]), standard)
-    methods = ["unet", "pnp", "critic-paper", "critic"]
+    methods = ["unet", "pnp", "paper", "critic-paper", "adversarial-energy", "critic"]
     done = compare(tmp_path / "out", data=maps, maps=1, methods=methods, weights=files)
     assert [row["method"] for row in done.rows] == methods
     for row in done.rows:
@@ -318,6 +319,8 @@ def test_learned_methods_take_weights_of_ones_own(tmp_path, maps, quiet):
     assert done.rows[0]["relative_error"] == pytest.approx(expected, rel=1e-6)
     with pytest.raises(ValueError, match="expected weights of unet, the file holds 'dncnn'"):
         compare(tmp_path / "wrong", data=maps, methods=["unet"], weights={"unet": files["dncnn"]})
+    with pytest.raises(ValueError, match="method 'paper' needs weights of its paper-critic"):
+        compare(tmp_path / "without", data=maps, methods=["paper"])
     weights_file.save(files["unet"], build("unet", channels=5), standard)  # other weights under the same name
     with pytest.raises(ValueError, match=r"comparison with weights\.unet"):
         compare(tmp_path / "out", data=maps, maps=1, methods=methods, weights=files)
@@ -338,7 +341,7 @@ def test_built_in_maps_are_test_maps_that_no_data_set_trains_on(tmp_path, quiet)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"methods": ["tvv"]}, "methods must be among none, tv, unet, pnp, critic-paper, critic, or .*, got 'tvv'"),
+        ({"methods": ["tvv"]}, "methods must be among none, tv, unet, pnp, paper, critic-paper, .*, got 'tvv'"),
         ({"methods": ["tv", "tv"]}, "methods names 'tv' twice"),
         ({"methods": [("tv", scaled(1))]}, "a method of your own needs a new name and a function"),
         ({"methods": [("truth", scaled(1))]}, "not truth, got 'truth'"),

@@ -139,4 +139,5 @@ def _finished(result, runs, reasons, fallback) -> Result:
         fallback=fallback,
         comparison=rows,
         seconds=sum(run.result.seconds for run in runs),
+        timing={name: sum(run.result.timing[name] for run in runs) for name in result.timing},
     )
