@@ -145,9 +145,10 @@ def test_maps_of_the_wide_world_are_measured_each_in_its_own_way(inline, tmp_pat
 
     path = tmp_path / "wide.h5"
     options = {"world": "wide", "shape": (24, 24), "size": (0.2, 0.35), "seed": 2, "jobs": 1}
-    with pytest.raises(ValueError, match="size is drawn for each map of the wide world"):
-        build_dataset(path, **options)
-    del options["size"]
+    with pytest.raises(ValueError, match="snr is drawn for each map of the wide world"):
+        build_dataset(path, **options, snr=30)
+    with pytest.raises(ValueError, match="tissue must be a share"):
+        build_dataset(path, **options, tissue=2)
     build_dataset(path, **options, count=12, validation=1, test=0)
     with Dataset.open(path) as data:
         assert len(data.settings) == 13 and len(set(data.settings)) == 13

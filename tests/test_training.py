@@ -626,8 +626,13 @@ def test_errors_of_current_reconstructions_are_those_of_its_maps(measured):
 
 
 def test_current_reconstructions_are_refreshed_and_resumed(tmp_path, measured):
+    from elastofast.learning.dataset import build_dataset
+
+    other = tmp_path / "other.h5"
+    options = {"count": 2, "validation": 0, "test": 0, "shape": (24, 24), "unregularised": False, "errors": 0}
+    build_dataset(other, world="wide", tissue=1.0, seed=1, jobs=1, **options)
     own = recipe("critic", steps=6, rounds=2, **CURRENT)
-    loop = {"validate_every": 2, "log_every": 1, "progress": False, "checkpoint_every": 0.0}
+    loop = {"validate_every": 2, "log_every": 1, "progress": False, "checkpoint_every": 0.0, "reconstruct": other}
     train(own, measured, tmp_path / "whole.safetensors", validate=lambda network: {}, **loop)
     out = tmp_path / "parts.safetensors"
     done = train(own, measured, out, validate=signals_at(2), **loop)
@@ -635,6 +640,8 @@ def test_current_reconstructions_are_refreshed_and_resumed(tmp_path, measured):
     train(own, measured, out, validate=lambda network: {}, resume=True, **loop)
     same(tensors(out), tensors(tmp_path / "whole.safetensors"))
     assert {"loss", "gap", "slope"} <= set(lines(tmp_path / "whole.jsonl", "train")[0])
+    _, configuration = weights_file.load(out, expected="critic")
+    assert configuration["training"]["data"]["reconstruct"]["tissue"] == 1.0
 
 
 def test_the_adversarial_loss_is_added_to_the_regression(measured):

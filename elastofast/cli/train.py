@@ -36,6 +36,7 @@ def add_options(option) -> None:
     option(
         "--current", type=float, help="for critic: share of samples with errors of current reconstructions (default: 0)"
     )
+    option("--reconstruct", help="for critic: data set whose measurements are reconstructed for this (default: --data)")
     option("--rounds", type=int, help="for critic: times that these reconstructions are made anew (default: 3)")
     option("--reconstructed", type=int, help="for critic: measurements reconstructed in a round (default: 150)")
     option("--regression", type=float, help="for critic: weight of the regression on errors (default: 1)")
@@ -69,7 +70,18 @@ def run(options) -> int:
     from ..learning.training import train
 
     given = {name: getattr(options, name) for name in _RECIPE_OPTIONS if getattr(options, name) is not None}
-    loop = ("seed", "count", "device", "amp", "init", "resume", "validate_every", "checkpoint_every", "log")
+    loop = (
+        "seed",
+        "count",
+        "device",
+        "amp",
+        "init",
+        "reconstruct",
+        "resume",
+        "validate_every",
+        "checkpoint_every",
+        "log",
+    )
     done = train(
         recipe(options.kind, preset=options.preset, **given),
         options.data,

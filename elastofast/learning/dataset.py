@@ -39,9 +39,8 @@ FORMAT = "elastofast data set"
 VERSION = 1  # of the layout
 SPLITS = ("train", "validation", "test")
 # "lesions": stiff lesions in an even background, all measured alike. "wide": each map measured in its own way
-# (`settings.Setting`), and LESIONS_SHARE of them with such lesions, the others of many kinds of tissue.
+# (`settings.Setting`), and a share of them of many kinds of tissue (`phantoms.tissue`).
 WORLDS = ("lesions", "wide")
-LESIONS_SHARE = 0.5
 UNREGULARISED_STEPS = 20  # at most, for the unregularised maps of the wide world
 TRAINING, HELD_OUT = 541, 30  # default numbers of maps; HELD_OUT each for validation and test
 HELD_OUT_SHARE = 0.05  # the same with masks, where it is a share of all masks
@@ -249,6 +248,7 @@ def build_dataset(
     path,
     *,
     world="lesions",
+    tissue=0.5,
     masks=None,
     layout="auto",
     count=None,
@@ -290,9 +290,11 @@ def build_dataset(
     path : path-like
         HDF5 file to write. Layout: docs/datasets.md.
     world : {"lesions", "wide"}, optional
-        Stiff lesions in an even background that are all measured alike; or many kinds of tissue, law, load and noise,
-        which are drawn for each map, so that the arguments from ``law`` to ``variation`` but ``pressure`` and
-        ``background`` cannot be given.
+        Stiff lesions in an even background that are all measured alike; or many kinds of law, load and noise, which are
+        drawn for each map, so that ``law``, ``poisson``, ``snr`` and ``noise`` cannot be given.
+    tissue : float, optional
+        Share of the maps of the wide world that are of many kinds of tissue, see `elastofast.phantoms.tissue`; the
+        others are as in the world of lesions.
     masks : path-like, optional
         Folder of lesion masks, see `elastofast.learning.masks`; default built-in shapes.
     layout : str, optional
@@ -385,8 +387,8 @@ def build_dataset(
     if masks is None:
         config |= {"kind": kind, "size": _numbers("size", size, 2), "pairs": float(pairs)}
     if world != "lesions":  # not written otherwise, so that files from before there were worlds are known again
-        _check_world(world, masks, config)
-        config["world"] = world
+        config |= {"world": world, "tissue": float(tissue)}
+        _check_world(config, masks)
     jobs = processors() if jobs is None else whole_number("jobs", jobs, 1)
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the folder of the output does not exist", str(path))
@@ -497,16 +499,17 @@ def _seed(config, *key) -> int:
     return int(np.random.SeedSequence(config["seed"], spawn_key=key).generate_state(1, np.uint64)[0])
 
 
-def _check_world(world, masks, config):
+def _check_world(config, masks):
     """Refuse unknown worlds, and arguments that the wide one draws for each map."""
-    if world not in WORLDS:
-        raise ValueError(f"world must be one of {', '.join(WORLDS)}, got {world!r}")
+    if config["world"] not in WORLDS:
+        raise ValueError(f"world must be one of {', '.join(WORLDS)}, got {config['world']!r}")
     if masks is not None:
         raise ValueError("masks are of the world 'lesions'; the wide world has built-in shapes")
+    if not 0 <= config["tissue"] <= 1:
+        raise ValueError(f"tissue must be a share from 0 to 1, got {config['tissue']}")
     usual = signature(build_dataset).parameters
-    for name in ("law", "poisson", "snr", "noise", "lesion", "kind", "size", "pairs", "soft", "edge", "texture",
-                 "variation"):  # fmt: skip
-        if config[name] != (list(usual[name].default) if isinstance(config[name], list) else usual[name].default):
+    for name in ("law", "poisson", "snr", "noise"):
+        if config[name] != usual[name].default:
             raise ValueError(f"{name} is drawn for each map of the wide world, it cannot be given")
 
 
@@ -629,9 +632,9 @@ def _phantom(config, grid, rng, mask=None):
 
 def _of_wide_world(config, rng, grid):
     """Modulus and lesion mask of a map of the wide world."""
-    if rng.random() < LESIONS_SHARE:
-        return _phantom(config, grid, rng)
-    return phantoms.tissue(grid, seed=rng, background=config["background"])
+    if rng.random() < config["tissue"]:
+        return phantoms.tissue(grid, seed=rng, background=config["background"])
+    return _phantom(config, grid, rng)
 
 
 # all samples --------------------------------------------------------------------------------------

@@ -82,7 +82,8 @@ class Recipe:
     def current_maps(self, network, data, count, rng, stopped) -> Maps | None:
         """What the recipe needs of the network as it is, put into ``maps.current``; None if ``stopped()`` became true.
 
-        ``count`` is the number of training maps in use.
+        ``data`` is the data set that may be reconstructed, ``count`` the number of its training maps in use, None for
+        all of them.
         """
         raise NotImplementedError
 

@@ -44,6 +44,7 @@ def train(
     device=None,
     amp=False,
     init=None,
+    reconstruct=None,
     resume=False,
     validate=None,
     validate_every=500,
@@ -79,6 +80,9 @@ def train(
         Compute the network in bfloat16 where that is precise enough, with weights in float32.
     init : path-like, optional
         Weights file of the same kind and architecture to start from.
+    reconstruct : path-like or Dataset, optional
+        Data set whose training measurements are reconstructed with the network as it is, for recipes that ask for that;
+        default ``data``. It needs neither unregularised maps nor drawn errors, only maps of the same shape.
     resume : bool, optional
         Go on from the checkpoint beside ``out`` if there is one.
     validate : callable, optional
@@ -119,12 +123,10 @@ def train(
         raise ValueError(f"the folder of the output does not exist: {out.parent}")
     with contextlib.ExitStack() as stack:
         team = stack.enter_context(_Team(device))
-        if not hasattr(data, "indices"):
-            from .dataset import Dataset
-
-            data = stack.enter_context(Dataset.open(data))
+        data = _opened(data, stack)
+        measured = data if reconstruct is None else _opened(reconstruct, stack)
         maps = Maps.read(data, "train", recipe.standard, count=count, device=team.device)
-        run = _Run(recipe, maps, data, team, seed=seed, amp=amp, init=init, out=out)
+        run = _Run(recipe, maps, data, measured, team, seed=seed, amp=amp, init=init, out=out)
         if team.leads:
             run.validate = validate or recipe.validator(data, team.device)
         if run.checkpoint.exists():
@@ -136,10 +138,19 @@ def train(
         return run.go(stop, log_file, validate_every, checkpoint_every, log_every)
 
 
+def _opened(data, stack):
+    """A data set, opened if it is a path."""
+    if hasattr(data, "indices"):
+        return data
+    from .dataset import Dataset
+
+    return stack.enter_context(Dataset.open(data))
+
+
 class _Run:
     """A training run: its state, all of which is in a checkpoint, and its steps."""
 
-    def __init__(self, recipe, maps, data, team, *, seed, amp, init, out):
+    def __init__(self, recipe, maps, data, measured, team, *, seed, amp, init, out):
         self.recipe, self.maps, self.team, self.out = recipe, maps, team, out
         self.seed, self.amp = seed, amp
         self.checkpoint = out.with_suffix(".checkpoint")
@@ -163,10 +174,15 @@ class _Run:
             "recipe": {"kind": recipe.kind, **dataclasses.asdict(recipe), "standard": recipe.standard._asdict()},
             "steps": self.steps, "seed": seed, "maps": len(maps), "processes": team.size, "amp": amp,
             "init": None if init is None else Path(init).name,
+            "reconstruct": None if measured is data else measured.config,
             "data_crc32": zlib.crc32(maps.truth.cpu().numpy().tobytes()),
         }  # fmt: skip
         self.settings = json.loads(json.dumps(self.settings))  # with lists for tuples, as a checkpoint gives them back
-        self.data, self.data_config = data, data.config
+        self.measured, self.data_config = measured, data.config
+        # of a data set that is the training data itself, only as many maps are reconstructed as are trained on
+        self.measured_count = len(maps) if measured is data else None
+        if measured is not data:
+            self.data_config = {**data.config, "reconstruct": measured.config}
         if team.size > 1 and recipe.refresh_at(0, self.steps):
             raise ValueError(f"{recipe.kind}: reconstructions of the current network are made by one process only")
 
@@ -201,8 +217,9 @@ class _Run:
     def _refresh(self, stop) -> bool:
         """Make the maps that depend on the averaged network as it is; whether that was not stopped."""
         rng = np.random.default_rng(np.random.SeedSequence((self.seed, self.step), spawn_key=(1,)))
-        count = len(self.maps)
-        current = self.recipe.current_maps(self.average.eval(), self.data, count, rng, lambda: stop.requested)
+        current = self.recipe.current_maps(
+            self.average.eval(), self.measured, self.measured_count, rng, lambda: stop.requested
+        )
         self.network.train()
         if current is None:
             return False
