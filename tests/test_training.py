@@ -317,6 +317,20 @@ def test_averaged_weights_are_near_the_last_ones(tmp_path):
     assert 0 < (a["output.weight"] - b["output.weight"]).abs().max() < 0.01
 
 
+def test_kept_weights_may_be_blended_with_the_first_ones(tmp_path):
+    first, own = tmp_path / "first.safetensors", recipe("unet", steps=3, **SMALL["unet"])
+    train(own, Toy(), first, progress=False)
+    for blend in (1.0, 0.25):
+        train(own, Toy(), tmp_path / f"{blend}.safetensors", init=first, blend=blend, seed=1, progress=False)
+    a, trained, mean = (tensors(tmp_path / f"{name}.safetensors") for name in ("first", 1.0, 0.25))
+    for name in a:
+        torch.testing.assert_close(
+            mean[name].float(), 0.75 * a[name].float() + 0.25 * trained[name].float(), atol=2e-3, rtol=2e-3
+        )
+    with pytest.raises(ValueError, match="blend must be above 0 and at most 1, and needs an init"):
+        train(own, Toy(), tmp_path / "w.safetensors", blend=0.5, progress=False)
+
+
 # resuming -----------------------------------------------------------------------------------------
 
 

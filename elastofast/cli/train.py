@@ -57,6 +57,9 @@ def add_options(option) -> None:
     option("--device", choices=("cpu", "cuda"), help="where to compute (default: cuda if there is a device)")
     option("--amp", action="store_true", help="compute in bfloat16; not for critics")
     option("--init", help="weights file to start from")
+    option(
+        "--blend", type=float, default=1.0, help="share of the trained weights in those kept, the rest being of --init"
+    )
     option("--resume", action="store_true", help="go on from the checkpoint beside --out if there is one")
     option("--validate-every", type=int, default=500, help="steps between validations")
     option("--checkpoint-every", type=float, default=300.0, help="seconds between checkpoints")

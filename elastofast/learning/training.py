@@ -44,6 +44,7 @@ def train(
     device=None,
     amp=False,
     init=None,
+    blend=1.0,
     reconstruct=None,
     resume=False,
     validate=None,
@@ -80,6 +81,10 @@ def train(
         Compute the network in bfloat16 where that is precise enough, with weights in float32.
     init : path-like, optional
         Weights file of the same kind and architecture to start from.
+    blend : float, optional
+        Share of the trained weights in those that are kept; the rest is those of ``init``. Means between a network and
+        what it became by further training are often better than both ends where the data differ from those of the
+        further training (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022).
     reconstruct : path-like or Dataset, optional
         Data set whose training measurements are reconstructed with the network as it is, for recipes that ask for that;
         default ``data``. It needs neither unregularised maps nor drawn errors, only maps of the same shape.
@@ -118,6 +123,8 @@ def train(
     for name, value in (("validate_every", validate_every), ("log_every", log_every)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
+    if not 0 < blend <= 1 or (blend < 1 and init is None):
+        raise ValueError(f"blend must be above 0 and at most 1, and needs an init below 1, got {blend}")
     out = Path(out)
     if not out.parent.is_dir():
         raise ValueError(f"the folder of the output does not exist: {out.parent}")
@@ -126,7 +133,7 @@ def train(
         data = _opened(data, stack)
         measured = data if reconstruct is None else _opened(reconstruct, stack)
         maps = Maps.read(data, "train", recipe.standard, count=count, device=team.device)
-        run = _Run(recipe, maps, data, measured, team, seed=seed, amp=amp, init=init, out=out)
+        run = _Run(recipe, maps, data, measured, team, seed=seed, amp=amp, init=init, blend=blend, out=out)
         if team.leads:
             run.validate = validate or recipe.validator(data, team.device)
         if run.checkpoint.exists():
@@ -150,7 +157,7 @@ def _opened(data, stack):
 class _Run:
     """A training run: its state, all of which is in a checkpoint, and its steps."""
 
-    def __init__(self, recipe, maps, data, measured, team, *, seed, amp, init, out):
+    def __init__(self, recipe, maps, data, measured, team, *, seed, amp, init, blend, out):
         self.recipe, self.maps, self.team, self.out = recipe, maps, team, out
         self.seed, self.amp = seed, amp
         self.checkpoint = out.with_suffix(".checkpoint")
@@ -164,6 +171,8 @@ class _Run:
             if started.architecture != network.architecture:
                 raise ValueError(f"init: {init} is of {started.architecture}, the recipe's is {network.architecture}")
             network.load_state_dict(started.state_dict())
+        self.blend = blend
+        self.first = copy.deepcopy(network).to(team.device) if blend < 1 else None
         # with channels last convolutions on the CPU are 1.2 to 2 times as fast
         self.network = network.to(team.device, memory_format=torch.channels_last).train()
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval() if recipe.ema else self.network
@@ -173,7 +182,7 @@ class _Run:
         self.settings = {
             "recipe": {"kind": recipe.kind, **dataclasses.asdict(recipe), "standard": recipe.standard._asdict()},
             "steps": self.steps, "seed": seed, "maps": len(maps), "processes": team.size, "amp": amp,
-            "init": None if init is None else Path(init).name,
+            "init": None if init is None else Path(init).name, "blend": blend,
             "reconstruct": None if measured is data else measured.config,
             "data_crc32": zlib.crc32(maps.truth.cpu().numpy().tobytes()),
         }  # fmt: skip
@@ -254,8 +263,8 @@ class _Run:
 
     def _keep_best(self, log):
         """Validate the averaged weights, and write them if they are the best ones yet."""
-        self.average.eval()
-        figures = {"step": self.step, **(self.validate(self.average) if self.validate else {})}
+        kept = self._kept()
+        figures = {"step": self.step, **(self.validate(kept) if self.validate else {})}
         self.network.train()
         log.validated(figures, self.seconds)
         error = figures.get("relative_error")
@@ -267,7 +276,17 @@ class _Run:
             "elastofast": __version__, "torch": torch.__version__,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
-        weights_file.save(self.out, self.average, {"standard": self.recipe.standard._asdict(), "training": made})
+        weights_file.save(self.out, kept, {"standard": self.recipe.standard._asdict(), "training": made})
+
+    def _kept(self):
+        """The network as it is written: the averaged weights, or their mean with those that training began with."""
+        if self.first is None:
+            return self.average.eval()
+        kept = copy.deepcopy(self.average).eval()
+        with torch.no_grad():
+            for tensor, first in zip(_tensors(kept), _tensors(self.first), strict=True):
+                tensor.lerp_(first, 1 - self.blend)
+        return kept
 
     # checkpoint -----------------------------------------------------------------------------------
 

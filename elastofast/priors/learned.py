@@ -212,7 +212,7 @@ class Critic(_CriticEnergy):
         growth=0.5,
         unpenalised_weight=10.0,
         limiter_slack=0.03,
-        plausible=0.0033,
+        plausible=0.0035,
         plausible_decay=0.15,
     )
 
