@@ -9,7 +9,8 @@ returned, with a message that says so.
 The rehearsal is a parametric bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 6.5): the
 map of total variation is taken for the truth, its displacement gets new noise of the stated level, and what the energy
 makes of it is compared with that truth. Unlike data held back from the fit, this also shows what the data do not see:
-an energy that makes maps stiffer where nothing speaks against it predicts data as well as any other.
+an energy that makes maps stiffer where nothing speaks against it predicts data as well as any other. Joint
+reconstructions of several frames are not rehearsed.
 """
 
 from __future__ import annotations

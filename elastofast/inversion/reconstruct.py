@@ -214,10 +214,11 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
         def finish(group: list[int]) -> list[Result]:
             try:
                 run = runs.pop(group[0])
-                if checked[group[0]].rehearsal is None:
-                    found = run.results()
-                else:
+                rehearsed = checked[group[0]].rehearsal is not None
+                if rehearsed and not isinstance(own[group[0]], JointMeasurement):
                     found = [with_safe_weight(own[k], checked[k], starts[k]) for k in group]
+                else:
+                    found = run.results()
                 del run  # so that the memory of a finished run is free
                 found = judged([own[k] for k in group], found, checked[group[0]], None if single else group)
             except Exception as error:
