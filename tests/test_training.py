@@ -448,7 +448,7 @@ def test_mixed_precision_is_used_but_not_saved(tmp_path):
     ("kind", "options", "text"),
     [
         ("gan", {}, "kind must be one of"),
-        ("critic", {"drawn": 0.8, "found": 0.3}, "shares with a sum of at most 1, got 0.8 and 0.3"),
+        ("critic", {"drawn": 0.8, "found": 0.3}, r"shares with a sum of at most 1, got \(0.8, 0.3, 0.0\)"),
         ("paper-critic", {"crop": 32}, "paper-critic has no option 'crop'; it has steps, batch"),
         ("unet", {"preset": "paper"}, "unet has no preset 'paper'"),
         ("unet", {"batch": 0}, "batch must be a whole number, 1 or more, got 0"),
