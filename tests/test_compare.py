@@ -352,7 +352,10 @@ def test_built_in_maps_are_test_maps_that_no_data_set_trains_on(tmp_path, quiet)
         ({"methods": ["tv"], "maps": 4}, "maps must be at most the 3 test maps"),
         ({"methods": ["tv"], "jobs": 0}, "jobs must be a whole number, 1 or more, got 0"),
         ({"methods": ["tv"], "size": 64}, "size is that of built-in maps"),
-        ({"methods": ["tv"], "weights": {"net": "x"}}, "weights must be given for unet, dncnn, critic, paper-critic, got 'net'"),
+        (
+            {"methods": ["tv"], "weights": {"net": "x"}},
+            "weights must be given for unet, dncnn, critic, paper-critic, got 'net'",
+        ),
     ],
 )
 def test_compare_refuses_wrong_arguments_before_it_writes(tmp_path, maps, arguments, message):
