@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,6 +25,27 @@ PLACES = 200  # places that are tried for a lesion
 ATTEMPTS = 100  # whole phantoms that are tried by `retried`
 WAVES = 256  # plane waves in a smooth field
 ANGLES = np.linspace(0, 2 * np.pi, 720, endpoint=False)  # at which a margin is described
+
+# What `tissue` draws, uniformly (contrasts: their logarithms). Breast, thyroid and liver have stiff lesions of 2 to 10
+# times the background; cysts, fat and calcifications are the extremes. The shares are plausible ones, not studied.
+TISSUE: dict[str, Range] = {
+    "contrast": (1.5, 8.0),  # of most lesions, stiffer than what surrounds them
+    "extreme": (8.0, 100.0),  # of stiff ones
+    "soft": (0.05, 0.67),  # of soft ones
+    "size": (0.06, 0.4),  # diameter of a lesion over the shorter side
+    "inner": (0.3, 0.6),  # diameter of a lesion inside another, over that of the other
+    "edge": (2.0, 6.0),  # width of soft edges in node distances
+    "layers": (1.0, 3.0),  # ratio of the moduli of layers and fibres
+    "fibres": (4.0, 14.0),  # bands over the longer side
+    "variation": (0.01, 0.2),  # relative standard deviation of the slow variation
+    "texture": (0.01, 0.2),  # relative standard deviation of the texture
+}
+PATTERNS = (0.6, 0.2, 0.2)  # shares of even backgrounds, layers and fibres
+CONTRASTS = (0.6, 0.2, 0.2)  # shares of usual, extreme and soft lesions
+EDGES = (0.4, 0.3, 0.3)  # shares of sharp edges, edges one node wide, and soft ones
+LESIONS = (0.15, 0.5, 0.25, 0.1)  # shares of maps with 0, 1, 2 and 3 lesions that do not touch
+NESTED = 0.25  # share of lesions that contain another
+VARIED, TEXTURED = 0.3, 0.3  # shares of maps with a slow variation and with a texture
 
 
 class NoRoomError(ValueError):
@@ -127,6 +148,116 @@ def lesion(
     modulus = inside + (1 - share) * outside * _log_normal(rng, geometry, variation, VARIATION_LENGTH)
     modulus *= _log_normal(rng, geometry, texture, TEXTURE_LENGTH)
     return modulus.reshape(geometry.node_shape), mask.reshape(geometry.node_shape)
+
+
+def tissue(
+    geometry: Grid | Mesh, *, seed: Seed = 0, background: Range = (10e3, 15e3), **ranges: Range
+) -> tuple[np.ndarray, np.ndarray]:
+    """A map of many kinds of tissue: layers or fibres, slow variation, texture, and up to three lesions or none.
+
+    Lesions are stiffer or softer than what surrounds them, may contain another lesion, and have sharp edges, edges one
+    node wide (as area-weighting makes them) or soft ones.
+
+    Parameters
+    ----------
+    geometry : Grid or Mesh
+        Two-dimensional.
+    seed : int or numpy.random.Generator, optional
+        The same seed gives the same map.
+    background : (float, float), optional
+        Range of the mean modulus of the background in pascals.
+    **ranges : (float, float), optional
+        Other ranges than those of `TISSUE`, by its names.
+
+    Returns
+    -------
+    modulus : numpy.ndarray, shape geometry.node_shape
+        Young's modulus in pascals.
+    lesion_mask : numpy.ndarray of bool, shape geometry.node_shape
+        Nodes inside a lesion's nominal margin.
+
+    Raises
+    ------
+    ValueError
+        If a range is unknown or out of range.
+    """
+    if unknown := ranges.keys() - TISSUE.keys():
+        raise ValueError(f"ranges must be among {', '.join(TISSUE)}, got {sorted(unknown)[0]!r}")
+    _check_range("background", background, "pascals")
+    drawn: dict[str, Any] = TISSUE | ranges
+    for name, pair in drawn.items():
+        _check_range(name, pair, "see TISSUE")
+    rng = np.random.default_rng(seed)
+    return retried(lambda: _tissue(geometry, rng, background, drawn))
+
+
+def _tissue(geometry, rng, background, ranges):
+    """See `tissue`."""
+    lateral, axial = _axes(geometry)
+    points = np.stack([geometry.points[:, lateral], geometry.points[:, axial]])
+    low, high = points.min(axis=1), points.max(axis=1)
+    step, width = np.sqrt(geometry.node_weights.mean()), min(high - low)
+    pattern = rng.choice([_even, _layers, _fibres], p=PATTERNS)
+    modulus = rng.uniform(*background) * pattern(points, rng, ranges)
+    if rng.random() < VARIED:
+        modulus = modulus * _log_normal(rng, geometry, rng.uniform(*ranges["variation"]), VARIATION_LENGTH)
+    mask = np.zeros(geometry.n_nodes, dtype=bool)
+    placed: list[tuple[np.ndarray, float]] = []
+
+    def add(radius, center=None):
+        margin = _margin(rng, KINDS[rng.integers(len(KINDS))]) * radius
+        center = _place(rng, margin.max(), low, high, placed) if center is None else center
+        placed.append((center, margin.max()))
+        depth = _depth(points, center, margin)
+        at = np.argmin(((points - center[:, None]) ** 2).sum(axis=0))
+        edge = rng.choice([0.0, 1.0, rng.uniform(*ranges["edge"])], p=EDGES)
+        blend = _blend(depth, edge * step)
+        mask[depth > 0] = True
+        return center, (1 - blend) * modulus + blend * modulus[at] * _contrast(rng, ranges)
+
+    for _ in range(rng.choice(len(LESIONS), p=LESIONS)):
+        radius = 0.5 * max(rng.uniform(*ranges["size"]) * width, SMALLEST * step)
+        center, modulus = add(radius)
+        inner = radius * rng.uniform(*ranges["inner"])
+        if rng.random() < NESTED and inner > SMALLEST * step / 2:
+            turn = rng.uniform(0, 2 * np.pi)
+            _, modulus = add(inner, center + 0.3 * radius * np.array([np.cos(turn), np.sin(turn)]))
+    if rng.random() < TEXTURED:
+        modulus = modulus * _log_normal(rng, geometry, rng.uniform(*ranges["texture"]), TEXTURE_LENGTH)
+    return modulus.reshape(geometry.node_shape), mask.reshape(geometry.node_shape)
+
+
+def _contrast(rng, ranges):
+    """Modulus of a lesion over that of what surrounds it."""
+    return np.exp(rng.uniform(*np.log(ranges[rng.choice(["contrast", "extreme", "soft"], p=CONTRASTS)])))
+
+
+def _even(points, rng, ranges):
+    """No pattern."""
+    return np.ones(points.shape[1])
+
+
+def _layers(points, rng, ranges):
+    """Two to five layers with wavy boundaries across the axial direction, as skin, fat, gland and muscle have them."""
+    x, y = (points - points.min(axis=1)[:, None]) / np.ptp(points, axis=1)[:, None]
+    count = int(rng.integers(2, 6))
+    waves = rng.integers(1, 5, 2)
+    lift = sum(rng.uniform(0, 0.03) * np.sin(np.pi * k * x + rng.uniform(0, 2 * np.pi)) for k in waves)
+    depths = np.sort(rng.uniform(0.05, 0.95, count - 1))
+    values = np.exp(rng.uniform(-0.5, 0.5, count) * np.log(ranges["layers"][1]))
+    return values[np.searchsorted(depths, y + lift)]
+
+
+def _fibres(points, rng, ranges):
+    """Bands of two moduli that run across the body in one direction, bent by slow waves."""
+    x, y = (points - points.min(axis=1)[:, None]) / np.ptp(points, axis=1).max()
+    turn = rng.uniform(0, np.pi)
+    along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+    for _ in range(2):
+        across = across + rng.uniform(0, 0.06) * np.sin(rng.uniform(3, 12) * along + rng.uniform(0, 2 * np.pi))
+    wave = np.sin(2 * np.pi * rng.uniform(*ranges["fibres"]) * across) - rng.uniform(-0.6, 0.6)
+    ratio = np.exp(rng.uniform(0.2, 1.0) * np.log(ranges["layers"][1]))
+    return np.where(wave > 0, np.sqrt(ratio), 1 / np.sqrt(ratio))
 
 
 def from_mask(

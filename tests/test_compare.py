@@ -106,8 +106,25 @@ def test_texture_and_two_lesions_are_new_truths(maps):
         assert 10e3 <= m.reference.min() < 15e3 and 30e3 <= m.reference[mask].max() <= 80e3
         m, mask = measure(data, 1, Condition(35.0, "no-lesion"))
         assert not mask.any() and np.ptp(m.reference) == 0 and 10e3 <= m.reference[0, 0] < 15e3
+        for scenario in ("level-sets", "folds"):
+            m, mask = measure(data, 1, Condition(35.0, scenario))
+            again, _ = measure(data, 1, Condition(35.0, scenario))
+            assert mask.any() and not mask.all() and np.array_equal(m.reference, again.reference)
+            assert m.reference[mask].min() > np.median(m.reference[~mask])
         with pytest.raises(ValueError, match=r"world must be one of clean, texture, .*, got 'dark'"):
             measure(data, 1, Condition(35.0, "dark"))
+
+
+def test_generators_for_testing_share_no_code_with_those_for_training():
+    import ast
+    from pathlib import Path
+
+    from elastofast.evaluation import other_tissue
+
+    tree = ast.parse(Path(other_tissue.__file__).read_text())
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+    assert imported == {"__future__", "numpy", "geometry"}
 
 
 # statistics ---------------------------------------------------------------------------------------
@@ -282,11 +299,12 @@ def test_learned_methods_take_weights_of_ones_own(tmp_path, maps, quiet):
 
     torch.manual_seed(0)
     standard = {"standard": Standard()._asdict()}
-    files = {name: tmp_path / f"{name}.safetensors" for name in ("critic", "unet", "dncnn")}
     sizes = {"critic": {"channels": (4, 4, 4)}, "unet": {"channels": 4}, "dncnn": {"channels": 4, "layers": 2}}
+    sizes |= {"paper-critic": {"shape": (24, 24)}}
+    files = {name: tmp_path / f"{name}.safetensors" for name in sizes}
     for name, path in files.items():
         weights_file.save(path, build(name, **sizes[name]), standard)
-    methods = ["unet", "pnp", "critic-paper", "critic"]
+    methods = ["unet", "pnp", "paper", "critic-paper", "adversarial-energy", "critic"]
     done = compare(tmp_path / "out", data=maps, maps=1, methods=methods, weights=files)
     assert [row["method"] for row in done.rows] == methods
     for row in done.rows:
@@ -301,6 +319,8 @@ def test_learned_methods_take_weights_of_ones_own(tmp_path, maps, quiet):
     assert done.rows[0]["relative_error"] == pytest.approx(expected, rel=1e-6)
     with pytest.raises(ValueError, match="expected weights of unet, the file holds 'dncnn'"):
         compare(tmp_path / "wrong", data=maps, methods=["unet"], weights={"unet": files["dncnn"]})
+    with pytest.raises(ValueError, match="method 'paper' needs weights of its paper-critic"):
+        compare(tmp_path / "without", data=maps, methods=["paper"])
     weights_file.save(files["unet"], build("unet", channels=5), standard)  # other weights under the same name
     with pytest.raises(ValueError, match=r"comparison with weights\.unet"):
         compare(tmp_path / "out", data=maps, maps=1, methods=methods, weights=files)
@@ -321,7 +341,7 @@ def test_built_in_maps_are_test_maps_that_no_data_set_trains_on(tmp_path, quiet)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"methods": ["tvv"]}, "methods must be among none, tv, unet, pnp, critic-paper, critic, or .*, got 'tvv'"),
+        ({"methods": ["tvv"]}, "methods must be among none, tv, unet, pnp, paper, critic-paper, .*, got 'tvv'"),
         ({"methods": ["tv", "tv"]}, "methods names 'tv' twice"),
         ({"methods": [("tv", scaled(1))]}, "a method of your own needs a new name and a function"),
         ({"methods": [("truth", scaled(1))]}, "not truth, got 'truth'"),
@@ -332,7 +352,10 @@ def test_built_in_maps_are_test_maps_that_no_data_set_trains_on(tmp_path, quiet)
         ({"methods": ["tv"], "maps": 4}, "maps must be at most the 3 test maps"),
         ({"methods": ["tv"], "jobs": 0}, "jobs must be a whole number, 1 or more, got 0"),
         ({"methods": ["tv"], "size": 64}, "size is that of built-in maps"),
-        ({"methods": ["tv"], "weights": {"net": "x"}}, "weights must be given for unet, dncnn, critic, got 'net'"),
+        (
+            {"methods": ["tv"], "weights": {"net": "x"}},
+            "weights must be given for unet, dncnn, critic, paper-critic, got 'net'",
+        ),
     ],
 )
 def test_compare_refuses_wrong_arguments_before_it_writes(tmp_path, maps, arguments, message):

@@ -140,6 +140,34 @@ def test_noise_model_law_and_snr_are_those_asked_for(inline, tmp_path):
         assert snr == pytest.approx(50, abs=0.8)
 
 
+def test_maps_of_the_wide_world_are_measured_each_in_its_own_way(inline, tmp_path):
+    from elastofast.learning.settings import Setting
+
+    path = tmp_path / "wide.h5"
+    options = {"world": "wide", "shape": (24, 24), "size": (0.2, 0.35), "seed": 2, "jobs": 1}
+    with pytest.raises(ValueError, match="snr is drawn for each map of the wide world"):
+        build_dataset(path, **options, snr=30)
+    with pytest.raises(ValueError, match="tissue must be a share"):
+        build_dataset(path, **options, tissue=2)
+    build_dataset(path, **options, count=12, validation=1, test=0)
+    with Dataset.open(path) as data:
+        assert len(data.settings) == 13 and len(set(data.settings)) == 13
+        assert data.config["world"] == "wide" and isinstance(data.settings[0], Setting)
+        relative = []
+        for i, setting in enumerate(data.settings):
+            m = data.measurement(i)
+            assert m.geometry == setting.grid(data.geometry) and m.law.poisson == setting.poisson
+            assert np.array_equal(m.reference, data.modulus(i))
+            relative.append(not m.load.force.any())
+            # in pascals even where the measurement gives ratios alone
+            ratio = np.log(data.unregularised(i) / data.modulus(i))
+            assert abs(ratio.mean()) < (1e-5 if relative[-1] else 1)
+            assert not relative[-1] or abs(data.errors(i).mean()) < 1e-6
+        assert 0 < sum(relative) < 13
+        with pytest.raises(ValueError, match="masks are of the world 'lesions'"):
+            build_dataset(path, world="wide", masks=tmp_path)
+
+
 def test_shapes_vary_as_asked(inline, tmp_path):
     from scipy.ndimage import label
 

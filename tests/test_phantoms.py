@@ -3,7 +3,7 @@ import pytest
 from scipy.ndimage import label
 
 from elastofast.geometry import Grid, Mesh
-from elastofast.phantoms import inclusion, lesion
+from elastofast.phantoms import TISSUE, inclusion, lesion, tissue
 
 GRID = Grid((201, 161), (0.2e-3, 0.25e-3))  # 40 mm x 40 mm
 
@@ -176,3 +176,31 @@ def test_inclusion_refuses_arguments_that_do_not_fit(arguments, message):
         inclusion(GRID, *arguments)
     with pytest.raises(TypeError, match="geometry must be a Grid or a Mesh"):
         inclusion(None, *arguments)
+
+
+def test_tissue_has_what_it_is_for():
+    grid = Grid((64, 64), (0.5e-3, 0.5e-3))
+    drawn = [tissue(grid, seed=k) for k in range(120)]
+    counts = [label(mask)[1] for _, mask in drawn]
+    assert min(counts) == 0 and max(counts) >= 3  # maps without a lesion, and with several
+    assert all(np.isfinite(x).all() and (x > 0).all() for x, _ in drawn)
+    ratios = [np.median(x[mask]) / np.median(x[~mask]) for x, mask in drawn if mask.any()]
+    assert min(ratios) < 0.5 and max(ratios) > 20  # soft and very stiff lesions
+    plain = [len(np.unique(x)) for x, _ in drawn]
+    assert min(plain) <= 2 and sum(n > 1000 for n in plain) > 30  # even tissue, and varying one
+    again, _ = tissue(grid, seed=7)
+    assert np.array_equal(again, drawn[7][0])
+
+
+def test_tissue_keeps_to_its_ranges():
+    grid = Grid((64, 64), (0.5e-3, 0.5e-3))
+    ranges = {"layers": (1.0, 1.0 + 1e-12), "variation": (1e-9, 1e-9), "texture": (1e-9, 1e-9)}
+    ranges |= {"contrast": (3.0, 3.0), "extreme": (3.0, 3.0), "soft": (3.0, 3.0)}
+    for k in range(20):
+        x, _ = tissue(grid, seed=k, background=(10e3, 10e3), **ranges)
+        assert 10e3 * 0.999 < x.min() and x.max() < 9 * 10e3 * 1.001  # a lesion in a lesion is nine times as stiff
+    with pytest.raises(ValueError, match=r"ranges must be among contrast, .*, got 'colour'"):
+        tissue(grid, colour=(1.0, 2.0))
+    with pytest.raises(ValueError, match="size must be a pair"):
+        tissue(grid, size=(0.3, 0.1))
+    assert TISSUE["soft"][1] < 1 < TISSUE["contrast"][0]

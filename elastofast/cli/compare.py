@@ -34,9 +34,10 @@ def add_options(option) -> None:
         default=["clean"],
         help=f"scenarios of the measurement: {', '.join(SCENARIOS)} (default: clean)",
     )
-    option("--methods", nargs="+", help=f"some of {', '.join(METHODS)} (default: all of them)")
+    option("--methods", nargs="+", help=f"some of {', '.join(METHODS)} (default: all, paper only with weights)")
     for name in WEIGHTS:
-        option(f"--{name}", metavar="FILE", help=f"weights of the network {name} (default: those of the package)")
+        otherwise = "none" if name == "paper-critic" else "those of the package"
+        option(f"--{name}", metavar="FILE", help=f"weights of the network {name} (default: {otherwise})")
     option("--jobs", type=int, default=1, help="processes of one thread each; above one, times are not comparable")
     option("--quiet", action="store_true", help="show no progress bar")
 
@@ -47,7 +48,7 @@ def run(options) -> int:
 
     names = ("data", "size", "maps", "seed", "snr", "world", "methods", "jobs")
     settings = {name: getattr(options, name) for name in names}
-    weights = {name: getattr(options, name) for name in WEIGHTS}
+    weights = {name: getattr(options, name.replace("-", "_")) for name in WEIGHTS}
     done = compare(options.out, **settings, weights=weights, progress=not options.quiet)
     print(f"{done}\n\nwrote {os.path.join(options.out, 'report.html')}")
     if done.missing:

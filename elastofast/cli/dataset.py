@@ -15,6 +15,13 @@ EXAMPLE = "breast.h5 --masks Dataset_BUSI_with_GT --shape 128 --snr 35"
 def add_options(option) -> None:
     """Add the options of the command."""
     option("out", metavar="OUT", help="file to write: .h5 (docs/datasets.md)")
+    option(
+        "--world",
+        choices=("lesions", "wide"),
+        default="lesions",
+        help="lesions: stiff lesions, all measured alike; wide: many kinds of tissue, law, load and noise",
+    )
+    option("--tissue", type=float, default=0.5, help="share of maps of the wide world with other tissue than lesions")
     option("--masks", metavar="FOLDER", help="folder of lesion masks (default: built-in shapes)")
     option("--layout", default="auto", help="layout of that folder: auto, busi, bus-bra, breast, udiat or plain")
     option("--count", type=int, help="number of training maps (default: 541; with masks all that are left)")

@@ -33,6 +33,19 @@ def add_options(option) -> None:
         type=int,
         help="for critic and dncnn: number of maps that each validation reconstructs (default: 20)",
     )
+    option(
+        "--current", type=float, help="for critic: share of samples with errors of current reconstructions (default: 0)"
+    )
+    option("--reconstruct", help="for critic: data set whose measurements are reconstructed for this (default: --data)")
+    option("--rounds", type=int, help="for critic: times that these reconstructions are made anew (default: 3)")
+    option("--reconstructed", type=int, help="for critic: measurements reconstructed in a round (default: 150)")
+    option("--regression", type=float, help="for critic: weight of the regression on errors (default: 1)")
+    option(
+        "--robust",
+        type=float,
+        help="for critic: relative squared error above which samples count less (default: 0, none)",
+    )
+    option("--wasserstein", type=float, help="for critic: weight of the adversarial loss (default: 0)")
     option("--epochs", type=int, help="for paper-critic: passes over the training maps, in place of --steps")
     option("--batch", type=int, help=f"maps in a step of each process {recipe}")
     option("--crop", type=int, help=f"side of the windows that the maps are cut to {recipe}")
@@ -44,6 +57,9 @@ def add_options(option) -> None:
     option("--device", choices=("cpu", "cuda"), help="where to compute (default: cuda if there is a device)")
     option("--amp", action="store_true", help="compute in bfloat16; not for critics")
     option("--init", help="weights file to start from")
+    option(
+        "--blend", type=float, default=1.0, help="share of the trained weights in those kept, the rest being of --init"
+    )
     option("--resume", action="store_true", help="go on from the checkpoint beside --out if there is one")
     option("--validate-every", type=int, default=500, help="steps between validations")
     option("--checkpoint-every", type=float, default=300.0, help="seconds between checkpoints")
@@ -57,7 +73,18 @@ def run(options) -> int:
     from ..learning.training import train
 
     given = {name: getattr(options, name) for name in _RECIPE_OPTIONS if getattr(options, name) is not None}
-    loop = ("seed", "count", "device", "amp", "init", "resume", "validate_every", "checkpoint_every", "log")
+    loop = (
+        "seed",
+        "count",
+        "device",
+        "amp",
+        "init",
+        "reconstruct",
+        "resume",
+        "validate_every",
+        "checkpoint_every",
+        "log",
+    )
     done = train(
         recipe(options.kind, preset=options.preset, **given),
         options.data,
@@ -76,4 +103,7 @@ def run(options) -> int:
 
 
 # options of `elastofast train` that are fields of recipes
-_RECIPE_OPTIONS = ("steps", "batch", "crop", "rate", "channels", "norm", "epochs", "direct", "reconstructions")
+_RECIPE_OPTIONS = (
+    "steps", "batch", "crop", "rate", "channels", "norm", "epochs", "direct", "reconstructions", "current", "rounds",
+    "reconstructed", "regression", "robust", "wasserstein",
+)  # fmt: skip

@@ -312,6 +312,10 @@ def _check_maps(data, maps) -> np.ndarray:
     indices = data.indices("test")
     if not len(indices):
         raise ValueError(f"{data.path}: the data set has no test maps; build one with --test")
+    if data.settings is not None:
+        raise ValueError(
+            f"{data.path}: maps of the wide world are measured in many ways and for training; compare others"
+        )
     if maps is not None:
         if whole_number("maps", maps) > len(indices):
             raise ValueError(f"maps must be at most the {len(indices)} test maps of {data.path}, got {maps}")

@@ -10,18 +10,25 @@ from importlib.resources import files
 from pathlib import Path
 
 from ..inversion.reconstruct import reconstruct
-from ..priors.registry import LEARNED, NAMED, NamedPrior, load
+from ..learning.current import plain_map
+from ..priors.learned import SHIPPED, Critic, LearnedPrior, PaperCritic, SquaredCritic
+from ..priors.registry import NAMED
 
 __all__ = ["METHODS", "WEIGHTS", "Method", "chosen_methods"]
 
-CRITIC, PAPER = "critic", "critic-paper"  # PAPER: the network of CRITIC in the paper's optimizer
+# Beside the priors that have a name: the method of Mohammadi, Doyley and Cetin; the network of "critic" under their
+# optimizer; and the same network as an explicit energy.
+PAPER, CRITIC_PAPER, ENERGY = "paper", "critic-paper", "adversarial-energy"
+PAPER_WEIGHT = 10.0  # lambda of the paper
 
 
 def _titles() -> dict[str, str]:
     titles = {}
     for name, entry in NAMED.items():
-        if name == CRITIC:
-            titles[PAPER] = f"{entry.title}, paper's optimizer"
+        if name == Critic.name:
+            titles[PAPER] = "the paper's critic, training and descent"
+            titles[CRITIC_PAPER] = f"{entry.title}, paper's optimizer"
+            titles[ENERGY] = f"{entry.title}, explicit energy"
         if entry.compared:
             titles[name] = entry.title
     return titles
@@ -29,8 +36,15 @@ def _titles() -> dict[str, str]:
 
 # name: title, in the order of tables and figures; the last one that takes part is tested against all others
 METHODS = _titles()
-# kinds of networks for which other weights than the shipped ones can be given
-WEIGHTS = tuple(entry.network for entry in LEARNED.values() if entry.network is not None)
+# the class of the network of each method that has one
+NETWORKS: dict[str, type[LearnedPrior]] = {
+    **{learned.name: learned for learned in SHIPPED},
+    PAPER: PaperCritic,
+    CRITIC_PAPER: Critic,
+    ENERGY: Critic,
+}
+# kinds of networks for which other weights than the shipped ones can be given; the paper's critic has none
+WEIGHTS = (*(learned.kind for learned in SHIPPED), PaperCritic.kind)
 
 
 @dataclass(frozen=True)
@@ -54,24 +68,32 @@ class Method:
     digest: str | None = None
 
     @property
-    def learned(self) -> NamedPrior | None:
-        """The `NamedPrior` of its network, or None."""
-        return None if self.function is not None else LEARNED.get(CRITIC if self.name == PAPER else self.name)
+    def network(self) -> type[LearnedPrior] | None:
+        """The class of its network, or None."""
+        return None if self.function is not None else NETWORKS.get(self.name)
 
     def check(self, geometry) -> None:
         """Load the network, if there is one, to see that it can look at the maps."""
-        if self.learned is not None:
-            _load(self.learned.name, self.path).check(geometry)
+        if self.network is not None:
+            _load(self.name, self.path).check(geometry)
 
     def __call__(self, measurement):
         """Reconstruct as a user would: nothing but the name, and thus automatic weights."""
         if self.function is not None:
             return self.function(measurement)
-        prior = self.name if self.learned is None else _load(self.learned.name, self.path)
-        if self.name != PAPER:
+        prior = self.name if self.network is None else _load(self.name, self.path)
+        if self.name not in (PAPER, CRITIC_PAPER, ENERGY):
             return reconstruct(measurement, prior=prior)
-        start = reconstruct(measurement, prior="none")
-        result = reconstruct(measurement, prior=prior, optimizer="descent", gradient="frozen", start=start.modulus)
+        if self.name == ENERGY:  # from the map of the splitting, with its weight
+            start = plain_map(measurement, prior)
+            energy = SquaredCritic(prior, measurement.geometry)
+            result = reconstruct(measurement, prior=energy, weight=start.weight, start=start.modulus)
+        else:
+            start = reconstruct(measurement, prior="none")
+            weight = PAPER_WEIGHT if self.name == PAPER else "auto"
+            result = reconstruct(
+                measurement, prior=prior, weight=weight, optimizer="descent", gradient="frozen", start=start.modulus
+            )
         result.timing = {name: result.timing[name] + start.timing[name] for name in result.timing}
         return result
 
@@ -82,7 +104,7 @@ def chosen_methods(methods, weights) -> dict[str, Method]:
     Parameters
     ----------
     methods : sequence of str or (str, callable), or None
-        None takes all of `METHODS`.
+        None takes all of `METHODS`, "paper" only with weights.
     weights : dict of str to pathlib.Path
         Weights files by kind of network.
 
@@ -96,7 +118,9 @@ def chosen_methods(methods, weights) -> dict[str, Method]:
     if unknown := sorted(weights.keys() - set(WEIGHTS)):
         raise ValueError(f"weights must be given for {', '.join(WEIGHTS)}, got {unknown[0]!r}")
     chosen = {}
-    for given in METHODS if methods is None else methods:
+    if methods is None:
+        methods = [name for name in METHODS if name != PAPER or PaperCritic.kind in weights]
+    for given in methods:
         name, function = (given, None) if isinstance(given, str) else given
         if function is None and name not in METHODS:
             raise ValueError(f"methods must be among {', '.join(METHODS)}, or (name, function), got {name!r}")
@@ -107,9 +131,13 @@ def chosen_methods(methods, weights) -> dict[str, Method]:
         if name in chosen:
             raise ValueError(f"methods names {name!r} twice")
         method = Method(name, function)
-        if (entry := method.learned) is not None and entry.learned is not None:
-            path = weights.get(entry.learned.kind)
-            shipped = files("elastofast") / "weights" / entry.learned.file
+        if (network := method.network) is not None:
+            path = weights.get(network.kind)
+            if path is None and not network.file:
+                raise ValueError(
+                    f"method {name!r} needs weights of its {network.kind}, which none come with: give a file"
+                )
+            shipped = files("elastofast") / "weights" / network.file
             method = Method(name, path=path, digest=hashlib.sha256((path or shipped).read_bytes()).hexdigest())
         chosen[name] = method
     if not chosen:
@@ -119,4 +147,4 @@ def chosen_methods(methods, weights) -> dict[str, Method]:
 
 @lru_cache
 def _load(name, path):
-    return load(name, path)
+    return NETWORKS[name].load(path)

@@ -8,9 +8,11 @@ import numpy as np
 
 from ..forward.form import ElasticForm
 from ..forward.solve import solve_forward
+from ..learning.settings import blurred_noise
 from ..measurement import Measurement
 from ..phantoms import lesion, retried
 from ..simulation import add_noise
+from .other_tissue import folds, level_sets
 
 # scenarios; name: what it does to the test maps, as the end of a sentence
 SCENARIOS = {
@@ -19,12 +21,15 @@ SCENARIOS = {
     "two-lesions": "made anew, with two built-in lesions each and moduli in the data set's ranges",
     "no-lesion": "made anew, without any lesion and with a background in the data set's range",
     "poisson": "simulated with a Poisson ratio lower by 0.03 than the one assumed",
+    "level-sets": "made anew as level sets of random fields, by a generator that no network was trained on",
+    "folds": "made anew as folded layers with a stiff mass, by a generator that no network was trained on",
     "correlated": "with noise blurred over 1.5 nodes, of the stated standard deviation, taken for independent",
 }
 # sizes of what the scenarios change, in round numbers (docs/comparison.md has the errors that they cause)
 TEXTURE = 0.10  # relative standard deviation
 POISSON = -0.03  # true Poisson ratio minus the assumed one
 BLUR = 1.5  # standard deviation of the Gaussian that blurs the noise, in nodes
+OTHERS = {"level-sets": level_sets, "folds": folds}  # scenarios with maps of other generators
 TWO_SIZES = (0.08, 0.3)  # diameters of two lesions as fractions of the width, small enough to fit side by side
 
 
@@ -90,22 +95,16 @@ def measure(data, i, condition, seed=0) -> tuple[Measurement, np.ndarray]:
         modulus, mask = _two_lesions(data, maps)
     if condition.scenario == "no-lesion":
         modulus, mask = lesion(grid, seed=maps, n_lesions=0, background=data.config["background"])
+    if condition.scenario in OTHERS:
+        modulus, mask = OTHERS[condition.scenario](grid, maps, data.config["background"])
     true_law = type(law)(law.poisson + POISSON) if condition.scenario == "poisson" else law
     u = solve_forward(ElasticForm(grid, true_law), modulus, load)
     noisy, std = add_noise(u, condition.snr, data.config["noise"], seed=noise, fixed=load.fixed)
     if condition.scenario == "correlated":
-        noisy = u + np.where(load.fixed, 0.0, std * _blurred(noise, u.shape))
+        noisy = u + np.where(load.fixed, 0.0, std * blurred_noise(noise, u.shape, BLUR))
     return Measurement(grid, law, load, noisy, std, reference=modulus), mask
 
 
 def _two_lesions(data, rng):
     ranges = {name: data.config[name] for name in ("background", "lesion")}
     return retried(lambda: lesion(data.geometry, seed=rng, kind="random", n_lesions=2, size=TWO_SIZES, **ranges))
-
-
-def _blurred(rng, shape):
-    """Blurred white noise with a mean square of one in each component."""
-    from scipy.ndimage import gaussian_filter
-
-    noise = gaussian_filter(rng.normal(size=shape), (0, *[BLUR] * (len(shape) - 1)), mode="wrap")
-    return noise / np.sqrt(np.mean(noise**2, axis=tuple(range(1, len(shape))), keepdims=True))

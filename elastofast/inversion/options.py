@@ -12,7 +12,7 @@ from ..geometry import Grid, Mesh
 from ..misfit.fidelity import GRADIENTS
 from ..priors import registry
 from ..priors.learned import SMALLEST_NODES, PostProcessing
-from ..priors.protocol import SplittingSettings, TargetPrior, check_prior, splitting_settings
+from ..priors.protocol import LinearizablePrior, SplittingSettings, TargetPrior, check_prior, splitting_settings
 from .limits import Limits
 from .optimizers import OPTIMIZERS
 from .problem import Optimizer
@@ -44,6 +44,9 @@ class Options:
         Whether the prior was chosen here.
     unlearned : Options or None
         What to do about maps that the data reject, see `fallback`; None where the caller decided about weight or steps.
+    rehearsal : (Options, Options) or None
+        For explicit energies with an automatic weight, see `energies`: the options of the unregularised map and of
+        total variation.
     gradient : {"exact", "frozen"}
     limits : Limits
         Bounds on the modulus, and where it is known.
@@ -61,6 +64,7 @@ class Options:
     splitting: SplittingSettings | None
     automatic: bool
     unlearned: Options | None
+    rehearsal: tuple[Options, Options] | None
     gradient: str
     limits: Limits
     max_iterations: int | None
@@ -124,12 +128,18 @@ class Options:
         if not (progress is None or isinstance(progress, bool) or callable(progress)):
             raise TypeError(f"progress must be True, False or a callable, got {progress!r}")
         splits = chosen.chooses_weight
-        unlearned = None
-        if splits and automatic_weight and max_iterations is None:
-            unlearned = cls.checked(
-                geometry, True, open_edges, prior=DEFAULT_UNLEARNED, gradient=gradient, optimizer=None, bounds=bounds,
-                max_iterations=None, step=step, progress=progress, load=load, known=known,
-            )  # fmt: skip
+        unlearned = rehearsal = None
+        if automatic_weight and max_iterations is None:
+
+            def other(prior) -> Options:
+                return cls.checked(
+                    geometry, True, open_edges, prior=prior, gradient=gradient, optimizer=None, bounds=bounds,
+                    max_iterations=None, step=step, progress=progress, load=load, known=known,
+                )  # fmt: skip
+
+            unlearned = other(DEFAULT_UNLEARNED) if splits else None
+            explicit = prior is not None and not splits and not isinstance(prior, LinearizablePrior)
+            rehearsal = (other("none"), other(DEFAULT_UNLEARNED)) if explicit else None
         return cls(
             geometry=geometry,
             prior_name=name,
@@ -140,6 +150,7 @@ class Options:
             splitting=splitting_settings(prior) if splits else None,
             automatic=automatic_prior,
             unlearned=unlearned,
+            rehearsal=rehearsal,
             gradient=gradient,
             limits=Limits(geometry, bounds, known),
             max_iterations=None if max_iterations is None else int(max_iterations),

@@ -19,6 +19,7 @@ from ..priors.learned import PostProcessing
 from ..priors.protocol import Prior
 from ..result import Result
 from .causes import likely_cause
+from .energies import with_safe_weight
 from .fallback import judged
 from .members import groups_of, side_by_side
 from .multilevel import Multilevel
@@ -87,7 +88,8 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
         an unbiased estimate of the prediction error on a coarse copy of the data (see `elastofast.inversion.sure`), or
         for several frames the error with which some predict the others. For
         priors with a target it is a fixed power of the data term's mean curvature, for those that only give a
-        gradient the norm of the data gradient that noise alone causes over the norm of the prior's.
+        gradient the norm of the data gradient that noise alone causes over the norm of the prior's at the unregularised
+        map, and less of it where the map does not hold against that one (`elastofast.inversion.energies`).
     gradient : {"exact", "frozen"}
         Exact gradient of J, or the paper's fixed point, which treats Gamma as constant in each step.
     optimizer : {"gauss-newton", "splitting", "l-bfgs", "descent"}, optional
@@ -206,7 +208,13 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
 
         def finish(group: list[int]) -> list[Result]:
             try:
-                found = runs.pop(group[0]).results()  # popped, so that the memory of a finished run is free
+                run = runs.pop(group[0])
+                rehearsed = checked[group[0]].rehearsal is not None
+                if rehearsed and not isinstance(own[group[0]], JointMeasurement):
+                    found = [with_safe_weight(own[k], checked[k], starts[k]) for k in group]
+                else:
+                    found = run.results()
+                del run  # so that the memory of a finished run is free
                 found = judged([own[k] for k in group], found, checked[group[0]], None if single else group)
             except Exception as error:
                 if not single:

@@ -12,9 +12,10 @@ import json
 import os
 import warnings
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib import import_module
+from inspect import signature
 from math import prod
 from pathlib import Path
 
@@ -31,11 +32,16 @@ from ..resumable import ResumableFolder, difference
 from ..simulation import NOISES, simulate
 from .masks import Scan, collect, describe, on_grid, read_mask
 from .posterior import posterior_errors
+from .settings import Setting
 from .workers import in_processes
 
 FORMAT = "elastofast data set"
 VERSION = 1  # of the layout
 SPLITS = ("train", "validation", "test")
+# "lesions": stiff lesions in an even background, all measured alike. "wide": each map measured in its own way
+# (`settings.Setting`), and a share of them of many kinds of tissue (`phantoms.tissue`).
+WORLDS = ("lesions", "wide")
+UNREGULARISED_STEPS = 20  # at most, for the unregularised maps of the wide world
 TRAINING, HELD_OUT = 541, 30  # default numbers of maps; HELD_OUT each for validation and test
 HELD_OUT_SHARE = 0.05  # the same with masks, where it is a share of all masks
 # bytes that HDF5 takes beyond the uncompressed arrays, estimated from above, of which space is reserved
@@ -74,6 +80,8 @@ class Dataset:
         Signal-to-noise ratio of the displacements in decibels.
     config : dict
         The arguments of `build_dataset` by which the samples were made.
+    settings : list of Setting, or None
+        How each map of the wide world is measured; None where all are measured alike.
     seeds, groups : numpy.ndarray of int, shape (n,)
         Seed and group of each sample; no group is in two splits.
     sources : list of str
@@ -109,6 +117,9 @@ class Dataset:
                 raise ValueError(f"{name} must have shape {(n, *shape)}, got {file[name].shape}")
         self.seeds, self.groups, self._splits = (file[name][()] for name in NOTES)
         self.sources = file["source"].asstr()[()].tolist()
+        self.settings = None
+        if "setting" in file:
+            self.settings = [Setting(**json.loads(text)) for text in file["setting"].asstr()[()]]
 
     @classmethod
     def open(cls, path) -> Dataset:
@@ -209,14 +220,12 @@ class Dataset:
         -------
         Measurement
         """
-        return Measurement(
-            self.geometry,
-            self.law,
-            self.load,
-            self._read("displacement", int(i)),
-            self._read("displacement_std", int(i)),
-            reference=self.modulus(int(i)),
-        )
+        values = (self._read(name, int(i)) for name in ("displacement", "displacement_std", "modulus"))
+        if self.settings is not None:
+            setting = self.settings[int(i)]
+            return setting.measurement(setting.grid(self.geometry), self.config["pressure"], *values)
+        displacement, std, modulus = values
+        return Measurement(self.geometry, self.law, self.load, displacement, std, reference=modulus)
 
     def _read(self, name, i):
         index = np.asarray(i)
@@ -238,6 +247,8 @@ class Dataset:
 def build_dataset(
     path,
     *,
+    world="lesions",
+    tissue=0.5,
     masks=None,
     layout="auto",
     count=None,
@@ -278,6 +289,12 @@ def build_dataset(
     ----------
     path : path-like
         HDF5 file to write. Layout: docs/datasets.md.
+    world : {"lesions", "wide"}, optional
+        Stiff lesions in an even background that are all measured alike; or many kinds of law, load and noise, which are
+        drawn for each map, so that ``law``, ``poisson``, ``snr`` and ``noise`` cannot be given.
+    tissue : float, optional
+        Share of the maps of the wide world that are of many kinds of tissue, see `elastofast.phantoms.tissue`; the
+        others are as in the world of lesions.
     masks : path-like, optional
         Folder of lesion masks, see `elastofast.learning.masks`; default built-in shapes.
     layout : str, optional
@@ -369,6 +386,9 @@ def build_dataset(
     }
     if masks is None:
         config |= {"kind": kind, "size": _numbers("size", size, 2), "pairs": float(pairs)}
+    if world != "lesions":  # not written otherwise, so that files from before there were worlds are known again
+        config |= {"world": world, "tissue": float(tissue)}
+        _check_world(config, masks)
     jobs = processors() if jobs is None else whole_number("jobs", jobs, 1)
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the folder of the output does not exist", str(path))
@@ -479,6 +499,20 @@ def _seed(config, *key) -> int:
     return int(np.random.SeedSequence(config["seed"], spawn_key=key).generate_state(1, np.uint64)[0])
 
 
+def _check_world(config, masks):
+    """Refuse unknown worlds, and arguments that the wide one draws for each map."""
+    if config["world"] not in WORLDS:
+        raise ValueError(f"world must be one of {', '.join(WORLDS)}, got {config['world']!r}")
+    if masks is not None:
+        raise ValueError("masks are of the world 'lesions'; the wide world has built-in shapes")
+    if not 0 <= config["tissue"] <= 1:
+        raise ValueError(f"tissue must be a share from 0 to 1, got {config['tissue']}")
+    usual = signature(build_dataset).parameters
+    for name in ("law", "poisson", "snr", "noise"):
+        if config[name] != usual[name].default:
+            raise ValueError(f"{name} is drawn for each map of the wide world, it cannot be given")
+
+
 def _check(config) -> Grid:
     """Refuse arguments out of range before the work; types and lengths have been checked already. The grid."""
     plane = [name for name, law in LAWS.items() if law.dim == 2]
@@ -549,19 +583,37 @@ def _sample(config, task) -> dict[str, np.ndarray]:
     from ..inversion.reconstruct import reconstruct
 
     grid, law, load = _body(config)
-    map_rng, noise_rng, error_rng = np.random.default_rng(task.seed).spawn(3)
-    modulus, mask = _phantom(config, grid, map_rng, task.scan and on_grid(read_mask(task.scan), grid))
+    map_rng, noise_rng, error_rng, setting_rng = np.random.default_rng(task.seed).spawn(4)
     # rounded to the stored types first, so that simulation and reconstruction use exactly what a reader will find
-    arrays = {"modulus": _stored("modulus", modulus), "mask": _stored("mask", mask)}
-    m = simulate(grid, law, load, arrays["modulus"], snr=config["snr"], noise=config["noise"], seed=noise_rng)
-    for name in ("displacement", "displacement_std"):
-        arrays[name] = _stored(name, getattr(m, name))
-    m = Measurement(grid, law, load, arrays["displacement"], arrays["displacement_std"], reference=arrays["modulus"])
+    if config.get("world") == "wide":
+        setting = Setting.draw(setting_rng)
+        grid = setting.grid(grid)
+        m, mask = setting.simulate(grid, config["pressure"], partial(_of_wide_world, config, map_rng), noise_rng)
+        arrays = {"modulus": _stored("modulus", m.reference), "mask": _stored("mask", mask)}
+        arrays |= {name: _stored(name, getattr(m, name)) for name in ("displacement", "displacement_std")}
+        values = (arrays[name] for name in ("displacement", "displacement_std", "modulus"))
+        m = setting.measurement(grid, config["pressure"], *values)
+        arrays["setting"] = np.array(json.dumps(asdict(setting)))
+    else:
+        modulus, mask = _phantom(config, grid, map_rng, task.scan and on_grid(read_mask(task.scan), grid))
+        arrays = {"modulus": _stored("modulus", modulus), "mask": _stored("mask", mask)}
+        m = simulate(grid, law, load, arrays["modulus"], snr=config["snr"], noise=config["noise"], seed=noise_rng)
+        arrays |= {name: _stored(name, getattr(m, name)) for name in ("displacement", "displacement_std")}
+        displacement, std, truth = (arrays[name] for name in ("displacement", "displacement_std", "modulus"))
+        m = Measurement(grid, law, load, displacement, std, reference=truth)
     if config["errors"]:
         arrays["errors"] = _stored("errors", posterior_errors(m, config["errors"], error_rng))
     if config["unregularised"]:
-        arrays["unregularised"] = _stored("unregularised", reconstruct(m, prior="none").modulus)
+        # where the model is wrong, the iteration would never reach chi2 1
+        result = reconstruct(m, prior="none", max_iterations=UNREGULARISED_STEPS if "setting" in arrays else None)
+        factor = scale(m.reference) if result.relative else 1.0
+        arrays["unregularised"] = _stored("unregularised", result.modulus * factor)
     return arrays
+
+
+def scale(modulus) -> float:
+    """Geometric mean of a true map, which a relative one lacks."""
+    return float(np.exp(np.log(modulus).mean()))
 
 
 def _stored(name, array):
@@ -576,6 +628,13 @@ def _phantom(config, grid, rng, mask=None):
         return phantoms.from_mask(grid, mask, seed=rng, **how), mask
     how |= {"kind": config["kind"], "size": config["size"], "n_lesions": 1 + int(rng.random() < config["pairs"])}
     return phantoms.retried(lambda: phantoms.lesion(grid, seed=rng, **how))
+
+
+def _of_wide_world(config, rng, grid):
+    """Modulus and lesion mask of a map of the wide world."""
+    if rng.random() < config["tissue"]:
+        return phantoms.tissue(grid, seed=rng, background=config["background"])
+    return _phantom(config, grid, rng)
 
 
 # all samples --------------------------------------------------------------------------------------
@@ -634,12 +693,16 @@ def _write(target, config, tasks, folder, progress):
         for name, (kind, *_) in NOTES.items():
             file[name] = np.array([getattr(task, name) for task in tasks], kind)
         file.create_dataset("source", data=[task.source for task in tasks], dtype=h5py.string_dtype())
-        for name, (_, unit, text) in (FIELDS | NOTES | {"source": (None, "", "mask file, or built-in")}).items():
+        texts = {"source": "mask file, or built-in"}
+        if "world" in config:
+            file.create_dataset("setting", (len(tasks),), dtype=h5py.string_dtype())
+            texts["setting"] = "how the map is measured, as JSON"
+        for name, (_, unit, text) in (FIELDS | NOTES | {name: (None, "", t) for name, t in texts.items()}).items():
             if name in file:
                 file[name].attrs["units"], file[name].attrs["description"] = unit, text
         for task in tasks:
             for name, array in folder.read(task.part).items():
-                file[name][task.index] = array
+                file[name][task.index] = array.item() if name == "setting" else array
             bar.update()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -28,12 +28,20 @@ class Maps:
         True inside a lesion.
     errors : torch.Tensor, shape (n, draws, H, W), or None
         Draws of the error that a reconstruction makes in s, where the data set has them.
+    current : Maps or None
+        Some of the maps, whose errors are those of reconstructions with the network as it is.
     """
 
     truth: torch.Tensor
     noisy: torch.Tensor | None
     mask: torch.Tensor
     errors: torch.Tensor | None = None
+    current: Maps | None = None
+
+    def to(self, device) -> Maps:
+        """The same on another device."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in own.items() if value is not None})
 
     @classmethod
     def read(cls, data, split, standard, *, count=None, device="cpu") -> Maps:

@@ -42,7 +42,7 @@ def posterior_errors(measurement, count, rng) -> np.ndarray:
     Returns
     -------
     numpy.ndarray, shape (count, *node_shape), float32
-        Errors of log x.
+        Errors of log x, with a mean of zero where no force is known: the map is determined up to a factor then.
     """
     m = measurement
     level = 10 ** (rng.uniform(*NOISE) / 20)
@@ -63,7 +63,7 @@ def posterior_errors(measurement, count, rng) -> np.ndarray:
             tolerance=CG_TOLERANCE,
             finish=partial(_penalised, rho),
         )
-        error[...] = d.reshape(m.geometry.node_shape)
+        error[...] = d.reshape(m.geometry.node_shape) - (0.0 if m.load.force.any() else d.mean())
     return errors
 
 

@@ -18,17 +18,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..inversion.reconstruct import reconstruct
 from ..metrics import relative_l2
 from ..priors import Critic, PlugAndPlay
 from ..priors.networks import build
 from ..priors.standard import Standard
 from .augmentation import REACH, Draws, blurred, synthetic_errors, widened
+from .current import plain_map, reconstruction_errors
+from .dataset import scale
 from .maps import Maps
 
 __all__ = [
     "RECIPES", "CriticRecipe", "DenoiserRecipe", "Maps", "PaperCriticRecipe", "Recipe", "UNetRecipe",
-    "gradient_penalty", "recipe",
+    "gradient_penalty", "recipe", "wasserstein_loss",
 ]  # fmt: skip
 
 
@@ -73,6 +74,18 @@ class Recipe:
         """Number of steps for some training maps."""
         assert self.steps is not None  # a recipe without a default overrides this method
         return self.steps
+
+    def refresh_at(self, step, steps) -> bool:
+        """Whether the loop asks for new `current_maps` before a step."""
+        return False
+
+    def current_maps(self, network, data, count, rng, stopped) -> Maps | None:
+        """What the recipe needs of the network as it is, put into ``maps.current``; None if ``stopped()`` became true.
+
+        ``data`` is the data set that may be reconstructed, ``count`` the number of its training maps in use, None for
+        all of them.
+        """
+        raise NotImplementedError
 
     def optimizer(self, parameters) -> torch.optim.Optimizer:
         """Optimizer of the parameters; the training loop sets its learning rate."""
@@ -206,6 +219,8 @@ class CriticRecipe(Recipe):
 
     * a draw of the error that a reconstruction makes (`posterior.posterior_errors`);
     * a part of the error of the unregularised map, in half of the cases without its smooth component;
+    * the error of a reconstruction with the network as it is, at its end or on its way, in rounds
+      (`current.reconstruction_errors`): the network learns from its own mistakes, and then makes others;
     * an error that no measurement made (`augmentation.synthetic_errors`): white or blurred noise of all levels, in half
       of the maps stronger in and around lesions; blurred or sharpened maps; lesions of which one side has another
       modulus; and errors that are almost zero.
@@ -217,6 +232,10 @@ class CriticRecipe(Recipe):
     F(x + n) = n. The loss is therefore |F(x + n) - n|^2 over |n|^2. In a share of the steps F is replaced by the
     gradient of C^2 / 2, which equals n too for the optimal critic. This needs second derivatives, and helps optimizers
     that descend along C itself.
+
+    Beside this regression there may be the adversarial loss (8) with the penalty (9), between true maps and current
+    reconstructions of other maps: unpaired, and refreshed in rounds as in unrolled adversarial regularisation
+    (Mukherjee et al. 2021).
     """
 
     kind = "critic"
@@ -232,21 +251,43 @@ class CriticRecipe(Recipe):
     noise: tuple[float, float] = (0.01, 1.2)  # range of the rms of the other errors in s
     contrast: tuple[float, float] = (0.6, 1.3)  # range of factors on the maps that have the other errors
     reconstructions: int = 20  # validation maps reconstructed to find the best weights; 0: the error of F does
+    current: float = 0.0  # share of samples with an error of a current reconstruction
+    rounds: int = 3  # times that the current reconstructions are made, if there is a use for them
+    reconstructed: int = 150  # training measurements reconstructed in a round
+    kept: int = 4  # maps kept of each reconstruction
+    regression: float = 1.0  # weight of the regression
+    robust: float = 0.0  # relative squared error above which a sample counts with its root only; 0: none does
+    wasserstein: float = 0.0  # weight of the adversarial loss
+    penalty: float = 5.0  # weight mu of the gradient penalty in (9)
     SMOOTH: ClassVar[tuple[float, float]] = (1.0, 3.0)  # range of the Gaussians for the smooth component, in pixels
 
     def __post_init__(self):
         super().__post_init__()
-        if min(self.drawn, self.found) < 0 or self.drawn + self.found > 1:
-            raise ValueError(f"drawn and found are shares with a sum of at most 1, got {self.drawn} and {self.found}")
+        shares = self.drawn, self.found, self.current
+        if min(shares) < 0 or sum(shares) > 1:
+            raise ValueError(f"drawn, found and current are shares with a sum of at most 1, got {shares}")
+        if min(self.regression, self.wasserstein, self.penalty) < 0 or self.regression + self.wasserstein == 0:
+            raise ValueError("regression, wasserstein and penalty must be zero or more, and one of the first two above")
+        for name, low in (("rounds", 1), ("reconstructed", 1), ("kept", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be {low} or more, got {getattr(self, name)}")
 
     def network(self, shape) -> nn.Module:  # noqa: D102
         return build("critic", channels=tuple(self.channels))
+
+    def refresh_at(self, step, steps) -> bool:  # noqa: D102
+        return bool(self.current or self.wasserstein) and step % math.ceil(steps / self.rounds) == 0
+
+    def current_maps(self, network, data, count, rng, stopped) -> Maps | None:  # noqa: D102
+        indices = np.asarray(data.indices("train"))[:count]
+        indices = rng.choice(indices, min(self.reconstructed, len(indices)), replace=False)
+        return reconstruction_errors(network, data, indices, self.standard, rng, kept=self.kept, stopped=stopped)
 
     def sample(self, maps, generator) -> tuple[torch.Tensor, ...]:  # noqa: D102
         if maps.errors is None:
             raise ValueError("the data set has no draws of the error, which a critic is trained on; build it with them")
         noisy = _unregularised(maps)
-        drawn, found = round(self.batch * self.drawn), round(self.batch * self.found)
+        drawn, found, current = (round(self.batch * share) for share in (self.drawn, self.found, self.current))
         pairs = []
         if drawn:
             take = maps.windows(drawn, self.crop, generator)
@@ -258,15 +299,35 @@ class CriticRecipe(Recipe):
             draws = Draws(found, generator)
             smooth = blurred(widened(error), draws.uniform(*self.SMOOTH))
             pairs.append((truth, (error - draws.coin() * smooth) * draws.log_uniform(*self.part)))
-        if other := self.batch - drawn - found:
+        if current:
+            take = maps.current.windows(current, self.crop, generator)
+            pairs.append((take(maps.current.truth), take(maps.current.errors)))
+        if other := self.batch - drawn - found - current:
             draws = Draws(other, generator)
             truth = maps.windows(other, self.crop, generator, turn=True)(maps.truth) * draws.uniform(*self.contrast)
             pairs.append((truth, synthetic_errors(truth, self.noise, draws)))
         truths, errors = zip(*pairs, strict=True)
-        return torch.cat(truths), torch.cat(errors)
+        batch = torch.cat(truths), torch.cat(errors)
+        if not self.wasserstein:
+            return batch
+        take = maps.current.windows(self.batch, self.crop, generator)
+        return (
+            *batch,
+            maps.windows(self.batch, self.crop, generator)(maps.truth),
+            take(maps.current.truth) + take(maps.current.errors),
+        )
 
     def loss(self, network, batch, generator) -> tuple[torch.Tensor, dict[str, Any]]:  # noqa: D102
-        truth, error = batch
+        truth, error, *unpaired = batch
+        total = self.regression * self._regression(network, truth, error, generator)
+        if not unpaired:
+            return total, {}
+        real, noisy = unpaired
+        adversarial, figures = wasserstein_loss(network, real, noisy, self.penalty, generator)
+        return total + self.wasserstein * adversarial, figures
+
+    def _regression(self, network, truth, error, generator):
+        """Squared difference between F and the error, relative to the square of the error."""
         s = truth + error
         if Draws(1, generator).coin(self.direct).item():
             found = network.error(s)
@@ -275,7 +336,12 @@ class CriticRecipe(Recipe):
             (found,) = torch.autograd.grad(0.5 * network.error(s).square().sum(), s, create_graph=True)
         floor = self.noise[0] ** 2
         size = error.square().mean((1, 2, 3))
-        return ((found - error).square().mean((1, 2, 3)) / (size + floor)).mean(), {}
+        relative = (found - error).square().mean((1, 2, 3)) / (size + floor)
+        if (
+            self.robust
+        ):  # otherwise maps of which the network cannot know whether they are true would outweigh all others
+            relative = 2 * self.robust * ((1 + relative / self.robust).sqrt() - 1)
+        return relative.mean()
 
     def validator(self, data, device) -> Callable | None:  # noqa: D102
         maps = Maps.read(data, "validation", self.standard, device=device)
@@ -336,10 +402,7 @@ class PaperCriticRecipe(Recipe):
 
     def loss(self, network, batch, generator) -> tuple[torch.Tensor, dict[str, Any]]:  # noqa: D102
         truth, noisy = batch
-        gap = network(noisy).mean() - network(truth).mean()
-        share = torch.rand((len(truth), 1, 1, 1), generator=generator, device=truth.device)
-        penalty, slope = gradient_penalty(network, share * truth + (1 - share) * noisy)
-        return self.penalty * penalty - gap, {"gap": gap.detach(), "slope": slope.detach()}
+        return wasserstein_loss(network, truth, noisy, self.penalty, generator)
 
     def validator(self, data, device) -> Callable | None:  # noqa: D102
         maps = Maps.read(data, "validation", self.standard, device=device)
@@ -385,6 +448,17 @@ def recipe(kind, *, preset=None, **options) -> Recipe:
     return getattr(own, preset)(**options)
 
 
+def wasserstein_loss(critic, truth, noisy, penalty, generator) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Wasserstein loss (8) of a critic with the one-sided gradient penalty (9) of a weight, and figures for the log.
+
+    The penalty is taken between the true and the noisy maps, (B, 1, H, W), which are not of the same bodies.
+    """
+    gap = critic(noisy).mean() - critic(truth).mean()
+    share = torch.rand((len(truth), 1, 1, 1), generator=generator, device=truth.device)
+    excess, slope = gradient_penalty(critic, share * truth + (1 - share) * noisy)
+    return penalty * excess - gap, {"gap": gap.detach(), "slope": slope.detach()}
+
+
 def gradient_penalty(critic, s) -> tuple[torch.Tensor, torch.Tensor]:
     """One-sided penalty on the slope of a critic, (9): the mean of max(|gradient| - 1, 0)^2 over a batch (B, 1, H, W).
 
@@ -420,8 +494,11 @@ def _reconstructed(prior, network, data, recipe, otherwise) -> float:
     if not len(indices):
         return otherwise
     prior = prior(copy.deepcopy(network), {"standard": recipe.standard._asdict()})
-    maps = (reconstruct(data.measurement(i), prior=prior).modulus for i in indices)
-    return float(np.mean([relative_l2(x, data.modulus(i)) for x, i in zip(maps, indices, strict=True)]))
+    errors = []
+    for i in indices:
+        result, truth = plain_map(data.measurement(i), prior), data.modulus(i)
+        errors.append(relative_l2(result.modulus * (scale(truth) if result.relative else 1.0), truth))
+    return float(np.mean(errors))
 
 
 def _relative_error(network, noisy, truth, standard) -> float:

@@ -30,6 +30,7 @@ __all__ = ["train"]
 
 CHECKPOINT = "elastofast checkpoint"
 VERSION = 1  # of the layout of checkpoints
+CURRENT = ("truth", "mask", "errors")  # what of the current maps is in a checkpoint
 EMA_DELAY = 10  # steps; the average has the decay (1 + step) / (EMA_DELAY + step) until that reaches the recipe's
 
 
@@ -43,6 +44,8 @@ def train(
     device=None,
     amp=False,
     init=None,
+    blend=1.0,
+    reconstruct=None,
     resume=False,
     validate=None,
     validate_every=500,
@@ -78,6 +81,13 @@ def train(
         Compute the network in bfloat16 where that is precise enough, with weights in float32.
     init : path-like, optional
         Weights file of the same kind and architecture to start from.
+    blend : float, optional
+        Share of the trained weights in those that are kept; the rest is those of ``init``. Means between a network and
+        what it became by further training are often better than both ends where the data differ from those of the
+        further training (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022).
+    reconstruct : path-like or Dataset, optional
+        Data set whose training measurements are reconstructed with the network as it is, for recipes that ask for that;
+        default ``data``. It needs neither unregularised maps nor drawn errors, only maps of the same shape.
     resume : bool, optional
         Go on from the checkpoint beside ``out`` if there is one.
     validate : callable, optional
@@ -113,17 +123,17 @@ def train(
     for name, value in (("validate_every", validate_every), ("log_every", log_every)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
+    if not 0 < blend <= 1 or (blend < 1 and init is None):
+        raise ValueError(f"blend must be above 0 and at most 1, and needs an init below 1, got {blend}")
     out = Path(out)
     if not out.parent.is_dir():
         raise ValueError(f"the folder of the output does not exist: {out.parent}")
     with contextlib.ExitStack() as stack:
         team = stack.enter_context(_Team(device))
-        if not hasattr(data, "indices"):
-            from .dataset import Dataset
-
-            data = stack.enter_context(Dataset.open(data))
+        data = _opened(data, stack)
+        measured = data if reconstruct is None else _opened(reconstruct, stack)
         maps = Maps.read(data, "train", recipe.standard, count=count, device=team.device)
-        run = _Run(recipe, maps, data, team, seed=seed, amp=amp, init=init, out=out)
+        run = _Run(recipe, maps, data, measured, team, seed=seed, amp=amp, init=init, blend=blend, out=out)
         if team.leads:
             run.validate = validate or recipe.validator(data, team.device)
         if run.checkpoint.exists():
@@ -135,10 +145,19 @@ def train(
         return run.go(stop, log_file, validate_every, checkpoint_every, log_every)
 
 
+def _opened(data, stack):
+    """A data set, opened if it is a path."""
+    if hasattr(data, "indices"):
+        return data
+    from .dataset import Dataset
+
+    return stack.enter_context(Dataset.open(data))
+
+
 class _Run:
     """A training run: its state, all of which is in a checkpoint, and its steps."""
 
-    def __init__(self, recipe, maps, data, team, *, seed, amp, init, out):
+    def __init__(self, recipe, maps, data, measured, team, *, seed, amp, init, blend, out):
         self.recipe, self.maps, self.team, self.out = recipe, maps, team, out
         self.seed, self.amp = seed, amp
         self.checkpoint = out.with_suffix(".checkpoint")
@@ -152,6 +171,8 @@ class _Run:
             if started.architecture != network.architecture:
                 raise ValueError(f"init: {init} is of {started.architecture}, the recipe's is {network.architecture}")
             network.load_state_dict(started.state_dict())
+        self.blend = blend
+        self.first = copy.deepcopy(network).to(team.device) if blend < 1 else None
         # with channels last convolutions on the CPU are 1.2 to 2 times as fast
         self.network = network.to(team.device, memory_format=torch.channels_last).train()
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval() if recipe.ema else self.network
@@ -161,16 +182,26 @@ class _Run:
         self.settings = {
             "recipe": {"kind": recipe.kind, **dataclasses.asdict(recipe), "standard": recipe.standard._asdict()},
             "steps": self.steps, "seed": seed, "maps": len(maps), "processes": team.size, "amp": amp,
-            "init": None if init is None else Path(init).name,
+            "init": None if init is None else Path(init).name, "blend": blend,
+            "reconstruct": None if measured is data else measured.config,
             "data_crc32": zlib.crc32(maps.truth.cpu().numpy().tobytes()),
         }  # fmt: skip
         self.settings = json.loads(json.dumps(self.settings))  # with lists for tuples, as a checkpoint gives them back
-        self.data_config = data.config
+        self.measured, self.data_config = measured, data.config
+        # of a data set that is the training data itself, only as many maps are reconstructed as are trained on
+        self.measured_count = len(maps) if measured is data else None
+        if measured is not data:
+            self.data_config = {**data.config, "reconstruct": measured.config}
+        if team.size > 1 and recipe.refresh_at(0, self.steps):
+            raise ValueError(f"{recipe.kind}: reconstructions of the current network are made by one process only")
 
     def go(self, stop, log, validate_every, checkpoint_every, log_every) -> dict:
         generator = torch.Generator(self.team.device)
         saved, started, stopped = time.monotonic(), time.monotonic() - self.seconds, False
         while self.step < self.steps and not stopped:
+            if self.recipe.refresh_at(self.step, self.steps) and not self._refresh(stop):
+                self.save()  # without the new maps: a resumed run makes them again
+                break
             loss, figures = self._advance(generator)
             stopped = self.team.any(stop.requested)
             self.seconds = time.monotonic() - started
@@ -191,6 +222,18 @@ class _Run:
             self.checkpoint.unlink(missing_ok=True)
         status = "finished" if self.step == self.steps else "interrupted"
         return {"status": status, "step": self.step, "best": self.best}
+
+    def _refresh(self, stop) -> bool:
+        """Make the maps that depend on the averaged network as it is; whether that was not stopped."""
+        rng = np.random.default_rng(np.random.SeedSequence((self.seed, self.step), spawn_key=(1,)))
+        current = self.recipe.current_maps(
+            self.average.eval(), self.measured, self.measured_count, rng, lambda: stop.requested
+        )
+        self.network.train()
+        if current is None:
+            return False
+        self.maps = dataclasses.replace(self.maps, current=current.to(self.team.device))
+        return True
 
     def _advance(self, generator):
         """Make one step of the optimizer; its loss and other figures."""
@@ -220,8 +263,8 @@ class _Run:
 
     def _keep_best(self, log):
         """Validate the averaged weights, and write them if they are the best ones yet."""
-        self.average.eval()
-        figures = {"step": self.step, **(self.validate(self.average) if self.validate else {})}
+        kept = self._kept()
+        figures = {"step": self.step, **(self.validate(kept) if self.validate else {})}
         self.network.train()
         log.validated(figures, self.seconds)
         error = figures.get("relative_error")
@@ -233,7 +276,17 @@ class _Run:
             "elastofast": __version__, "torch": torch.__version__,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
-        weights_file.save(self.out, self.average, {"standard": self.recipe.standard._asdict(), "training": made})
+        weights_file.save(self.out, kept, {"standard": self.recipe.standard._asdict(), "training": made})
+
+    def _kept(self):
+        """The network as it is written: the averaged weights, or their mean with those that training began with."""
+        if self.first is None:
+            return self.average.eval()
+        kept = copy.deepcopy(self.average).eval()
+        with torch.no_grad():
+            for tensor, first in zip(_tensors(kept), _tensors(self.first), strict=True):
+                tensor.lerp_(first, 1 - self.blend)
+        return kept
 
     # checkpoint -----------------------------------------------------------------------------------
 
@@ -247,6 +300,8 @@ class _Run:
     def save(self):
         """Write the checkpoint."""
         tensors = self._state()
+        if self.maps.current is not None:
+            tensors |= {f"current.{name}": getattr(self.maps.current, name) for name in CURRENT}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
         header = {"settings": self.settings, "step": self.step, "best": self.best, "seconds": self.seconds}
@@ -257,6 +312,10 @@ class _Run:
         path = self.checkpoint
         tensors, header = weights_file.read_tensors(path, CHECKPOINT, VERSION)
         _compare(path, header.get("settings"), self.settings)
+        current = {name: tensors.pop(f"current.{name}") for name in CURRENT if f"current.{name}" in tensors}
+        if current:
+            maps = Maps(current["truth"], None, current["mask"], current["errors"])
+            self.maps = dataclasses.replace(self.maps, current=maps.to(self.team.device))
         optimizer: dict = {}
         for name in [name for name in tensors if name.startswith("optimizer.")]:
             _, index, key = name.split(".")

@@ -6,7 +6,7 @@ say what each of them asks for. `NAMED` lists the priors that `reconstruct` know
 prior: it corrects the unregularised map.
 """
 
-from .learned import Critic, PaperCritic, PlugAndPlay, PostProcessing
+from .learned import Critic, PaperCritic, PlugAndPlay, PostProcessing, SquaredCritic
 from .protocol import EnergyPrior, LinearizablePrior, Linearization, SplittingSettings, TargetPrior
 from .registry import NAMED, load
 from .variation import Tikhonov, TotalVariation
@@ -21,6 +21,7 @@ __all__ = [
     "PlugAndPlay",
     "PostProcessing",
     "SplittingSettings",
+    "SquaredCritic",
     "TargetPrior",
     "Tikhonov",
     "TotalVariation",
