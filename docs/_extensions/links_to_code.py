@@ -1,0 +1,46 @@
+"""Names of the package in backticks link to the reference: `Fidelity`, `ElasticForm.force(x, u)`, `ef.reconstruct`."""
+
+import re
+
+from docutils import nodes
+
+# a name with a prefix, a dot, a capital or parentheses; plain lower-case words are as often options and files
+NAME = re.compile(r"(ef\.|elastofast\.)?([A-Za-z_][\w.]*)(\([^()]*\))?")
+
+
+def link(app, doctree, page):
+    """Make links of a page's names."""
+    if page.startswith("api"):
+        return
+    if not hasattr(app.env, "names_of_package"):
+        app.env.names_of_package = by_name(app.env.domains["py"].objects)
+    for literal in list(doctree.findall(nodes.literal)):
+        match = NAME.fullmatch(literal.astext())
+        if not match or isinstance(literal.parent, nodes.reference):
+            continue
+        prefix, name, call = match.groups()
+        if not (prefix or call or "." in name or name[0].isupper()):
+            continue
+        if entry := app.env.names_of_package.get(name):
+            uri = f"{app.builder.get_relative_uri(page, entry.docname)}#{entry.node_id}"
+            reference = nodes.reference("", "", internal=True, refuri=uri)
+            literal.replace_self(reference)
+            reference += literal
+
+
+def by_name(objects):
+    """Entries by the name after the package, and by the last two parts of it where they are unique."""
+    names, ambiguous = {}, set()
+    for full, entry in objects.items():
+        name = full.removeprefix("elastofast.")
+        for short in {name, ".".join(name.split(".")[-2:])}:
+            if short in names and names[short] != entry:
+                ambiguous.add(short)
+            names[short] = entry
+    return {name: entry for name, entry in names.items() if name not in ambiguous}
+
+
+def setup(app):
+    """Link when all names are known."""
+    app.connect("doctree-resolved", link)
+    return {"parallel_read_safe": True}
