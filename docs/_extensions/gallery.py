@@ -56,15 +56,18 @@ def page_of(script, newest):
     """Name, title and pictures of a script, which is run unless its page is up to date."""
     text = script.read_text()
     docstring = ast.get_docstring(ast.parse(text))
-    title, _, about = docstring.partition("\n")
-    title = title.rstrip(".")
+    first, _, about = docstring.partition("\n")
+    title, _, more = first.rstrip(".").partition(": ")
+    more = f"{more[0].upper()}{more[1:]}.\n" if more else ""
     page = GALLERY / f"{script.stem}.md"
     if not page.exists() or page.stat().st_mtime < max(newest, script.stat().st_mtime):
         logger.info("running %s", script.name)
         output, pictures = run(script)
         body = text[text.index('"""', 3) + 3 :].strip()
         shown = "".join(f"![{title}]({name})\n\n" for name in pictures)
-        write(page, f"# {title}\n{about}\n\n{shown}```python\n{body}\n```\n\nOutput:\n\n```text\n{output}\n```\n")
+        write(
+            page, f"# {title}\n\n{more}{about}\n\n{shown}```python\n{body}\n```\n\nOutput:\n\n```text\n{output}\n```\n"
+        )
     return script.stem, title, sorted(path.name for path in GALLERY.glob(f"{script.stem}*.png"))
 
 

@@ -1,8 +1,14 @@
-"""Names of the package in backticks link to the reference: `Fidelity`, `ElasticForm.force(x, u)`, `ef.reconstruct`."""
+"""Names of the package in backticks link to the reference: `Fidelity`, `ElasticForm.force(x, u)`, `ef.reconstruct`.
+
+A name with a prefix, `ef.` or `elastofast.`, that is not in the reference is an error.
+"""
 
 import re
 
 from docutils import nodes
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
 
 # a name with a prefix, a dot, a capital or parentheses; plain lower-case words are as often options and files
 NAME = re.compile(r"(ef\.|elastofast\.)?([A-Za-z_][\w.]*)(\([^()]*\))?")
@@ -26,6 +32,8 @@ def link(app, doctree, page):
             reference = nodes.reference("", "", internal=True, refuri=uri)
             literal.replace_self(reference)
             reference += literal
+        elif prefix and not name.startswith("_"):
+            logger.warning("`%s` is not in the reference", literal.astext(), location=literal)
 
 
 def by_name(objects):
