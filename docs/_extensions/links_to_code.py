@@ -1,9 +1,10 @@
 """Names of the package in backticks link to the reference: `Fidelity`, `ElasticForm.force(x, u)`, `ef.reconstruct`.
 
-A name with a prefix, `ef.` or `elastofast.`, that is not in the reference is an error.
+A name with a prefix, `ef.` or `elastofast.`, that does not exist brings a warning.
 """
 
 import re
+from importlib import import_module
 
 from docutils import nodes
 from sphinx.util import logging
@@ -32,20 +33,32 @@ def link(app, doctree, page):
             reference = nodes.reference("", "", internal=True, refuri=uri)
             literal.replace_self(reference)
             reference += literal
-        elif prefix and not name.startswith("_"):
-            logger.warning("`%s` is not in the reference", literal.astext(), location=literal)
+        elif prefix and page != "changelog" and not exists(name):  # a changelog tells of names that are gone
+            logger.warning("`%s` does not exist", literal.astext(), location=literal)
 
 
 def by_name(objects):
-    """Entries by the name after the package, and by the last two parts of it where they are unique."""
+    """Entries by the name after the package, and by its last two parts, or the name of a class, where it is unique."""
     names, ambiguous = {}, set()
     for full, entry in objects.items():
         name = full.removeprefix("elastofast.")
-        for short in {name, ".".join(name.split(".")[-2:])}:
+        *_, last = parts = name.split(".")
+        for short in {name, ".".join(parts[-2:]), last if last[:1].isupper() else name}:
             if short in names and names[short] != entry:
                 ambiguous.add(short)
             names[short] = entry
     return {name: entry for name, entry in names.items() if name not in ambiguous}
+
+
+def exists(name):
+    """Whether the package has such a name."""
+    found = import_module("elastofast")
+    for part in name.split("."):
+        try:
+            found = getattr(found, part) if hasattr(found, part) else import_module(f"{found.__name__}.{part}")
+        except (AttributeError, ImportError):
+            return False
+    return True
 
 
 def setup(app):
