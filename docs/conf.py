@@ -1,6 +1,7 @@
 """Sphinx: ``sphinx-build -W docs build/site``. The pages are Markdown that reads the same on the repository host."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ extensions = [
 ]
 exclude_patterns = ["_extensions", "_templates"]
 autosummary_generate = True
+shutil.rmtree(Path(__file__).parent / "api", ignore_errors=True)  # pages of names that are gone would be warned about
 templates_path = ["_templates"]
 
 html_theme = "furo"
