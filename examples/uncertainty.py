@@ -1,4 +1,4 @@
-"""How sure is the map? What the measurement determines, the error at each node, and the interval of a contrast."""
+"""How sure the map is: what the measurement determines, the error at each node, and the interval of a contrast."""
 
 import elastofast as ef
 
