@@ -5,9 +5,12 @@ The examples are run, and all warnings of Sphinx are errors, where the site is b
 
 import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from elastofast import errors
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -60,6 +63,19 @@ def test_every_example_is_named_on_a_page_and_says_what_it_is():
     for script in EXAMPLES.glob("*.py"):
         assert f"examples/{script.name})" in pages
         assert re.match(r"[A-Z].*[.:]", ast.get_docstring(ast.parse(script.read_text())) or "")
+
+
+@pytest.mark.parametrize("module", ["elastofast", "elastofast.priors", "elastofast.tracking"])
+def test_the_reference_lists_every_public_name(module):
+    listed = set((DOCS / "api.md").read_text().split())
+    whole = {
+        *errors.__all__,
+        "__version__",
+        "NAMED",
+        "priors",
+        "tracking",
+    }  # with their module, or no page of their own
+    assert set(import_module(module).__all__) - listed - whole == set()
 
 
 @pytest.mark.parametrize(
