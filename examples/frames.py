@@ -34,4 +34,4 @@ maps["joint"] = result.modulus
 for name, modulus in maps.items():
     error = ef.metrics.evaluate(modulus, truth, grid, mask=mask)["relative_l2"]
     print(f"{name:<12} relative error {error:.3f}")
-ef.plot_maps({"truth": truth, **maps}, grid, "frames.png")
+ef.plot_maps({"truth": truth, **maps}, grid, "frames.png", depth=17e-3)
