@@ -23,7 +23,7 @@ import elastofast
 DOCS = Path(__file__).parents[1]
 EXAMPLES = DOCS.parent / "examples"
 GALLERY = DOCS / "gallery"
-LIMIT = 120  # seconds after which a script is stopped; on one core each takes a few
+LIMIT = 300  # seconds after which a script is stopped; each takes 2 to 10 of one core
 COLUMNS = 3
 
 logger = logging.getLogger(__name__)
