@@ -31,14 +31,14 @@ class MultigridSettings:
         Degree of the Chebyshev polynomial that smooths, that is, its applications of the additive Schwarz method.
     smoother_ratio : float
         The polynomial damps the eigenvalues in [lmax / smoother_ratio, lmax]. The more of the spectrum has to be
-        damped, the larger the ratio and with it the degree (docs/method.md, Solving with K).
+        damped, the larger the ratio and with it the degree (docs/method/solvers.md, Solving with K).
     spectrum : (float, float)
         Interval that holds the eigenvalues of (V-cycle x matrix) unless the modulus is rough. Cycles that are
         accelerated by the Chebyshev semi-iteration assume it. Measured; no script repeats the measurement.
     curvature_cycles : int
         V-cycles that stand for a solve with K in products with the Gauss-Newton Hessian. The spectrum above enters
         these products squared: Gauss-Newton steps overshoot where it is below sqrt(1/2) and have to be shortened, so
-        plane strain takes two cycles (docs/method.md, Optimisers).
+        plane strain takes two cycles (docs/method/optimisation.md, Optimisers).
     """
 
     smoother_degree: int = 3
@@ -114,7 +114,7 @@ class PlaneStrain(Law):
     """Long body, no strain along its length; -1 < poisson < 0.5.
 
     The volumetric term uses mean dilatations, so that nearly incompressible tissue does not lock: of each cell on a
-    `Grid` (Hughes, The Finite Element Method, 4.4), around each node on a triangular `Mesh` (docs/method.md, Model).
+    `Grid` (Hughes, The Finite Element Method, 4.4), around each node on a triangular `Mesh` (docs/method/model.md).
     """
 
     name = "plane_strain"

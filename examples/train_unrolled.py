@@ -51,8 +51,11 @@ def batch_of(grid, first, count):
     return measurements, torch.stack([torch.tensor(x).log()[None] for x in maps])
 
 
-def main(nodes=64, batch=8, steps=20):
-    """Train for some steps and return the losses."""
+def main(nodes=48, batch=4, steps=8, picture=None):
+    """Train for some steps, draw a map that the network has not seen, and return the losses.
+
+    These are the first steps of a training, which takes hundreds; a larger batch makes them steadier.
+    """
     torch.manual_seed(0)
     grid = ef.Grid(shape=(nodes, nodes), spacing=(32e-3 / (nodes - 1),) * 2)
     network, losses = Unrolled(), []
@@ -66,8 +69,14 @@ def main(nodes=64, batch=8, steps=20):
         optimizer.step()
         losses.append(loss.item())
         print(f"step {number + 1}: mean squared error of log x {losses[-1]:.4f}")
+    if picture:
+        (unseen,), truth = batch_of(grid, 10_000, 1)
+        with torch.no_grad():
+            z = network(DataStep([unseen]), torch.full_like(truth, float(torch.tensor(12.5e3).log())))
+        maps = {"truth": truth, f"after {steps} steps": z}
+        ef.plot_maps({title: own[0, 0].exp().numpy() for title, own in maps.items()}, grid, picture)
     return losses
 
 
 if __name__ == "__main__":
-    main()
+    main(picture="train_unrolled.png")

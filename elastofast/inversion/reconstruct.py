@@ -74,11 +74,11 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
         the processor, measurements of up to 2^17 nodes are worked on side by side, in OMP_NUM_THREADS threads; results
         do not depend on their number. All others are worked on one after another.
     prior : {"auto", "tv", "tikhonov", "none", "critic", "pnp", "unet"} or object
-        "auto" is "critic" or "tv", whichever suits the measurement better (docs/method.md); the result's ``prior``,
-        ``comparison`` and ``message`` say which and why. The critic takes part on plane grids of 96 nodes or more along
-        each axis with nearly square pixels and no open dofs, where torch is installed and neither weight nor optimizer
-        is given. Maps of any learned prior that the data reject give way to less of the prior, and then to "tv", unless
-        weight or max_iterations is given.
+        "auto" is "critic" or "tv", whichever suits the measurement better (docs/method/learned.md); the result's
+        ``prior``, ``comparison`` and ``message`` say which and why. The critic takes part on plane grids of 96 nodes or
+        more along each axis with nearly square pixels and no open dofs, where torch is installed and neither weight nor
+        optimizer is given. Maps of any learned prior that the data reject give way to less of the prior, and then to
+        "tv", unless weight or max_iterations is given.
         Total variation or first-order Tikhonov of log x; "none" is the maximum-likelihood iteration stopped at the
         first map with chi2 <= 1 (discrepancy principle). Learned ones, with the weights shipped with the package: an
         adversarial critic, plug-and-play with a DnCNN, and a UNet that corrects the unregularised map. Or an object,
