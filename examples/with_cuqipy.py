@@ -18,12 +18,10 @@ def main(nodes=24, samples=100, max_depth=6):
     truth, _ = ef.lesion(grid, seed=1, size=(0.3, 0.4))
     m = ef.simulate(grid, law, load, truth, snr=35.0, seed=0)
 
-    np.random.seed(0)  # CUQIpy draws from NumPy's global generator
+    np.random.seed(0)  # noqa: NPY002 (CUQIpy draws from NumPy's global generator)
     mean = np.full(grid.n_nodes, np.log(12.5e3))
     z = cuqi.distribution.GMRF(mean, 20.0, geometry=cuqi.geometry.Image2D(grid.shape))
-    sampler = cuqi.sampler.NUTS(
-        cuqi.distribution.Posterior(likelihood(m), z), initial_point=mean, max_depth=max_depth
-    )
+    sampler = cuqi.sampler.NUTS(cuqi.distribution.Posterior(likelihood(m), z), initial_point=mean, max_depth=max_depth)
     drawn = sampler.warmup(samples).sample(samples).get_samples().samples[:, samples:]
 
     def error(z):

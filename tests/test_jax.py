@@ -102,5 +102,5 @@ def test_float32_has_its_own_accuracy():
 
 
 def test_example():
-    errors = run_path(str(Path(__file__).parent.parent / "examples" / "with_jax.py"))["main"](nodes=24, steps=60)
-    assert errors[-1] < 0.6 * errors[0]
+    errors = run_path(str(Path(__file__).parent.parent / "examples" / "with_jax.py"))["main"](nodes=16, steps=40)
+    assert errors[-1] < 0.75 * errors[0]

@@ -85,4 +85,6 @@ def test_backtracking_goes_on_after_a_modulus_that_cannot_be_solved():
 
 def test_example():
     errors = run_path(str(EXAMPLES / "with_pylops.py"))["main"](nodes=24)
-    assert errors["ADMM with total variation"] < errors["direct inversion"] and errors["ADMM with total variation"] < 0.2
+    assert (
+        errors["ADMM with total variation"] < errors["direct inversion"] and errors["ADMM with total variation"] < 0.2
+    )

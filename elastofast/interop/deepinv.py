@@ -29,8 +29,8 @@ from .torch import DataStep, as_tensor, misfit, solve_forward
 
 __all__ = ["DenoiserPrior", "Elastography", "Energy", "Misfit", "TargetDenoiser"]
 
-# Median change of a constant image above which a denoiser looks untrained. DnCNN, DRUNet and UNet of DeepInverse with
-# random weights change it by .07 to 1.1, its filters by less than .001. Trained networks were not at hand.
+# Median change of a constant image above which a denoiser looks untrained. DnCNN and DRUNet of DeepInverse with random
+# weights change it by .4 to 1.1, UNet by up to .1, its filters by less than .001. Trained networks were not at hand.
 CONSTANT_CHANGE = 0.02
 
 
@@ -262,8 +262,8 @@ class DenoiserPrior:
         change = float((self._denoised(flat) - flat).abs().median())  # most denoisers err at the edges
         if change > CONSTANT_CHANGE:
             warnings.warn(
-                f"the denoiser changes a constant image of value 0.5 by {change:.2g} at half of its pixels, as untrained "
-                "weights do: load its pretrained weights, and check that it expects images in [0, 1]",
+                f"the denoiser changes a constant image of value 0.5 by {change:.2g} at half of its pixels, as "
+                "untrained weights do: load its pretrained weights, and check that it expects images in [0, 1]",
                 stacklevel=2,
             )
 

@@ -10,6 +10,7 @@ differentiated any number of times, because each one's derivatives are the other
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple
@@ -152,7 +153,8 @@ def _broadcast(form: ElasticForm, **fields: Any) -> list[jax.Array]:
     return [jnp.broadcast_to(a.astype(dtype), batch + tails[name]) for name, a in arrays.items()]
 
 
-class _Host(NamedTuple):
+@dataclass(frozen=True)
+class _Host:
     """Work in NumPy as a callback. Callbacks with the same work for the same objects are equal and compiled once."""
 
     work: Callable[..., Any]
@@ -183,10 +185,16 @@ def _forces(form, x, u):
     return [form.force(x, u)]
 
 
-_force.defvjp(
-    lambda form, x, u: (_force(form, x, u), (x, u)),
-    lambda form, saved, g: (_sensitivity(form, saved[1], g), _force(form, saved[0], g)),
-)
+def _force_forth(form, x, u):
+    return _force(form, x, u), (x, u)
+
+
+def _force_back(form, saved, g):
+    x, u = saved
+    return _sensitivity(form, u, g), _force(form, x, g)
+
+
+_force.defvjp(_force_forth, _force_back)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -198,10 +206,16 @@ def _sensitivities(form, u, v):
     return [form.sensitivity(u, v)]
 
 
-_sensitivity.defvjp(
-    lambda form, u, v: (_sensitivity(form, u, v), (u, v)),
-    lambda form, saved, g: (_force(form, g, saved[1]), _force(form, g, saved[0])),
-)
+def _sensitivity_forth(form, u, v):
+    return _sensitivity(form, u, v), (u, v)
+
+
+def _sensitivity_back(form, saved, g):
+    u, v = saved
+    return _force(form, g, v), _force(form, g, u)
+
+
+_sensitivity.defvjp(_sensitivity_forth, _sensitivity_back)
 
 
 class _Problem(NamedTuple):
