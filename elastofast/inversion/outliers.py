@@ -34,6 +34,9 @@ SHARED_PERCENTILE, SHARED = 80, 5.0
 # or of the standard deviation, whichever is larger. Not studied.
 CONTRADICTION = 6.0
 MAX_SHARE = 0.05  # of all displacements: more are no outliers
+# Share of the excess of chi2 that a run without outliers has to take off for the search to go on: outliers that are the
+# cause take off nearly all of it, and a wrong model leaves nearly all of it.
+LEAST_EXPLAINED = 0.5
 MAX_ROUNDS = 4  # runs, each without what the one before contradicted
 MAD = 1.4826  # from the median of absolute deviations to a standard deviation
 
@@ -58,10 +61,15 @@ def without_outliers(
     used = {k: _without(m, rejected[k]) for k, m in members.items()}
     results = solve(used)
     first, final = dict(results), {k: mask.copy() for k, mask in rejected.items()}
+    hopeless: set[int] = set()
     for _ in range(MAX_ROUNDS):
         again = {}
         for k, result in results.items():
-            if result.status in ("interrupted", "failed") or (noise == "auto" and result.chi2 <= CHI2_RANGE[1]):
+            if (
+                k in hopeless
+                or result.status in ("interrupted", "failed")
+                or (noise == "auto" and result.chi2 <= CHI2_RANGE[1])
+            ):
                 continue
             new = contradicting(used[k], result)
             if new.any():
@@ -69,12 +77,19 @@ def without_outliers(
                 again[k] = used[k] = _without(members[k], final[k])
         if not again:
             break
-        results = results | solve(again)
+        found = solve(again)
+        hopeless |= {k for k, new in found.items() if noise == "auto" and not _explains(new, results[k])}
+        results = results | found
     for k, result in results.items():
         if noise == "auto" and not result.chi2 <= CHI2_RANGE[1]:
             result, final[k] = first[k], rejected[k]
         results[k] = _reported(members[k], result, final[k])
     return results
+
+
+def _explains(new, old):
+    """Whether leaving outliers out took enough off what the data leave unexplained."""
+    return new.chi2 - 1 <= (1 - LEAST_EXPLAINED) * (old.chi2 - 1)
 
 
 def _reported(m, result, rejected):
