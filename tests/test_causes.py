@@ -21,11 +21,11 @@ def scan(law, load, snr=40.0):
     return ef.simulate(GRID, law, load, TRUTH, snr=snr, seed=2)
 
 
-def told(m, chi2=30.0, bounds=None, held=0.0, status="converged", **changes):
+def told(m, chi2=30.0, bounds=None, known=None, held=0.0, status="converged", **changes):
     """What is said about a map with this chi2: that of no run, since a run under a wrong model takes its time."""
     options = Options.checked(
         m.geometry, True, False, prior="tv", gradient="exact", optimizer=None, bounds=bounds, max_iterations=None,
-        step=1.0, progress=None, load=None,
+        step=1.0, progress=None, load=None, known=known,
     )  # fmt: skip
     result = ef.Result(
         modulus=TRUTH, displacement=np.zeros_like(m.displacement), status=status, message="", chi2=chi2,
@@ -105,6 +105,16 @@ def test_units_of_force():
     assert "check the units of the force" in text and "with a mean modulus of 1" in text
     result = ef.reconstruct(m.derived(load=ef.compression(GRID, pressure=1e5)), prior="tv")
     assert "unlike that of soft tissue: check the units" in result.message
+
+
+def test_known_moduli_that_contradict_the_force():
+    """They were not mentioned, and the Poisson ratio that was stated was named as the cause."""
+    pad = np.full(GRID.shape, np.nan)
+    pad[:4] = 3 * TRUTH[:4]
+    text = told(scan(LAWS[0], PRESSED), known=pad)
+    found = re.search(r"mean modulus of (.*) Pa where known has 3.6e\+04 Pa: check known, and the units", text)
+    assert float(found[1]) == pytest.approx(12e3, rel=0.1) and "Poisson" not in text
+    assert "the contrasts within known, or its region, contradict the data" in told(scan(LAWS[0], MOVED), known=pad)
 
 
 def test_weight_noise_and_the_unknown():

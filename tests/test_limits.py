@@ -154,6 +154,8 @@ def test_a_total_force_that_contradicts_known_moduli_or_bounds_is_commented_on()
     ("arguments", "message"),
     [
         ({"known": 1e4}, "known must have one modulus per node"),
+        ({"known": "pad.h5"}, "known must hold real numbers"),
+        ({"known": PAD + 1j}, "known must hold real numbers"),
         ({"known": np.full((25, 25), np.nan)}, "known has 0 values for 625 nodes"),
         ({"known": TRUTH}, "known has 625 values for 625 nodes"),
         ({"known": -PAD}, "known must be positive and finite .* got -20000 at node 0"),
@@ -165,7 +167,7 @@ def test_a_total_force_that_contradicts_known_moduli_or_bounds_is_commented_on()
     ],
 )
 def test_what_cannot_be_known_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         ef.reconstruct(scan(PRESSED), prior="tikhonov", weight=1.0, **arguments)
 
 

@@ -28,6 +28,8 @@ def test_operators_of_the_form_are_its_matrices(geometry, law):
     np.testing.assert_allclose(dense(d), np.einsum("nij,j->in", psi, u.ravel()), atol=1e-12)
     np.testing.assert_allclose(dense(d.T), dense(d).T, atol=1e-12)
     np.testing.assert_allclose(d @ x.ravel(), form.force(x, u).ravel())
+    both = u.ravel() + 2j * u.ravel()[::-1]
+    np.testing.assert_allclose(k @ both, dense(k) @ both, rtol=1e-10, atol=1e-12)
     loaded = ef.compression(form.geometry, pressure=1.0).loaded
     kept = np.flatnonzero(loaded)
     np.testing.assert_allclose(dense(form.stiffness_operator(x, loaded)), dense(k)[np.ix_(kept, kept)], atol=1e-12)

@@ -196,6 +196,23 @@ def test_data_step_by_implicit_differentiation(kind, std):
     assert gradcheck(step, (v, rho, u, f), fast_mode=True, eps=1e-5, atol=1e-6, rtol=1e-5)
 
 
+def test_wrong_arguments_of_data_step():
+    m, _ = measure("grid", "plane stress", "pressure", "constant")
+    layer = ei.DataStep(m)
+    for name, value in (("weight", float("nan")), ("tolerance", -1.0), ("max_iterations", 0), ("rtol", 0.0)):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            ei.DataStep(m, **{name: value})
+    with pytest.raises(TypeError, match=r"measurements must be .* got JointMeasurement"):
+        ei.DataStep(ef.JointMeasurement([m, m]))
+    z = torch.full(m.form.node_shape, float(np.log(2e4)), dtype=torch.float64)
+    for weight in (float("nan"), -1.0, 0.0):  # NaN compares as false: the target itself would pass for a minimum
+        with pytest.raises(ValueError, match="weight must be positive and finite"):
+            layer(z, weight=weight)
+    for target in (torch.exp(z), z * float("nan")):  # a modulus in place of its logarithm
+        with pytest.raises(ValueError, match="target must be the natural logarithm"):
+            layer(target)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -209,6 +226,8 @@ def test_data_step_by_implicit_differentiation(kind, std):
             "positive",
         ),
         (lambda form, x: ei.misfit([], x), TypeError, "measurement must be"),
+        (lambda form, x: ei.misfit("m", x), TypeError, "measurement must be a Measurement or Fidelity.* got str"),
+        (lambda form, x: ei.force(form, x, torch.ones(form.dof_shape), "a"), TypeError, "poisson must be a number"),
         (lambda form, x: form.force(x.requires_grad_(), torch.ones(form.dof_shape)), TypeError, "interop.torch"),
     ],
 )

@@ -56,6 +56,23 @@ def test_the_second_generation_finds_a_bias_that_has_gone_already():
     assert estimate - extrapolated(errors, again)[0] == pytest.approx(0.96, abs=0.01)
 
 
+def test_known_moduli_are_held_in_the_repetitions():
+    """Without them the scale, which nothing else fixes, differed by 1e9 between the map and its repetitions."""
+    moved = ef.compression(GRID, strain=0.01)
+    m = ef.simulate(GRID, LAW, moved, TRUTH, snr=50.0)
+    known = np.full(GRID.shape, np.nan)
+    known[-2:] = TRUTH[-2:]
+    result = ef.reconstruct(m, prior="tikhonov", weight=10.0, known=known)
+    with pytest.raises(ValueError, match="known must be given: no force is known"):
+        ef.uncertainty(result, m, 3)
+    sure = ef.uncertainty(result, m, 3, known=known)
+    assert not sure.relative and not sure.std[-2:].any() and 0 < sure.std[:-2].min() and sure.std.max() < 0.5
+    low, middle, high = sure.mean(LESION)
+    assert 20e3 < low <= middle <= high < 40e3
+    low, middle, high = sure.mean(np.isfinite(known))
+    assert low == pytest.approx(10e3) and high == pytest.approx(10e3)
+
+
 def test_the_scatter_is_that_of_dense_algebra():
     """With a quadratic prior and little noise, log modulus is the linear map (H + w B)^-1 G of the noise."""
     m, weight = scan(), 3.0

@@ -41,6 +41,8 @@ def field_operator(
 
     def of_columns(function, shape):
         def matmat(matrix):
+            if matrix.dtype.kind == "c":  # real maps of complex vectors
+                return matmat(matrix.real) + 1j * matmat(matrix.imag)
             count = matrix.shape[1]
             fields = xp.ascontiguousarray(matrix.T, dtype=dtype).reshape(count, *shape)
             return function(fields).reshape(count, -1).T

@@ -125,8 +125,8 @@ def run(options) -> int:
     check_output(options.output, (".npz", ".h5", ".hdf5", ".mat", ".vtu"))
     if options.plot:
         check_output(options.plot, FIGURES)
-    if options.uncertainty is not None and (options.joint or options.known):
-        raise ValueError("--uncertainty is for one measurement without known moduli: leave it, --joint or --known out")
+    if options.uncertainty is not None and options.joint:
+        raise ValueError("--uncertainty is for one measurement: leave it or --joint out")
     paths = files_of(options.files, work.sidecar) if options.joint else options.files
     m = work.load_joint(paths) if options.joint else work.load(paths[0])
     print(m)
@@ -189,7 +189,7 @@ class Work:
             bounds = self.settings.get("bounds")
             try:
                 result.uncertainty = uncertainty(
-                    result, m, self.repetitions, prior=given, bounds=bounds, progress=progress
+                    result, m, self.repetitions, prior=given, bounds=bounds, known=known, progress=progress
                 )
             except KeyboardInterrupt:  # the map itself is not lost
                 result.status = "interrupted"

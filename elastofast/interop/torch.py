@@ -30,6 +30,7 @@ from ..boundary import Boundary
 from ..forward.form import ElasticForm, check_modulus
 from ..forward.solve import check_problem, check_rtol, for_members, take_moduli
 from ..inversion.data_step import minimise_data_step, pull_back_data_step
+from ..joint import JointMeasurement
 from ..laws import Law
 from ..measurement import Measurement
 from ..misfit.fidelity import Fidelity
@@ -37,6 +38,8 @@ from ..misfit.fidelity import Fidelity
 __all__ = ["DataStep", "as_tensor", "force", "misfit", "sensitivity", "solve_forward"]
 
 CACHED_FORMS = 16  # forms at other Poisson ratios that are kept: the last ones of a batch of moderate size
+
+LARGEST_LOGARITHM = 700.0  # exp of more is no number of double precision
 
 
 def as_tensor(array: Any, like: Tensor | None = None) -> Tensor:
@@ -207,7 +210,7 @@ def misfit(
     """
     check_rtol(rtol)
     single = isinstance(measurement, Measurement | Fidelity)
-    members: list[Any] = [measurement] if isinstance(measurement, Measurement | Fidelity) else list(measurement)
+    members = _members("measurement", measurement, Measurement | Fidelity)
     form = _form_of(members)
     if any(isinstance(one, Fidelity) and one.kind != "exact" for one in members):
         raise ValueError("measurement is a Fidelity whose gradient is 'frozen', which is no derivative: use 'exact'")
@@ -265,10 +268,14 @@ class DataStep(nn.Module):
         rtol: float = 1e-6,
     ) -> None:
         super().__init__()
-        members = [measurements] if isinstance(measurements, Measurement) else list(measurements)
+        members = _members("measurements", measurements, Measurement)
         self.form = _form_of(members)
-        if not all(isinstance(m, Measurement) for m in members):
-            raise TypeError("measurements must be of type Measurement")
+        for name, value in (("weight", weight), ("tolerance", tolerance)):
+            if not (isinstance(value, int | float | np.number) and 0 < value < np.inf):
+                raise ValueError(f"{name} must be a positive, finite number, got {value!r}")
+        if not (isinstance(max_iterations, int | np.integer) and max_iterations > 0):
+            raise ValueError(f"max_iterations must be a positive whole number, got {max_iterations!r}")
+        check_rtol(rtol)
         self.measurements, self.tolerance = members, float(tolerance)
         self.max_iterations, self.rtol = int(max_iterations), float(rtol)
         self.weight = float(weight)
@@ -319,7 +326,7 @@ class DataStep(nn.Module):
                 f"got shape {tuple(target.shape)}"
             )
         v = fields.flat("target")
-        rho = torch.as_tensor(self.weight if weight is None else weight, dtype=v.dtype, device=v.device)
+        rho = _number("weight", self.weight if weight is None else weight, v)
         if rho.ndim > len(fields.batch):
             raise ValueError(f"weight must be one number, or one for each map, got shape {tuple(rho.shape)}")
         rho = rho.expand(fields.batch).reshape(-1) if rho.ndim else rho.reshape(1)
@@ -359,7 +366,7 @@ class _Fields:
         found = {name: self._split(name, tensor) for name, tensor in self.tensors.items()}
         shapes = [batch for batch, _ in found.values()]
         if poisson is not None:
-            poisson = torch.as_tensor(poisson, dtype=dtype, device=next(iter(self.tensors.values())).device)
+            poisson = _number("poisson", poisson, next(iter(self.tensors.values())))
             shapes.append(tuple(poisson.shape))
         try:
             self.batch = tuple(np.broadcast_shapes(*shapes))
@@ -447,9 +454,27 @@ def _form_at(form: ElasticForm, poisson: float) -> ElasticForm:
     return ElasticForm(form.geometry, replace(form.law, poisson=poisson))
 
 
+def _number(name, value, like):
+    """A number or a tensor of numbers with the dtype and device of a tensor."""
+    try:
+        return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number or a tensor, got {value!r}") from None
+
+
+def _members(name, given, kinds) -> list[Any]:
+    """One measurement or a sequence of them, as a list."""
+    members = list(given) if isinstance(given, Sequence) else [given]
+    wrong = next((one for one in members if not isinstance(one, kinds)), None)
+    if not members or wrong is not None:
+        wanted = " or ".join(kind.__name__ for kind in getattr(kinds, "__args__", (kinds,)))
+        got = "an empty sequence" if not members else type(wrong).__name__
+        note = ": the misfit of several frames is the sum of theirs" if isinstance(wrong, JointMeasurement) else ""
+        raise TypeError(f"{name} must be a {wanted}, or a sequence with one for each map, got {got}{note}")
+    return members
+
+
 def _form_of(members):
-    if not members or not all(isinstance(one, Measurement | Fidelity) for one in members):
-        raise TypeError("measurement must be a Measurement or a Fidelity, or a sequence of one for each modulus")
     measurements = [_measurement(one) for one in members]
     first = measurements[0]
     if any(m.geometry != first.geometry or m.law != first.law for m in measurements):
@@ -766,6 +791,13 @@ class _Nearest(Function):
 
 def _data_steps(members, rtol, target, weight, displacement, forces):
     """For each map of a batch: its data term, target (1, N) and weight (1,)."""
+    if not ((weight > 0) & torch.isfinite(weight)).all():
+        raise ValueError(f"weight must be positive and finite, got {weight.tolist()}")
+    if not (target.abs() < LARGEST_LOGARITHM).all():
+        raise ValueError(
+            "target must be the natural logarithm of a modulus in pascals, and finite, got values from "
+            f"{target.min():g} to {target.max():g}"
+        )
     device, steps = device_of(target=target), []
     for k in range(len(target)):
         data = [None if t is None else t[k % len(t)] for t in (displacement, forces)]

@@ -93,7 +93,7 @@ def likely_cause(measurement: Measurement, result: Result, options: Options) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return _found(m, result, options.limits.given)
+            return _found(m, result, options.limits)
         except KeyboardInterrupt:  # the map is there
             return ""
 
@@ -127,12 +127,14 @@ def _bent(m, result, options):
     )
 
 
-def _found(m, result, bounded):
+def _found(m, result, limits):
     weight = WEIGHT
     excess, run = _fit(m, weight)
     if excess <= EXPLAINED:
+        if limits.known is not None:
+            return _without_known(m, run.reached[1].z, limits)
         mean = float(np.exp(run.reached[1].z.mean()))
-        if bounded and result.held > HELD_SHARE:
+        if limits.given and result.held > HELD_SHARE:
             return (
                 f"Without bounds, total variation explains them with a mean modulus of {mean:.3g} Pa: check the units "
                 "of the force or pressure (newtons, pascals), or widen the bounds."
@@ -159,13 +161,29 @@ def _found(m, result, bounded):
     return f"Tried on a coarse copy, this explains {1 - least / excess:.0%} of what is left: {best}."
 
 
+def _without_known(m, z, limits):
+    """What to tell where a map explains the data whose modulus, z = log x, is held nowhere."""
+    text = "Without known moduli, total variation explains them"
+    if not m.load.force.any():  # the scale is that of the known moduli
+        return f"{text}: the contrasts within known, or its region, contradict the data."
+    held = to_host(limits.movable(m.geometry, z)).ravel() == 0
+    if not held.any():  # a region so small that a coarse copy has none of its nodes
+        return f"{text}: check known, and the units of the force or pressure (newtons, pascals)."
+    means = np.exp([to_host(z).ravel()[held].mean(), np.log(limits.known[np.isfinite(limits.known)]).mean()])
+    return (
+        f"{text}, with a mean modulus of {means[0]:.3g} Pa where known has {means[1]:.3g} Pa: check known, and the "
+        "units of the force or pressure (newtons, pascals)."
+    )
+
+
 def _tried(m, result, weight) -> Iterator[tuple[str, float]]:
     """What to tell about each change, and the excess of chi2 under it, the most specific changes first."""
     for change in _rearranged(m):
         yield change.advice, _fit(change.measurement, weight)[0]
     if result.poisson_interval is None:
         left, run = _fit(m, weight, FreeRun)
-        if left < np.inf and run.poisson > poisson_range(m.law)[0]:
+        changed = left < np.inf and abs(run.poisson - m.law.poisson) >= BENT
+        if changed and run.poisson > poisson_range(m.law)[0]:
             advice = f"a Poisson ratio of about {run.poisson:.3f} in place of {m.law.poisson:g}"
             yield f'{advice}; poisson="estimate" finds it', left
     for change in _edges(m):

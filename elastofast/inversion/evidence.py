@@ -167,7 +167,7 @@ def _independent_residual(frames):
     sums = np.bincount(band.ravel(), power.sum(axis=0).ravel(), minlength=len(BAND_EDGES))
     last = len(BAND_EDGES) - 1
     level, beside = (float(sums[k] / counts[k]) for k in (last, last - 1))
-    white = 1 / CORRELATED_RATIO < level / beside < CORRELATED_RATIO
+    white = beside < level * CORRELATED_RATIO and level < beside * CORRELATED_RATIO
     # A gross misfit reaches the last bands, too, but makes them louder than is stated.
     correlated = level < beside / CORRELATED_RATIO and level < 1 / CORRELATED_RATIO
     blocks = np.ravel_multi_index(

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..backend.batch import dots, numbers
 from ..backend.device import to_host
-from ..errors import SolveError
+from ..errors import PriorError, SolveError
 from ..priors.protocol import EnergyPrior
 from .problem import Iterate, Optimizer, Problem
 
@@ -68,6 +68,8 @@ def quasi_newton(problem: Problem) -> tuple[Iterate, list[str]]:
             away, height = z - latest["host"], 1 + abs(latest["value"])
             return latest["value"] + height, 2 * height / (away @ away) * away
         value, slope = (0.0, x * 0.0) if prior is None else prior(x.reshape(shape))
+        if not (latest or np.isfinite(float(value))):
+            raise PriorError(f"the prior's energy is {float(value)} at the start: it must be finite there")
         gradient = x * (data.gradient + weight * slope.reshape(x.shape))
         latest["host"], latest["point"] = z.copy(), Iterate(own, data, numbers(float(value)))
         latest["norm"] = np.sqrt(numbers(dots(gradient, gradient)))

@@ -125,7 +125,11 @@ def _checked_bounds(bounds, geometry):
 
 def _checked_known(known, geometry):
     """Known moduli (N,), NaN elsewhere."""
-    known = np.ma.filled(np.ma.asarray(to_host(known), dtype=float), np.nan)
+    known = np.ma.asarray(to_host(known))
+    try:
+        known = np.ma.filled(known.astype(float, casting="same_kind" if known.dtype.kind == "c" else "unsafe"), np.nan)
+    except (TypeError, ValueError):
+        raise TypeError(f"known must hold real numbers (pascals), got dtype {known.dtype}") from None
     if known.shape not in (geometry.node_shape, (geometry.n_nodes,)):
         raise ValueError(
             f"known must have one modulus per node (pascals), NaN where it is sought, shape {geometry.node_shape}, got "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend.batch import dots, numbers
+from ..errors import PriorError
 from ..joint import JointMeasurement
 from ..priors.protocol import LinearizablePrior
 from .coarsen import sample
@@ -64,7 +65,10 @@ def _balanced(problem: Problem, point: Iterate) -> np.ndarray:
     x = np.exp(point.z)
     assert point.data is not None
     noise = x * fidelity.noise_gradient(x, point.data, np.random.default_rng(0), problem.rtol)
-    slope = x * np.ravel(problem.prior(x.reshape(fidelity.measurement.geometry.node_shape))[1])
+    value, slope = problem.prior(x.reshape(fidelity.measurement.geometry.node_shape))
+    slope = x * np.ravel(slope)
+    if not np.isfinite(float(value)):
+        raise PriorError(f"the prior's energy is {float(value)} at the start: it must be finite there")
     size = numbers(dots(slope, slope))
     if not (size > 0).all():
         raise ValueError("the prior has no slope at the start, so weight 'auto' has no meaning; give a number")

@@ -149,9 +149,9 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
     >>> print(result.status, result.chi2)  # doctest: +SKIP
     >>> result = ef.reconstruct([pressed, sheared], prior="tv", joint=True)  # doctest: +SKIP
     """
-    if noise not in NOISES:
+    if not isinstance(noise, str) or noise not in NOISES:
         raise ValueError(f"noise must be one of {', '.join(map(repr, NOISES))}, got {noise!r}")
-    if poisson not in ("stated", "estimate"):
+    if not isinstance(poisson, str) or poisson not in ("stated", "estimate"):
         raise ValueError(
             f"poisson must be 'stated' or 'estimate', got {poisson!r}; a number belongs into the measurement's law"
         )

@@ -40,7 +40,8 @@ def uncertainty(
     repetitions: int = REPETITIONS,
     *,
     prior: Prior | PostProcessing | None = None,
-    bounds: tuple[float, float] | None = None,
+    bounds: tuple[Any, Any] | None = None,
+    known: Any = None,
     seed: int | np.random.Generator = 0,
     progress: bool | Callable[[dict[str, Any]], object] | None = None,
 ) -> Uncertainty:
@@ -67,8 +68,8 @@ def uncertainty(
         generation take their steps together.
     prior : object, optional
         The prior of the result, where it was not one with a name.
-    bounds : (float, float), optional
-        The bounds that were given to `reconstruct`.
+    bounds, known : optional
+        What was given to `reconstruct`.
     seed : int or numpy.random.Generator
         Of the noise.
     progress : bool or callable, optional
@@ -97,6 +98,11 @@ def uncertainty(
     >>> low, estimate, high = sure.contrast(lesion, background, level=0.9)  # doctest: +SKIP
     """
     m = _checked(result, measurement, repetitions)
+    if known is None and not (result.relative or m.load.force.any() or m.load.total_force):
+        raise ValueError(
+            "known must be given: no force is known, but the result is in pascals, so that reconstruct was given "
+            "known moduli"
+        )
     prior_used: Any = prior
     if result.prior in NAMED:
         prior_used = result.prior
@@ -116,7 +122,8 @@ def uncertainty(
     for _ in range(2):
         found = reconstruct(
             [simulate(*pair) for pair in zip(origins, noises, strict=True)], prior_used, result.weight,
-            gradient=result.gradient, optimizer=result.optimizer, bounds=bounds, noise="gaussian", progress=progress,
+            gradient=result.gradient, optimizer=result.optimizer, bounds=bounds, known=known, noise="gaussian",
+            progress=progress,
         )  # fmt: skip
         if any(one is None or one.status == "interrupted" for one in found):
             raise KeyboardInterrupt

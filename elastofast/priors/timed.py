@@ -62,6 +62,13 @@ def _checked_energy(prior, answer, x):
             f"prior {_name(prior)} must give one energy and a gradient of the shape {x.shape} of the modulus, but gave "
             f"{_described(value)} and {_described(gradient)}"
         )
+    try:
+        energy = float(np.ravel(to_host(value))[0])
+    except (TypeError, ValueError):
+        raise PriorError(f"prior {_name(prior)} must give a number as its energy, but gave {value!r}") from None
+    # Far from the map an energy may overflow, and the step is not taken; a gradient beside a finite energy is used.
+    if np.isfinite(energy) and not np.isfinite(to_host(gradient)).all():
+        raise PriorError(f"prior {_name(prior)} gave a gradient with values that are NaN or infinite")
     return value, gradient
 
 
