@@ -76,6 +76,16 @@ def test_a_mesh_gets_a_standard_deviation():
     assert found.correlation_length == (0.0, 0.0) and found.autocorrelation == ()
 
 
+def test_too_few_displacements_are_refused():
+    grid = ef.Grid((9, 9), (4e-3, 4e-3))
+    load = ef.compression(grid, pressure=100.0)
+    u = ef.solve_forward(ef.ElasticForm(grid, LAW), np.full(grid.shape, 1e4), load)
+    with pytest.raises(
+        ef.DataError, match=r"displacement_std was not given, and 15\d measured .* too few .*: state it"
+    ):
+        ef.reconstruct(ef.Measurement(grid, LAW, load, u))
+
+
 def test_reconstruct_estimates_warns_and_draws(tmp_path):
     m = measurement(CLEAN + noise([LEVEL, LEVEL]))
     assert not m.noise_known and "noise not known" in repr(m)

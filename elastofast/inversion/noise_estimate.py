@@ -20,6 +20,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from ..backend.device import to_host
+from ..errors import DataError
 from ..geometry import Grid
 from ..measurement import Measurement, correlation_tables
 from ..misfit.fidelity import Fidelity
@@ -36,6 +37,9 @@ LONGEST = 3  # the longest distance that is looked at is the extent of the grid 
 # Correlation between neighbours below which noise counts as independent. By chance it is one over the root of the
 # number of nodes, .03 on 33 x 33; noise that is correlated less does no harm.
 SMALLEST_CORRELATION = 0.1
+FEWEST = (
+    256  # displacements: with fewer, a map can explain the noise itself. Grids of 5 and 7 nodes a side came out wrong
+)
 SHORTEST = 0.1  # length in nodes at which the correlation of neighbours is far below anything that can be seen
 MAX_FITS, FIT_TOL = 30, 0.01  # of the length and the distances that it is fitted to
 SCREENING = 1e-3  # of the provisional noise level: jumps are then told by their neighbours' own scatter alone
@@ -105,7 +109,7 @@ def estimate_noise(measurement: Measurement, progress: Any = None) -> NoiseEstim
     Raises
     ------
     ValueError
-        If the measurement cannot determine a modulus.
+        If there are too few displacements, or the measurement cannot determine a modulus.
 
     Examples
     --------
@@ -124,6 +128,11 @@ def estimate_noise(measurement: Measurement, progress: Any = None) -> NoiseEstim
     seen = m.observed & ~m.load.open & ~wild
     if not seen.any():
         seen = m.observed & ~wild
+    if seen.sum() < FEWEST:
+        raise DataError(
+            f"displacement_std was not given, and {int(seen.sum())} measured displacements are too few to estimate it "
+            f"({FEWEST} are needed): state it"
+        )
     if wild.any():
         m = m.derived(displacement_std=np.where(wild, np.inf, m.displacement_std))
     start = Fidelity.of_batch([m], "exact", RTOL)
