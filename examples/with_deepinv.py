@@ -1,4 +1,4 @@
-"""elastofast and DeepInverse: the data term in DeepInverse's optimiser, and DeepInverse's denoiser in `reconstruct`.
+"""DeepInverse and elastofast: the data term in DeepInverse's optimiser, and DeepInverse's denoiser in `reconstruct`.
 
 Both runs use DeepInverse's total variation denoiser, which needs no training. Any denoiser of ``deepinv.models`` can
 take its place; one with random weights is warned about. Needs deepinv.

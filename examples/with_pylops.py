@@ -1,4 +1,4 @@
-"""elastofast inside PyLops and pyproximal: a direct inversion, and ADMM with the data term and total variation.
+"""PyLops and pyproximal: a direct inversion, and ADMM with the data term and total variation.
 
 The direct inversion takes the measured displacement u for the true one and solves D(u) x = f, which is linear in the
 modulus x, with a smoothness penalty of PyLops. Noise in u biases it. ADMM minimises the data term itself, which allows

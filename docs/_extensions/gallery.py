@@ -1,8 +1,9 @@
 """Gallery: every script in examples/ is run when the site is built, and gets a page with its pictures and its output.
 
-A script that fails fails the build. Pages stand in docs/gallery/, which git ignores; a script is run again if it or the
-package is newer than its page. In the other pages, a link to a script leads to its page, and one to the folder of
-scripts to the gallery, so that the same link works on the repository host.
+A script that fails fails the build. One for a program that cannot be imported here is shown without being run. Pages
+stand in docs/gallery/, which git ignores; a script is run again if it or the package is newer than its page. In the
+other pages, a link to a script leads to its page, and one to the folder of scripts to the gallery, so that the same
+link works on the repository host.
 """
 
 import ast
@@ -25,6 +26,7 @@ EXAMPLES = DOCS.parent / "examples"
 GALLERY = DOCS / "gallery"
 LIMIT = 300  # seconds after which a script is stopped; each takes 2 to 10 of one core
 COLUMNS = 3
+OWN = {"elastofast", "numpy", "scipy", "torch", "matplotlib"}  # what every environment has in which the site is built
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +63,32 @@ def page_of(script, newest):
     more = f"{more[0].upper()}{more[1:]}.\n" if more else ""
     page = GALLERY / f"{script.stem}.md"
     if not page.exists() or page.stat().st_mtime < max(newest, script.stat().st_mtime):
-        logger.info("running %s", script.name)
-        output, pictures = run(script)
         body = text[text.index('"""', 3) + 3 :].strip()
-        shown = "".join(f"![{title}]({name})\n\n" for name in pictures)
-        write(
-            page, f"# {title}\n\n{more}{about}\n\n{shown}```python\n{body}\n```\n\nOutput:\n\n```text\n{output}\n```\n"
-        )
+        if missing := not_importable(text):
+            shown, said = "", f"Not run when this page was built, for lack of {', '.join(missing)}."
+        else:
+            logger.info("running %s", script.name)
+            output, pictures = run(script)
+            shown = "".join(f"![{title}]({name})\n\n" for name in pictures)
+            said = f"Output:\n\n```text\n{output}\n```"
+        write(page, f"# {title}\n\n{more}{about}\n\n{shown}```python\n{body}\n```\n\n{said}\n")
     return script.stem, title, sorted(path.name for path in GALLERY.glob(f"{script.stem}*.png"))
+
+
+def not_importable(text):
+    """Packages of other programs that a script imports and this environment does not have, or cannot use."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.partition(".")[0])
+    others = sorted(found - OWN - set(sys.stdlib_module_names))
+    return [
+        name
+        for name in others
+        if subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, check=False).returncode
+    ]
 
 
 def run(script):
