@@ -145,10 +145,13 @@ def test_outliers_and_a_noise_level_that_was_found_are_those_of_the_result():
 
 
 def test_noise_that_was_estimated_is_that_of_the_result():
-    m = scan()
+    grid = ef.Grid((17, 16), (5e-4, 5e-4))
+    truth, _ = ef.inclusion(grid, (4e-3, 4e-3), 2e-3, modulus=30e3, background=10e3)
+    m = ef.simulate(grid, LAW, ef.compression(grid, pressure=100.0), truth, snr=35.0, seed=0)
+    m = ef.Measurement(grid, LAW, m.load, m.displacement)
     with pytest.warns(UserWarning, match="displacement_std was not given"):
-        result = ef.reconstruct(ef.Measurement(GRID, LAW, LOAD, m.displacement), "tikhonov", 3.0)
-    found = ef.uncertainty(result, ef.Measurement(GRID, LAW, LOAD, m.displacement), 3)
+        result = ef.reconstruct(m, "tikhonov", 3.0)
+    found = ef.uncertainty(result, m, 3)
     expected = ef.uncertainty(replace(result, noise=None), result.noise.applied(m), 3)
     assert np.array_equal(found.errors, expected.errors)
 
