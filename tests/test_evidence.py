@@ -7,6 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 import elastofast as ef
+from elastofast.inversion import members
 from elastofast.inversion.evidence import FALSE_ALARM, held_back, poisson_cause, prediction, residual
 
 GRID = ef.Grid((33, 33), (1e-3, 1e-3))
@@ -204,7 +205,8 @@ def test_noise_larger_than_stated_is_measured_and_used():
     np.testing.assert_allclose(result.modulus, right.modulus, rtol=0.02)
 
 
-def test_a_list_gives_what_single_measurements_give():
+def test_a_list_gives_what_single_measurements_give(monkeypatch):
+    monkeypatch.setattr(members, "threads", lambda nodes, count: 1)  # one after another, in order
     scans, seen = [scan(snr=45.0), scan(truth=OTHER)], []
     prior = Known(OTHER)
     together = ef.reconstruct(scans, prior=prior, progress=lambda entry: seen.append(entry["member"]))

@@ -11,7 +11,7 @@ import pytest
 from quadratic import compressed, plates, simplices
 
 import elastofast as ef
-from elastofast.inversion import multilevel
+from elastofast.inversion import members, multilevel
 from elastofast.inversion.coarsen import coarsen, refine, sample
 from elastofast.inversion.initial import homogeneous
 from elastofast.metrics import relative_l2, symmetric_rms
@@ -420,7 +420,13 @@ def test_a_list_in_host_memory_is_worked_on_one_after_another(scan):
     assert ef.reconstruct([]) == []
 
 
-def test_an_interrupted_list_keeps_what_there_is(scan):
+@pytest.fixture
+def in_turn(monkeypatch):
+    """Members of a list are worked on one after another, as on one processor."""
+    monkeypatch.setattr(members, "threads", lambda nodes, count: 1)
+
+
+def test_an_interrupted_list_keeps_what_there_is(scan, in_turn):
     def interrupt(entry):
         if entry["weight"] == 20.0:
             raise KeyboardInterrupt
@@ -434,7 +440,7 @@ def test_an_interrupted_list_keeps_what_there_is(scan):
         np.testing.assert_array_equal(result.modulus, expected.modulus)
 
 
-def test_an_interrupt_before_the_first_step_keeps_what_is_done(scan, monkeypatch):
+def test_an_interrupt_before_the_first_step_keeps_what_is_done(scan, monkeypatch, in_turn):
     calls, original = [], multilevel.homogeneous
 
     def homogeneous(m):
@@ -451,7 +457,7 @@ def test_an_interrupt_before_the_first_step_keeps_what_is_done(scan, monkeypatch
         ef.reconstruct([scan, scan], "none", max_iterations=1)
 
 
-def test_a_finished_member_of_a_list_is_released(scan, monkeypatch):
+def test_a_finished_member_of_a_list_is_released(scan, monkeypatch, in_turn):
     """Hierarchies of many members do not pile up."""
     alive, original = weakref.WeakSet(), multilevel.Multilevel.results
 
