@@ -25,7 +25,7 @@ from ..measurement import Measurement
 from ..misfit.fidelity import Fidelity
 from ..misfit.free_poisson import poisson_range
 from ..result import CHI2_RANGE, HELD_SHARE, Result
-from .coarsen import COARSEST_NODES, coarsen
+from .coarsen import coarsest
 from .evidence import residual
 from .initial import homogeneous
 from .multilevel import Multilevel
@@ -88,8 +88,7 @@ def likely_cause(measurement: Measurement, result: Result, options: Options) -> 
                 f"What is left is white noise of {np.sqrt(left.level):.3g} times the stated displacement_std: that is "
                 "too small."
             )
-    while (coarse := coarsen(m, COARSEST_NODES)) is not None:
-        m = coarse
+    m = coarsest(m)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -190,17 +189,10 @@ def _tried(m, result, weight) -> Iterator[tuple[str, float]]:
         yield change.advice, _fit(change.measurement, weight)[0]
 
 
-def _options(m):
-    return Options.checked(
-        m.geometry, False, bool(m.load.open.any()), prior="tv", gradient="exact", optimizer=None, bounds=None,
-        max_iterations=MAX_ITERATIONS, step=1.0, progress=None, load=None,
-    )  # fmt: skip
-
-
 def _fit(m, weight: float, kind: type[Multilevel] = Multilevel) -> tuple[float, Any]:
     """chi2 beyond one of a map under another description, infinite where that allows none, and the run."""
     try:
-        run = kind([m], [None], [weight], _options(m))
+        run = kind([m], [None], [weight], Options.total_variation(m, max_iterations=MAX_ITERATIONS))
         result = run.results()[0]
     except (ValueError, SolveError):
         return np.inf, None

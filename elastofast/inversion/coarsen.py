@@ -13,7 +13,7 @@ from ..geometry import Grid, Mesh
 from ..joint import JointMeasurement
 from .coarsen_mesh import coarsen_mesh, refine_mesh, sample_mesh, shared_nodes
 
-__all__ = ["at_nodes_of", "coarsen", "refine", "sample"]
+__all__ = ["at_nodes_of", "coarsen", "coarsest", "refine", "sample"]
 
 # Nodes along the shorter axis of the coarsest grid: on fewer, coarse maps hardly help as a start. Not studied.
 COARSEST_NODES = 48
@@ -30,6 +30,13 @@ MIN_PRECISION_SHARE = 0.05
 ROUGHNESS = 1e-4
 FIT_RTOL = 1e-6  # of the weighted fit, far below noise
 FIT_MAX_ITERATIONS = 500
+
+
+def coarsest(measurement):
+    """The coarsest copy of a measurement from which a run would begin; itself where it is small."""
+    while (coarse := coarsen(measurement)) is not None:
+        measurement = coarse
+    return measurement
 
 
 def coarsen(measurement, smallest=COARSEST_NODES):

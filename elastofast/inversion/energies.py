@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backend.device import HOST, to_host
+from ..backend.device import to_host
 from ..geometry import Grid
 from ..measurement import Measurement
-from ..misfit.noise import noise_of
+from ..misfit.noise import noise_on_host
 from ..result import Result
 from .evidence import residual
 from .multilevel import Multilevel
@@ -94,13 +94,9 @@ class _Rehearsal(NamedTuple):
     @classmethod
     def of(cls, measurement, known, unregularised) -> _Rehearsal:
         """New noise on the displacement of a known map."""
-        m, (std, seen) = (
-            measurement,
-            (a.reshape(len(a), -1) for a in (measurement.displacement_std, measurement.observed)),
-        )
-        noise = noise_of(HOST, std, seen, m.geometry, m.displacement_correlation)
-        drawn = noise.draw(np.random.default_rng(SEED).normal(size=std.shape)).reshape(m.displacement.shape)
-        rehearsed = m.derived(displacement=to_host(known.displacement) + drawn)
+        normal = np.random.default_rng(SEED).normal(size=measurement.displacement.shape)
+        drawn = noise_on_host(measurement).draw(normal.reshape(len(normal), -1)).reshape(normal.shape)
+        rehearsed = measurement.derived(displacement=to_host(known.displacement) + drawn)
         return cls(rehearsed, to_host(known.modulus), _made(rehearsed, unregularised))
 
     def harm(self, options, weight) -> str:

@@ -14,13 +14,13 @@ from scipy.fft import dctn
 from scipy.special import fdtrc
 
 from ..backend.batch import numbers
-from ..backend.device import HOST, device_of, to_host
+from ..backend.device import device_of, to_host
 from ..errors import SolveError
 from ..joint import JointMeasurement
 from ..measurement import Measurement
 from ..misfit.fidelity import Fidelity
 from ..misfit.free_poisson import poisson_derivatives, poisson_range
-from ..misfit.noise import noise_of
+from ..misfit.noise import CorrelatedNoise, noise_on_host
 from .coarsen import coarsen
 
 __all__ = [
@@ -187,7 +187,8 @@ def _correlated_residual(m, displacement):
     All of them are smooth, so that the last band says less about the level than that of independent noise: it only
     serves for comparison.
     """
-    model = _noise(m)
+    model = noise_on_host(m)
+    assert isinstance(model, CorrelatedNoise)
     r = np.where(m.observed & ~m.load.open, m.displacement - to_host(displacement), 0.0)
     shares = [float(own.mean()) for own in m.observed & ~m.load.open]
     sums, counts = np.zeros(len(BAND_EDGES)), np.zeros(len(BAND_EDGES))
@@ -204,12 +205,6 @@ def _correlated_residual(m, displacement):
     return Residual(
         level, False, not agree, _smallest_probability(sums[:-1], counts[:-1], level, counts[-1]) if agree else 1.0
     )
-
-
-def _noise(m):
-    """The noise of a measurement, in host memory."""
-    std, observed = (a.reshape(len(a), -1) for a in (m.displacement_std, m.observed))
-    return noise_of(HOST, std, observed, m.geometry, m.displacement_correlation)
 
 
 def _smallest_probability(sums, counts, level, reference_count):
@@ -283,7 +278,7 @@ def held_back(measurement: Measurement, smallest: int, seed: int = 0) -> tuple[M
     """
     m = measurement
     normal = np.random.default_rng([SEED, seed]).normal(size=m.displacement.shape)
-    w = np.stack([_noise(frame).draw(own.reshape(len(own), -1)) for frame, own in _by_frame(m, normal)])
+    w = np.stack([noise_on_host(frame).draw(own.reshape(len(own), -1)) for frame, own in _by_frame(m, normal)])
     w = w.reshape(m.displacement.shape)
     pair = [
         m.derived(displacement=m.displacement + a * w, displacement_std=np.hypot(1.0, a) * m.displacement_std)
@@ -305,7 +300,7 @@ def prediction(other: Measurement, first, second) -> Prediction:
         In metres.
     """
     a, b = (np.where(other.observed, to_host(u) - other.displacement, 0.0) for u in (first, second))
-    noises = [_noise(frame) for frame in other.frames]
+    noises = [noise_on_host(frame) for frame in other.frames]
 
     def square(e):
         fields = (own.reshape(len(own), -1) for _, own in _by_frame(other, e))

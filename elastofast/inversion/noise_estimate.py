@@ -24,7 +24,6 @@ from ..errors import DataError
 from ..geometry import Grid
 from ..measurement import Measurement, correlation_tables
 from ..misfit.fidelity import Fidelity
-from ..priors import registry
 from .initial import RTOL, homogeneous
 from .multilevel import Multilevel
 from .options import Options
@@ -120,10 +119,7 @@ def estimate_noise(measurement: Measurement, progress: Any = None) -> NoiseEstim
     if not isinstance(measurement, Measurement):
         raise TypeError(f"measurement must be a Measurement, got {type(measurement).__name__}")
     m = measurement.derived(displacement_correlation=None)
-    options = Options.checked(
-        m.geometry, True, bool(m.load.open.any()), prior="tv", gradient="exact", optimizer=None, bounds=None,
-        max_iterations=None, step=0.7, progress=progress, load=registry.load,
-    )  # fmt: skip
+    options = Options.total_variation(m, progress=progress)
     wild = jumps(m.derived(displacement_std=np.where(np.isinf(m.displacement_std), np.inf, SCREENING * m.level)))
     seen = m.observed & ~m.load.open & ~wild
     if not seen.any():

@@ -158,6 +158,21 @@ class Options:
             progress=progress,
         )
 
+    @classmethod
+    def total_variation(cls, measurement, *, progress=None, max_iterations=None) -> Options:
+        """Total variation and otherwise defaults, for maps that are made to learn about a measurement.
+
+        Parameters
+        ----------
+        measurement : Measurement
+        progress, max_iterations
+            Arguments of `reconstruct`.
+        """
+        return cls.checked(
+            measurement.geometry, True, bool(measurement.load.open.any()), prior=DEFAULT_UNLEARNED, gradient="exact",
+            optimizer=None, bounds=None, max_iterations=max_iterations, step=0.7, progress=progress, load=None,
+        )  # fmt: skip
+
     @property
     def coarsest_nodes(self) -> int | None:
         """Nodes along the shorter axis of the coarsest level; None where only the finest level is worked on.

@@ -18,7 +18,7 @@ from scipy.stats import chi2
 
 from ..measurement import Measurement
 from ..misfit.free_poisson import FreePoisson, poisson_range, with_poisson
-from .coarsen import COARSEST_NODES, coarsen
+from .coarsen import coarsest
 from .multilevel import Multilevel
 from .options import Options
 
@@ -99,13 +99,8 @@ def estimate_poisson(measurement: Measurement, options: Options, place: int | No
     UserWarning
         If the data do not tell the ratio.
     """
-    m = measurement
-    while (coarse := coarsen(m, COARSEST_NODES)) is not None:
-        m = coarse
-    own = Options.checked(
-        m.geometry, True, bool(m.load.open.any()), prior="tv", gradient="exact", optimizer=None, bounds=None,
-        max_iterations=None, step=options.step_length, progress=options.progress, load=None,
-    )  # fmt: skip
+    m = coarsest(measurement)
+    own = Options.total_variation(m, progress=options.progress)
     places = None if place is None else [place]
     run = FreeRun([m], [None], ["auto"], replace(own, prior_name="tv, Poisson ratio free"), places)
     result = run.results()[0]

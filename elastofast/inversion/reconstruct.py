@@ -158,9 +158,7 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
     if joint and not isinstance(measurement, JointMeasurement):
         measurement = JointMeasurement(measurement)  # type: ignore[arg-type]
     single = isinstance(measurement, Measurement | JointMeasurement)
-    members: list[Any] = (
-        [measurement] if isinstance(measurement, Measurement | JointMeasurement) else _members(measurement)
-    )
+    members: list[Any] = [measurement] if single else _members(measurement)
     if poisson == "estimate" and any(isinstance(m, JointMeasurement) for m in members):
         raise ValueError(
             "poisson is 'estimate', which is not implemented for several frames: estimate it from one of them, and "

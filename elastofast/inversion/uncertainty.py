@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.device import HOST, to_host
+from ..backend.device import to_host
 from ..boundary import Boundary
 from ..intervals import Uncertainty
 from ..measurement import Measurement
-from ..misfit.noise import noise_of
+from ..misfit.noise import noise_on_host
 from ..priors.learned import PostProcessing
 from ..priors.protocol import Prior
 from ..priors.registry import NAMED
@@ -171,8 +171,7 @@ class _Simulation:
     def __init__(self, measurement, level=1.0):
         m = self._measurement = measurement
         shape = (m.geometry.dim, m.geometry.n_nodes)
-        noisy = (np.isfinite(m.displacement_std) & ~m.load.fixed).reshape(shape)
-        self._model = noise_of(HOST, m.displacement_std.reshape(shape), noisy, m.geometry, m.displacement_correlation)
+        self._model = noise_on_host(m, np.isfinite(m.displacement_std) & ~m.load.fixed)
         self._scale, self._shape = np.sqrt(level), shape
         self._force_std = np.where(m.load.loaded, m.force_std, 0.0)
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from scipy.linalg import eigh, toeplitz
 
-from ..backend.device import Device, to_host
+from ..backend.device import HOST, Device, to_host
 from ..forward.krylov import conjugate_gradients
 
-__all__ = ["CorrelatedNoise", "DisplacementNoise", "noise_of"]
+__all__ = ["CorrelatedNoise", "DisplacementNoise", "noise_of", "noise_on_host"]
 
 # The share of the variance that is taken as independent from node to node. The noise of a smooth correlation would
 # otherwise have next to no rough part, and rough parts of the field would count as known exactly, which they are not on
@@ -235,3 +235,12 @@ def noise_of(device: Device, std: Any, observed: Any, geometry: Any, correlation
     if correlations is None:
         return DisplacementNoise(device, std, observed)
     return CorrelatedNoise(device, std, observed, geometry.shape, correlations)
+
+
+def noise_on_host(measurement: Any, noisy: Any = None) -> DisplacementNoise:
+    """The noise of a measurement in host memory, for fields (d, N); on all displacements that count as measured, or on
+    those of a mask of shape (d, *node_shape).
+    """
+    m = measurement
+    std, noisy = (a.reshape(len(a), -1) for a in (m.displacement_std, m.observed if noisy is None else noisy))
+    return noise_of(HOST, std, noisy, m.geometry, m.displacement_correlation)
