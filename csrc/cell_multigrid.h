@@ -32,22 +32,19 @@ template <class Exists, class Fine>
 EF_HD void patch_block(Exists exists, Fine fine, double* block) {
   EF_UNROLL
   for (int e = 0; e < kEntries; ++e) block[e] = 0;
-  EF_UNROLL
-  for (int k = 0; k < 9; ++k) {
-    const int dj = k / 3 - 1, di = k % 3 - 1;
-    if (!exists(dj, di)) continue;
+  unroll(std::make_integer_sequence<int, 9>{}, [&](auto k) EF_LAMBDA {  // so that only additions remain
+    constexpr int dj = decltype(k)::value / 3 - 1, di = decltype(k)::value % 3 - 1;
+    if (!exists(dj, di)) return;
     const auto entries = fine(dj, di);
-    EF_UNROLL
-    for (int p = 0; p < kCellDofs; ++p)
-      EF_UNROLL
-      for (int q = p; q < kCellDofs; ++q) {
-        // only corners that the patch and this neighbour share contribute
-        const int ps = corner_row(p) - dj, pt = corner_column(p) - di, qs = corner_row(q) - dj, qt = corner_column(q) - di;
-        if (ps < 0 || ps > 1 || pt < 0 || pt > 1 || qs < 0 || qs > 1 || qt < 0 || qt > 1) continue;
+    unroll(std::make_integer_sequence<int, kCellDofs * kCellDofs>{}, [&](auto e) EF_LAMBDA {
+      constexpr int p = decltype(e)::value / kCellDofs, q = decltype(e)::value % kCellDofs;
+      // only corners that the patch and this neighbour share contribute
+      constexpr int ps = corner_row(p) - dj, pt = corner_column(p) - di, qs = corner_row(q) - dj, qt = corner_column(q) - di;
+      if constexpr (p <= q && ps >= 0 && ps <= 1 && pt >= 0 && pt <= 1 && qs >= 0 && qs <= 1 && qt >= 0 && qt <= 1)
         block[entry(p, q)] +=
             entries(entry(kCorners * component_of(p) + 2 * ps + pt, kCorners * component_of(q) + 2 * qs + qt));
-      }
-  }
+    });
+  });
 }
 
 // Inverse of a symmetric positive definite matrix, packed, by symmetric sweeps.
@@ -90,7 +87,7 @@ struct Patch {
                            // special_mark(number) on the GPU
   const int* special_row;  // CPU only: special patches (at edges, with fixed dofs) sorted by row: [n0] offsets
   const int* special_col;  // CPU only
-  const T* special;        // [patch][kEntries] packed inverses
+  const T* special;        // inverses of the special patches: on the CPU all entries, column by column; on the GPU packed
 };
 
 // Inverse of the homogeneous block times `scale`, times the residual (u, v) at the corners.
