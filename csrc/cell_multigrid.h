@@ -169,10 +169,18 @@ EF_CALL void special_inverse(int j, int i, int m0, int m1, Load load, double* bl
     return cell;
   };
   patch_block(exists, fine, block);
+  double full[kCellDofs][kCellDofs];  // its upper triangle, where entries are found without arithmetic
+  EF_UNROLL
+  for (int p = 0; p < kCellDofs; ++p) {
+    EF_UNROLL
+    for (int q = p; q < kCellDofs; ++q) full[p][q] = block[entry(p, q)];
+    if (full[p][p] == 0) full[p][p] = 1;  // fixed dofs, whose residual is zero
+  }
+  sweep_inverse<double, kCellDofs>([&](int p, int q) EF_LAMBDA -> double& { return p <= q ? full[p][q] : full[q][p]; });
   EF_UNROLL
   for (int p = 0; p < kCellDofs; ++p)
-    if (block[entry(p, p)] == 0) block[entry(p, p)] = 1;  // fixed dofs, whose residual is zero
-  sweep_inverse<double, kCellDofs>([&](int p, int q) EF_LAMBDA -> double& { return block[entry(p, q)]; });
+    EF_UNROLL
+    for (int q = p; q < kCellDofs; ++q) block[entry(p, q)] = full[p][q];
 }
 
 // Removes the fixed dofs from the packed matrix of the cell whose first corner is node `corner`; n nodes in rows of n1.
@@ -342,8 +350,10 @@ EF_HD void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin
         }
     }
   };
-  if constexpr (W0 == 2 && W1 == 2) {  // nearly all cells: unrolled at compile time, so that only additions remain
-    unroll(std::make_integer_sequence<int, 4>{}, [&](auto cell) EF_LAMBDA {
+  // Nearly all cells, and those at the end of an odd number of them, of which small grids have many: unrolled at compile
+  // time, so that only additions remain.
+  if constexpr (W0 > 1 && W1 > 1 && W0 + W1 < 6) {
+    unroll(std::make_integer_sequence<int, W0 * W1>{}, [&](auto cell) EF_LAMBDA {
       const auto entries = fine(decltype(cell)::value);
       unroll(std::make_integer_sequence<int, kCellDofs * kCellDofs>{}, [&](auto e) EF_LAMBDA {
         add(decltype(cell)::value, decltype(e)::value / kCellDofs, decltype(e)::value % kCellDofs, entries);
