@@ -61,8 +61,12 @@ inline void check_deflated_dof(long dof, const uint8_t* fixed, long dofs) {
   require(dof == -1 || (dof >= 0 && dof < dofs && fixed[dof]), "deflated_dof must be -1 or the number of a fixed dof");
 }
 
+// So that numbers of dofs, and eight times the nodes of a row, are an int. Numbers of matrix entries may be larger.
+constexpr long kMostNodes = 1L << 28;
+
 inline FormSpec form_spec(int n0, int n1, double h0, double h1, double lambda, double mu, bool reduced) {
   require(n0 >= 2 && n1 >= 2, "a grid must have at least 2 x 2 nodes");
+  require(n1 <= kMostNodes / n0, "a grid may have up to 2^28 = 268435456 nodes");
   return {n0, n1, h0, h1, lambda, mu, reduced};
 }
 

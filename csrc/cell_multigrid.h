@@ -32,22 +32,19 @@ template <class Exists, class Fine>
 EF_HD void patch_block(Exists exists, Fine fine, double* block) {
   EF_UNROLL
   for (int e = 0; e < kEntries; ++e) block[e] = 0;
-  EF_UNROLL
-  for (int k = 0; k < 9; ++k) {
-    const int dj = k / 3 - 1, di = k % 3 - 1;
-    if (!exists(dj, di)) continue;
+  unroll(std::make_integer_sequence<int, 9>{}, [&](auto k) EF_LAMBDA {  // so that only additions remain
+    constexpr int dj = decltype(k)::value / 3 - 1, di = decltype(k)::value % 3 - 1;
+    if (!exists(dj, di)) return;
     const auto entries = fine(dj, di);
-    EF_UNROLL
-    for (int p = 0; p < kCellDofs; ++p)
-      EF_UNROLL
-      for (int q = p; q < kCellDofs; ++q) {
-        // only corners that the patch and this neighbour share contribute
-        const int ps = corner_row(p) - dj, pt = corner_column(p) - di, qs = corner_row(q) - dj, qt = corner_column(q) - di;
-        if (ps < 0 || ps > 1 || pt < 0 || pt > 1 || qs < 0 || qs > 1 || qt < 0 || qt > 1) continue;
+    unroll(std::make_integer_sequence<int, kCellDofs * kCellDofs>{}, [&](auto e) EF_LAMBDA {
+      constexpr int p = decltype(e)::value / kCellDofs, q = decltype(e)::value % kCellDofs;
+      // only corners that the patch and this neighbour share contribute
+      constexpr int ps = corner_row(p) - dj, pt = corner_column(p) - di, qs = corner_row(q) - dj, qt = corner_column(q) - di;
+      if constexpr (p <= q && ps >= 0 && ps <= 1 && pt >= 0 && pt <= 1 && qs >= 0 && qs <= 1 && qt >= 0 && qt <= 1)
         block[entry(p, q)] +=
             entries(entry(kCorners * component_of(p) + 2 * ps + pt, kCorners * component_of(q) + 2 * qs + qt));
-      }
-  }
+    });
+  });
 }
 
 // Inverse of a symmetric positive definite matrix, packed, by symmetric sweeps.
@@ -90,7 +87,7 @@ struct Patch {
                            // special_mark(number) on the GPU
   const int* special_row;  // CPU only: special patches (at edges, with fixed dofs) sorted by row: [n0] offsets
   const int* special_col;  // CPU only
-  const T* special;        // [patch][kEntries] packed inverses
+  const T* special;        // inverses of the special patches: on the CPU all entries, column by column; on the GPU packed
 };
 
 // Inverse of the homogeneous block times `scale`, times the residual (u, v) at the corners.
@@ -172,10 +169,18 @@ EF_CALL void special_inverse(int j, int i, int m0, int m1, Load load, double* bl
     return cell;
   };
   patch_block(exists, fine, block);
+  double full[kCellDofs][kCellDofs];  // its upper triangle, where entries are found without arithmetic
+  EF_UNROLL
+  for (int p = 0; p < kCellDofs; ++p) {
+    EF_UNROLL
+    for (int q = p; q < kCellDofs; ++q) full[p][q] = block[entry(p, q)];
+    if (full[p][p] == 0) full[p][p] = 1;  // fixed dofs, whose residual is zero
+  }
+  sweep_inverse<double, kCellDofs>([&](int p, int q) EF_LAMBDA -> double& { return p <= q ? full[p][q] : full[q][p]; });
   EF_UNROLL
   for (int p = 0; p < kCellDofs; ++p)
-    if (block[entry(p, p)] == 0) block[entry(p, p)] = 1;  // fixed dofs, whose residual is zero
-  sweep_inverse<double, kCellDofs>([&](int p, int q) EF_LAMBDA -> double& { return block[entry(p, q)]; });
+    EF_UNROLL
+    for (int q = p; q < kCellDofs; ++q) block[entry(p, q)] = full[p][q];
 }
 
 // Removes the fixed dofs from the packed matrix of the cell whose first corner is node `corner`; n nodes in rows of n1.
@@ -345,8 +350,10 @@ EF_HD void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin
         }
     }
   };
-  if constexpr (W0 == 2 && W1 == 2) {  // nearly all cells: unrolled at compile time, so that only additions remain
-    unroll(std::make_integer_sequence<int, 4>{}, [&](auto cell) EF_LAMBDA {
+  // Nearly all cells, and those at the end of an odd number of them, of which small grids have many: unrolled at compile
+  // time, so that only additions remain.
+  if constexpr (W0 > 1 && W1 > 1 && W0 + W1 < 6) {
+    unroll(std::make_integer_sequence<int, W0 * W1>{}, [&](auto cell) EF_LAMBDA {
       const auto entries = fine(decltype(cell)::value);
       unroll(std::make_integer_sequence<int, kCellDofs * kCellDofs>{}, [&](auto e) EF_LAMBDA {
         add(decltype(cell)::value, decltype(e)::value / kCellDofs, decltype(e)::value % kCellDofs, entries);

@@ -1,5 +1,8 @@
 """The linear maps as SciPy's operators: against matrices and differences, and in SciPy's methods."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from dense import dense_psi
@@ -162,3 +165,25 @@ def test_exact_hessian_of_the_general_case_is_refused():
     hessian = ef.Fidelity(m).hessian_operator(x, exact=True)
     with pytest.raises(ValueError, match="not implemented for force noise"):
         hessian @ x.ravel()
+
+
+@pytest.mark.parametrize("geometry", ["grid", "mesh"])
+def test_operators_pickle_and_deep_copy(geometry):
+    m, x = measure(geometry, "plane stress", "pressure")
+    gamma, fidelity = ef.NoiseCovariance(m.form, x, m.load, SIGMA), ef.Fidelity(m, rtol=1e-10)
+    operators = {
+        "stiffness": m.form.stiffness_operator(x),
+        "its part": m.form.stiffness_operator(x, m.load.loaded),
+        "contraction": m.form.contraction_operator(m.displacement),
+        "covariance": gamma.as_operator(),
+        "precision": gamma.inverse(),
+        "Hessian": fidelity.hessian_operator(x),
+        "adjoint": m.form.contraction_operator(m.displacement).T,
+        "sum": m.form.stiffness_operator(x) + 2 * gamma.as_operator(),
+    }
+    for name, operator in operators.items():
+        v = RNG.normal(size=operator.shape[1])
+        for own in (pickle.loads(pickle.dumps(operator)), copy.deepcopy(operator)):
+            assert own.shape == operator.shape and own.dtype == operator.dtype
+            expected = operator @ v
+            np.testing.assert_allclose(own @ v, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max(), err_msg=name)

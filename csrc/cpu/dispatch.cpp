@@ -1,4 +1,5 @@
 // Chooses the kernels for this processor. ELASTOFAST_ISA overrides the choice.
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -32,24 +33,27 @@ const Candidate* candidates() {  // best first, ends with a null table
   return list;
 }
 
-const KernelTable*& chosen() {
-  static const KernelTable* table = nullptr;
-  if (!table) {
-    const char* wanted = std::getenv("ELASTOFAST_ISA");
-    for (const Candidate* c = candidates(); c->table; ++c)
-      if (c->runs && (!table || (wanted && !std::strcmp(wanted, c->table->name)))) table = c->table;
-  }
+const KernelTable* first_choice() {
+  const KernelTable* table = nullptr;
+  const char* wanted = std::getenv("ELASTOFAST_ISA");
+  for (const Candidate* c = candidates(); c->table; ++c)
+    if (c->runs && (!table || (wanted && !std::strcmp(wanted, c->table->name)))) table = c->table;
+  return table;
+}
+
+std::atomic<const KernelTable*>& chosen() {
+  static std::atomic<const KernelTable*> table{first_choice()};
   return table;
 }
 
 }  // namespace
 
-const KernelTable& kernels() { return *chosen(); }
+const KernelTable& kernels() { return *chosen().load(std::memory_order_acquire); }
 
 bool select_kernels(const char* name) {
   for (const Candidate* c = candidates(); c->table; ++c)
     if (c->runs && !std::strcmp(name, c->table->name)) {
-      chosen() = c->table;
+      chosen().store(c->table, std::memory_order_release);
       return true;
     }
   return false;

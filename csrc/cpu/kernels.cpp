@@ -89,13 +89,15 @@ EF_HD void one_code(int& flag) { asm("" : "+r"(flag)); }
 // Sums cell contributions at the nodes of rows [begin, end).
 //   row(j)               returns a function for cell row j: called with the column of a first cell and an object of the vector
 //                        (or number) type, it returns the CellValues of as many cells; used for cells before limit(j)
-//   fix(j, lo, hi, add)  calls add(cell, values) for additional contributions of cells in the columns [lo, hi)
+//   fix(j, lo, hi, add)  calls add(cell, values) for additional contributions of cells in the columns [lo, hi), once a cell
 //   out(j)               returns a function that receives component, column and a vector (or number) of sums of node row j
 template <class T, int NC, class Limit, class Row, class Fix, class Out>
 inline void gather_rows(int n0, int n1, int begin, int end, Limit limit, Row row, Fix fix, Out out) {
   using V = Vector<T>;
   constexpr int kWidth = sizeof(V) / sizeof(T);
   alignas(64) T carry[NC][kStrip];  // contributions of the cell row above to the node row
+  CellValues<T, NC> kept[kStrip + 1];  // additional contributions of a cell row, and their columns
+  int columns[kStrip + 1];
   for (int i0 = 0; i0 < n1; i0 += kStrip) {
     const int i1 = i0 + kStrip < n1 ? i0 + kStrip : n1;
     for (int k = 0; k < NC; ++k)
@@ -113,7 +115,9 @@ inline void gather_rows(int n0, int n1, int begin, int end, Limit limit, Row row
         if (c + 1 < i1) carry[k][c + 1 - i0] += right;
       };
       const int first = i0 > 0 ? i0 - 1 : 0, last = i1 < n1 ? i1 : n1 - 1;
+      int count = 0;
       fix(j, first, last, [&](int c, const CellValues<T, NC>& v) {
+        kept[count] = v, columns[count++] = c;
         for (int k = 0; k < NC; ++k) add_at(c, k, v.f[k].a, v.f[k].b);
       });
       const auto cell = row(j);
@@ -164,9 +168,8 @@ inline void gather_rows(int n0, int n1, int begin, int end, Limit limit, Row row
           if (writes) take(k, n, *up + rest[0][k][c] + rest[1][k][c - 1]);
           *up = rest[2][k][c] + rest[3][k][c - 1];
         }
-      fix(j, first, last, [&](int c, const CellValues<T, NC>& v) {
-        for (int k = 0; k < NC; ++k) add_at(c, k, v.f[k].c, v.f[k].d);
-      });
+      for (int e = 0; e < count; ++e)
+        for (int k = 0; k < NC; ++k) add_at(columns[e], k, kept[e].f[k].c, kept[e].f[k].d);
     }
   }
 }
@@ -444,6 +447,20 @@ void contraction_values(const GridForm<T>& g, const T* u, const long long* indpt
 
 // ------------------------------------------------------------------------------------- smoothers, transfers
 
+// As special_solve, for an inverse whose entries are all stored, column by column.
+template <class T>
+EF_HD CornerForces<T> full_solve(const T* inverse, const Corners<T>& u, const Corners<T>& v) {
+  constexpr int kLanes = 8, kParts = kCellDofs / kLanes;
+  static_assert(kCellDofs % kLanes == 0, "columns are multiplied in whole vectors");
+  typedef T V __attribute__((vector_size(kLanes * sizeof(T))));
+  const T in[kCellDofs] = {u.a, u.b, u.c, u.d, v.a, v.b, v.c, v.d};
+  V out[kParts] = {};
+  for (int q = 0; q < kCellDofs; ++q)
+    for (int k = 0; k < kParts; ++k) out[k] += load<V>(inverse + q * kCellDofs + k * kLanes) * in[q];
+  const V o = out[0];
+  return {{o[0], o[1], o[2], o[3]}, {o[4], o[5], o[6], o[7]}};
+}
+
 template <bool kAdd, class T>
 inline void patch_rows(const Patch<T>& B, Rows<const T> r, T a, T b, Rows<T> d, int begin, int end) {
   const int n1 = B.n1, m1 = B.n1 - 1;
@@ -466,7 +483,7 @@ inline void patch_rows(const Patch<T>& B, Rows<const T> r, T a, T b, Rows<T> d, 
           const int i = B.special_col[k];
           if (i < lo || i >= hi) continue;
           const CornerForces<T> f =
-              special_solve(B.special + size_t(k) * kEntries, corners<T>(r.row(0, j), r.row(0, j + 1), i),
+              full_solve(B.special + size_t(k) * kCellDofs * kCellDofs, corners<T>(r.row(0, j), r.row(0, j + 1), i),
                             corners<T>(r.row(1, j), r.row(1, j + 1), i));
           add(i, CellValues<T, 2>{{f.u, f.v}});
         }

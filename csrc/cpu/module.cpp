@@ -4,14 +4,48 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include <chrono>
 #include <cmath>
 #include <optional>
 
 #include "../arrays.h"
+#include "interrupt.h"
 #include "parallel.h"
 #include "solver.h"
 
 using namespace elastofast;
+
+namespace {
+
+// How often long work looks whether it is to stop: not so often that it waits for Python's lock more than it works, if other
+// threads hold it (up to 5 ms each time). Not studied.
+constexpr std::chrono::milliseconds kBetweenLooks{100};
+
+// Python answers signals in its main thread, and that is the one which long work may stop in.
+bool in_main_thread() {
+#if defined(__linux__)
+  return syscall(SYS_gettid) == getpid();
+#else
+  return true;  // Python finds out
+#endif
+}
+
+}  // namespace
+
+void elastofast::stop_if_interrupted() {
+  thread_local std::chrono::steady_clock::time_point last{};
+  const auto now = std::chrono::steady_clock::now();
+  if (now - last < kBetweenLooks) return;
+  last = now;
+  if (!in_main_thread()) return;
+  py::gil_scoped_acquire hold;
+  if (PyErr_CheckSignals()) throw py::error_already_set();
+}
 
 namespace {
 
@@ -150,10 +184,20 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init(&multigrid), py::arg("form"), py::arg("x"), py::arg("fixed"), py::arg("shift"), py::arg("deflated_dof"),
            py::arg("smoother"),
            "For x (N,), fixed uint8 (2, N), shift (2, N) or None. The deflated dof, or -1, counts as free until `deflate`")
+      .def("update",
+           [](Multigrid& self, py::array x, std::optional<py::array> shift) {
+             const double* xp = input<double>(x, "x", {py::ssize_t(self.nodes())});
+             const double* sp = shift ? dof_field(self, *shift, "shift") : nullptr;
+             py::gil_scoped_release release;
+             self.update(xp, sp);
+           },
+           py::arg("x"), py::arg("shift"), "As if newly made for x and shift, and the same fixed dofs")
       .def("deflate",
            [](Multigrid& self, py::array mode) {
              require(self.deflated_dof() >= 0, "this solver has no deflated dof");
-             self.deflate(dof_field(self, mode, "mode"));
+             const double* mp = dof_field(self, mode, "mode");
+             py::gil_scoped_release release;
+             self.deflate(mp);
            },
            py::arg("mode"),
            "From now on the deflated dof is fixed; mode (2, N), one at that dof, is what moves without it")

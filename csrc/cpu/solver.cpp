@@ -3,9 +3,11 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <stdexcept>
 
 #include "../coarsest.h"
 #include "../lanczos.h"
+#include "interrupt.h"
 #include "parallel.h"
 
 namespace elastofast {
@@ -140,16 +142,45 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
               {float(form.law.g0), float(form.law.g1), float(form.law.lambda), float(form.law.mu)}},
       plan_(form, fixed, deflated_dof),
       smoother_(std::move(smoother)),
-      n_(size_t(form.n0) * form.n1),
-      x_(x, x + n_) {
+      n_(size_t(form.n0) * form.n1) {
   for (const LevelPlan& plan : plan_.levels) levels_.emplace_back(new Level(plan));
-  fixed_ = levels_[0]->fixed;
   r_.resize(2 * n_), p_.resize(2 * n_), q_.resize(2 * n_);
+  set_up(x, shift);
+}
+
+std::unique_lock<std::mutex> Multigrid::take() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (!ready_) throw std::runtime_error("the last update of this solver was interrupted: update it again");
+  return lock;
+}
+
+void Multigrid::update(const double* x, const double* shift) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  clear_work();
+  set_up(x, shift);
+}
+
+// What earlier work has left is multiplied by zeros here and there, which infinite values would survive.
+void Multigrid::clear_work() {
+  for (const auto& level : levels_)
+    for (Field* f : {&level->x, &level->d, &level->r, &level->s}) std::fill(f->memory.begin(), f->memory.end(), 0.f);
+  windows_.clear();
+}
+
+void Multigrid::set_up(const double* x, const double* shift) {
+  ready_ = false;
+  x_.assign(x, x + n_);
+  fixed_ = levels_[0]->fixed;
+  deflates_ = false;
+  mode_.clear();
+  translation_[0] = translation_[1] = 0;
   const Doubles modulus = scale_modulus(), shares = shift ? scale_shift(shift) : Doubles();
+  if (!shift) shift_.clear(), shift32_.clear();
 
   const FinestCells finest{form_, modulus.data(), shift ? shares.data() : nullptr, *levels_[0]};
   CellMatrices cells;  // of level l
   for (size_t l = 0; l + 1 < levels_.size(); ++l) {
+    stop_if_interrupted();
     Level& L = *levels_[l];
     if (l) assemble_stencil(L, cells);
     l ? set_up_patches(L, cells) : set_up_patches(L, finest);
@@ -157,10 +188,11 @@ Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_
     cells = l ? coarsen(l, cells) : coarsen(l, finest);
   }
   if (levels_.size() == 1) {
-    cells = CellMatrices(form.n0 - 1, form.n1 - 1);
+    cells = CellMatrices(form_.n0 - 1, form_.n1 - 1);
     for (int j = 0; j < cells.cells0; ++j) finest.row(j, cells.row(j));
   }
   coarsest_.reset(new Coarsest(cells, plan_.coarsest_regularization()));
+  ready_ = true;
 }
 
 // The hierarchy works on x over its mean, so that single precision suffices in any unit. Returns x over its mean.
@@ -259,7 +291,7 @@ void Multigrid::set_up_patches(Level& L, const Cells& cells) {
   const int m0 = L.n0 - 1, m1 = L.n1 - 1;
   const SpecialPatches& special = L.plan.special;
   L.patch_scale.resize(size_t(m0) * m1);
-  L.patch_special.resize(special.column.size() * kEntries);
+  L.patch_special.resize(special.column.size() * kCellDofs * kCellDofs);
   for_rows(m0, L.n1, [&](int begin, int end) {
     for (int j = begin; j < end; ++j) {
       float* scale = L.patch_scale.data() + size_t(j) * m1;
@@ -268,7 +300,8 @@ void Multigrid::set_up_patches(Level& L, const Cells& cells) {
       for (int k = special.row[j]; k < special.row[j + 1]; ++k) {
         double block[kEntries];
         special_inverse(j, special.column[k], m0, m1, [&](int y, int z, double* out) { cells.load(y, z, out); }, block);
-        std::copy_n(block, kEntries, L.patch_special.data() + size_t(k) * kEntries);
+        float* inverse = L.patch_special.data() + size_t(k) * kCellDofs * kCellDofs;
+        for (int e = 0; e < kCellDofs * kCellDofs; ++e) inverse[e] = float(block[entry(e / kCellDofs, e % kCellDofs)]);
         scale[special.column[k]] = 0;
       }
     }
@@ -320,6 +353,7 @@ void Multigrid::estimate_eigenvalue(Level& L) {
   Lanczos lanczos;
   lanczos.start();
   for (int step = 0; step < Lanczos::kSteps; ++step) {
+    stop_if_interrupted();
     for_rows(L.n0, L.n1, [&](int begin, int end) { k.patch(L.patch, L.rows(residual), 0.f, 1.f, L.rows(z), begin, end); });
     lanczos.direction(dot(residual.data, z.data));
     if (lanczos.ended) break;
@@ -436,6 +470,7 @@ void Multigrid::smooth(Level& L, bool after) {
 // --------------------------------------------------------------------------------------- conjugate gradients
 
 void Multigrid::deflate(const double* mode) {
+  const auto lock = take();
   translation_[0] = mode[0], translation_[1] = mode[n_];
   bool constant = true;
   for (int c = 0; c < 2 && constant; ++c)
@@ -507,10 +542,12 @@ double Multigrid::set_residual(const double* b, const double* product) {
 }
 
 void Multigrid::accelerated(const double* b, double* w, const Steps& steps) {
+  const auto lock = take();
   const int n0 = form_.n0, n1 = form_.n1;
   const Outer& k = *kernels().outer;
   const double norm = std::sqrt(set_residual(b, nullptr));
   for (size_t step = 0; step < steps.size(); ++step) {
+    stop_if_interrupted();
     const auto [momentum, gain] = steps[step];
     const double factor = precondition(r_.data(), norm);
     const float* low = levels_[0]->x.data;
@@ -544,12 +581,14 @@ double Multigrid::apply_dot(const double* p, double* q) {
 }
 
 void Multigrid::apply(const double* p, double* q) {
+  const auto lock = take();
   std::copy(p, p + 2 * n_, p_.begin());
   fixed_.clear(p_.data(), form_.n0, form_.n1, 0, form_.n0);
   apply_dot(p_.data(), q);
 }
 
 SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_iterations, bool energy) {
+  const auto lock = take();
   const int n0 = form_.n0, n1 = form_.n1;
   const Outer& k = *kernels().outer;
   SolveResult result;
@@ -577,10 +616,12 @@ SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_it
     double rz = 0;
     bool small = !energy && std::sqrt(rr) <= rtol * norm;
     while (!small && result.iterations < max_iterations) {
+      stop_if_interrupted();
       const double factor = precondition(r_.data(), std::sqrt(rr));
       const float* low = levels_[0]->x.data;
       const double next = factor * sum_planes([&](size_t i, size_t n) { return k.dot_low(&r_[i], low + i, n); });
       if (!std::isfinite(next)) {
+        clear_work();
         result.converged = false;
         result.residual = std::numeric_limits<double>::quiet_NaN();
         return result;

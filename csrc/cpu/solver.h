@@ -8,6 +8,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "../hierarchy.h"
@@ -63,6 +64,7 @@ struct SolveResult {
   bool converged = true;
 };
 
+// Threads may share one: its work is done by one of them at a time.
 class Multigrid {
  public:
   // x: modulus per node; fixed: 2N flags; shift: 2N values or null. deflated_dof: a fixed dof that the hierarchy leaves
@@ -70,6 +72,10 @@ class Multigrid {
   Multigrid(const GridForm<double>& form, const double* x, const uint8_t* fixed, const double* shift, long deflated_dof,
             Steps smoother);
   ~Multigrid();
+
+  // Another modulus, and another shift or none, for the same fixed dofs: afterwards as if newly made, with the deflated dof
+  // free. If it is interrupted, it has to be repeated before anything else is asked for.
+  void update(const double* x, const double* shift);
 
   // Fixes the deflated dof. mode: the displacement (2N values, one at the dof) that the body takes without it. A cycle
   // removes it from its result, so that the hierarchy never has to resolve the reaction of a single dof.
@@ -95,6 +101,8 @@ class Multigrid {
   struct Coarsest;
 
   // set-up
+  void set_up(const double* x, const double* shift);
+  void clear_work();
   Doubles scale_modulus();
   Doubles scale_shift(const double* shift);
   template <class Cells>
@@ -123,6 +131,10 @@ class Multigrid {
   double sum_planes(Body body) const;
   double apply_dot(const double* p, double* q);
 
+  std::unique_lock<std::mutex> take();  // the right to work, for a while
+
+  std::mutex mutex_;
+  bool ready_ = false;  // whether the hierarchy is that of x_
   GridForm<double> form_;
   GridForm<float> form32_;
   HierarchyPlan plan_;

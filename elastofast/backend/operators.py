@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -18,6 +19,8 @@ def field_operator(
     product: Callable[[Any], Any],
     transposed: Callable[[Any], Any] | None = None,
     dtype: Any = float,
+    *,
+    recipe: tuple[Callable[..., Any], tuple],
 ) -> Any:
     """A linear map as an operator of the device's library, between vectors that are flattened fields.
 
@@ -32,6 +35,8 @@ def field_operator(
         Takes fields (k, *rows) and gives fields (k, *columns); by default the map is symmetric.
     dtype : dtype
         Of the results. Vectors in are converted.
+    recipe : (callable, tuple)
+        A function and its arguments that make the same operator: what a pickle or a copy of it holds.
 
     Returns
     -------
@@ -51,11 +56,25 @@ def field_operator(
 
     forth = of_columns(product, columns)
     back = forth if transposed is None else of_columns(transposed, rows)
-    return device.linalg.LinearOperator(
-        (prod(rows), prod(columns)),
-        matvec=lambda v: forth(v.reshape(-1, 1))[:, 0],
-        rmatvec=lambda v: back(v.reshape(-1, 1))[:, 0],
-        matmat=forth,
-        rmatmat=back,
-        dtype=dtype,
-    )
+    return _operator_class(device.linalg.LinearOperator)((prod(rows), prod(columns)), dtype, forth, back, recipe)
+
+
+@cache
+def _operator_class(base):
+    """The subclass of a library's `LinearOperator` that pickles by a recipe."""
+
+    class FieldOperator(base):
+        def __init__(self, shape, dtype, forth, back, recipe):
+            super().__init__(dtype, shape)
+            self._matmat, self._rmatmat, self._recipe = forth, back, recipe
+
+        def _matvec(self, v):
+            return self._matmat(v.reshape(-1, 1))[:, 0]
+
+        def _rmatvec(self, v):
+            return self._rmatmat(v.reshape(-1, 1))[:, 0]
+
+        def __reduce__(self):
+            return self._recipe
+
+    return FieldOperator

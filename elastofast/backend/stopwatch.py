@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -16,8 +17,8 @@ R = TypeVar("R")
 class Stopwatch:
     """Adds up the seconds spent inside ``with`` blocks and wrapped functions.
 
-    Blocks may be nested: the time inside an inner block is counted once, as a part of the outer one. A stopwatch
-    belongs to one thread.
+    Blocks may be nested: the time inside an inner block is counted once, as a part of the outer one. The seconds of
+    threads that share a stopwatch are added up.
 
     Attributes
     ----------
@@ -27,19 +28,22 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._depth = 0
-        self._began = 0.0
+        self._blocks = _Blocks()
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Stopwatch:
-        if self._depth == 0:
-            self._began = time.perf_counter()
-        self._depth += 1
+        blocks = self._blocks
+        if blocks.depth == 0:
+            blocks.began = time.perf_counter()
+        blocks.depth += 1
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self.seconds += time.perf_counter() - self._began
+        blocks = self._blocks
+        blocks.depth -= 1
+        if blocks.depth == 0:
+            with self._lock:
+                self.seconds += time.perf_counter() - blocks.began
 
     def wrap(self, function: Callable[P, R]) -> Callable[P, R]:
         """The function, with the time of its calls added to the stopwatch."""
@@ -50,3 +54,10 @@ class Stopwatch:
                 return function(*args, **kwargs)
 
         return timed
+
+
+class _Blocks(threading.local):
+    """The nested blocks that a thread is inside of, and when the outermost began."""
+
+    depth = 0
+    began = 0.0

@@ -247,12 +247,12 @@ class ElasticForm:
         >>> bool(np.allclose(u, ef.solve_forward(form, x, load)[load.loaded]))
         True
         """
-        device = device_of(x=x)
+        device, recipe = device_of(x=x), (ElasticForm.stiffness_operator, (self, x, active))
         x, batch, _ = self._field(device.asarray(x), "x", 0)
         self._single(batch, "x", self.node_shape)
         x, dofs = x.reshape(-1), (self.geometry.dim, self.geometry.n_nodes)
         if active is None:
-            return field_operator(device.native, dofs, dofs, lambda u: self.force(x, u), dtype=x.dtype)
+            return field_operator(device.native, dofs, dofs, lambda u: self.force(x, u), dtype=x.dtype, recipe=recipe)
         kept = np.asarray(active)
         if kept.dtype != bool or kept.size != dofs[0] * dofs[1]:
             raise ValueError(f"active must be a mask of shape {self.dof_shape}, got {kept.dtype} {kept.shape}")
@@ -263,7 +263,7 @@ class ElasticForm:
             u.reshape(len(values), -1)[:, places] = values
             return self.force(x, u).reshape(len(values), -1)[:, places]
 
-        return field_operator(device.native, places.shape, places.shape, product, dtype=x.dtype)
+        return field_operator(device.native, places.shape, places.shape, product, dtype=x.dtype, recipe=recipe)
 
     def contraction_operator(self, u: Any) -> Any:
         """D(u) as an operator that multiplies without a matrix: D(u) x = K(x) u, D(u)^T v = `sensitivity` (u, v).
@@ -283,13 +283,18 @@ class ElasticForm:
         TypeError, ValueError
             If shape, dtype or values do not fit.
         """
-        device = device_of(u=u)
+        device, recipe = device_of(u=u), (ElasticForm.contraction_operator, (self, u))
         u, batch, _ = self._field(device.asarray(u), "u", 1)
         self._single(batch, "u", self.dof_shape)
         u = u.reshape(self.geometry.dim, -1)
-        return field_operator(
-            device.native, u.shape, u.shape[1:], lambda x: self.force(x, u), lambda v: self.sensitivity(u, v), u.dtype
-        )
+
+        def forces(x):
+            return self.force(x, u)
+
+        def sensitivities(v):
+            return self.sensitivity(u, v)
+
+        return field_operator(device.native, u.shape, u.shape[1:], forces, sensitivities, u.dtype, recipe=recipe)
 
     def operators(self, u: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
         """The linear operators D(u) and D(u)^T as two functions, of node fields (..., N) and of dof fields (..., d, N).
@@ -330,6 +335,21 @@ class ElasticForm:
         -------
         Solver
             For fields of shape (d, N), or (B, d, N) for a batch.
+
+        Examples
+        --------
+        One solver for many moduli: ``update`` takes the next one and keeps what does not depend on it.
+
+        >>> import numpy as np, elastofast as ef
+        >>> grid = ef.Grid((33, 33), (1e-3, 1e-3))
+        >>> form, load = ef.ElasticForm(grid, ef.PlaneStress(0.495)), ef.compression(grid, pressure=100.0)
+        >>> x, force = np.full(grid.n_nodes, 1e4), load.force.reshape(2, -1)
+        >>> solver = form.solver(x, load.loaded)
+        >>> for modulus in (1e4, 2e4):
+        ...     solver.update(np.full(grid.n_nodes, modulus))
+        ...     print(f"{solver.solve(force).value[0].max():.3g} m")
+        0.00032 m
+        0.00016 m
         """
         return self._on(device_of(x=x, shift=shift)).solver(x, active, shift)
 

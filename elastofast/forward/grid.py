@@ -117,21 +117,33 @@ class GridSolver:
     """
 
     def __init__(self, backend, x, active, shift=None):
-        n = backend.grid.n_nodes
-        self.active = np.ascontiguousarray(active, bool).reshape(2, n)
+        self.active = np.ascontiguousarray(active, bool).reshape(2, backend.grid.n_nodes)
         if not self.active.any():
             raise ValueError("active marks no dof: there is nothing to solve for")
-        x = np.ascontiguousarray(x, np.float64).reshape(n)
+        x, shift = self._taken(x, shift)
         fixed = ~self.active
-        dof, mode = backend.deflation(fixed)
-        if shift is not None:
-            shift = np.ascontiguousarray(shift, np.float64).reshape(2, n)
+        self._dof, self._mode = backend.deflation(fixed)
         self._settings = backend.law.multigrid
         self._core = _core.Multigrid(
-            backend.core, x, fixed.view(np.uint8), shift, dof, smoother=smoother(self._settings)
+            backend.core, x, fixed.view(np.uint8), shift, self._dof, smoother=smoother(self._settings)
         )
-        if dof >= 0:
-            self._core.deflate(mode if shift is None else self._deflated_mode(dof, np.zeros((2, n))))
+        self._deflate(shift)
+
+    def update(self, x, shift=None):
+        """Take another modulus and shift, see `Solver`."""
+        x, shift = self._taken(x, shift)
+        self._core.update(x, shift)
+        self._deflate(shift)
+
+    def _taken(self, x, shift):
+        """The core's own kind of arrays."""
+        x = np.ascontiguousarray(x, np.float64).reshape(self.active.shape[1])
+        return x, None if shift is None else np.ascontiguousarray(shift, np.float64).reshape(self.active.shape)
+
+    def _deflate(self, shift):
+        if self._dof >= 0:
+            mode = self._mode if shift is None else self._deflated_mode(self._dof, np.zeros(self.active.shape))
+            self._core.deflate(mode)
 
     def _deflated_mode(self, dof, load):
         """Mode of the deflated dof where a shift resists the rigid motion: the response to a force at that dof.

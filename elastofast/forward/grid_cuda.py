@@ -135,22 +135,33 @@ class DeviceSolver(GridSolver):
         self.active = np.asarray(active, bool).reshape(2, n)
         if not self.active.any():
             raise ValueError("active marks no dof: there is nothing to solve for")
-        self._x = xp.ascontiguousarray(x, xp.float64).reshape(-1, n)
-        self._fields = (len(self._x), 2, n)
+        own = xp.asarray(x).reshape(-1, n)
+        self._fields = (len(own), 2, n)
         self.shape = (2, n) if x.ndim == 1 else self._fields
-        self._shift = None
+        self._plan = backend.plan(self.active, shift is not None, len(own))
+        self._settings = backend.law.multigrid
+        self._workspace = xp.empty(self._plan.core.workspace_bytes, xp.uint8)
+        self._recording = device.kernels.Recording()  # of a cycle; what it reads stays where it is
+        self.update(x, shift)
+
+    def update(self, x, shift=None):
+        """Take other moduli and another shift, see `Solver`: as many as before, and a shift if there was one."""
+        device, plan, (count, _, n) = self.device, self._plan, self._fields
+        xp, at = device.xp, device.address
+        x = xp.ascontiguousarray(x, xp.float64).reshape(-1, n)
+        if len(x) != count or (shift is not None) != plan.shifted:
+            raise ValueError(
+                f"this solver is for {count} moduli {'with' if plan.shifted else 'without'} a shift, got {len(x)} "
+                f"{'without' if shift is None else 'with'} one: make another solver"
+            )
+        self._x, self._shift = x, None
         if shift is not None:
             own = xp.asarray(shift, xp.float64).reshape(-1, 2, n)
             self._shift = xp.ascontiguousarray(xp.broadcast_to(own, self._fields))
-        self._plan = plan = backend.plan(self.active, shift is not None, len(self._x))
-        self._settings = backend.law.multigrid
-        self._workspace = xp.empty(plan.core.workspace_bytes, xp.uint8)
         scratch = xp.empty(plan.core.scratch_bytes, xp.uint8)
-        at = device.address
         plan.core.set_up(
             device.queue(), at(plan.constants), at(self._workspace), at(scratch), at(self._x), n, at(self._shift), 2 * n
         )
-        self._recording = device.kernels.Recording()
         self._mode, self._stride = plan.mode, 0
         self._deflates = False  # the deflated dof is free until its mode is known
         if plan.dof >= 0 and shift is not None:

@@ -12,6 +12,7 @@ through, and so are those of interpolations, which lead from the rows of a level
 from __future__ import annotations
 
 from functools import cache
+from threading import Lock
 from types import SimpleNamespace
 
 import numpy as np
@@ -384,6 +385,7 @@ class MeshMultigrid:
         self._run.inverted(levels, diagonal, inverses)
         self._levels = levels, inverses, *h.interpolation, self._coarsest_inverse(levels)
         self._work = np.empty((2, h.bounds[-1], d), np.float32)
+        self._lock = Lock()  # of the working arrays, between threads
 
     def _coarsest_inverse(self, levels):
         """The inverse of the coarsest matrix."""
@@ -416,9 +418,10 @@ class MeshMultigrid:
     def cycle(self, r):
         """One V-cycle for the right-hand side r (N * d,), from zero."""
         n = self._hierarchy.bounds[1]
-        self._work[0, :n] = r.reshape(n, -1)
-        self._cycle()
-        return self._work[1, :n].astype(np.float64).ravel()
+        with self._lock:
+            self._work[0, :n] = r.reshape(n, -1)
+            self._cycle()
+            return self._work[1, :n].astype(np.float64).ravel()
 
     def _cycle(self):
         """One V-cycle in the working arrays: from the first to the second, on the first level."""
@@ -438,10 +441,11 @@ class MeshMultigrid:
             if number:
                 self._run.product(h.indptr, h.nodes, self._levels[0], d, product)
                 r -= product
-            b[:] = r
-            self._cycle()
             d *= np.float32(momentum)
-            d += np.float32(gain) * x
+            with self._lock:
+                b[:] = r
+                self._cycle()
+                d += np.float32(gain) * x
             w += d
         return w.astype(np.float64).ravel()
 

@@ -61,27 +61,32 @@ class MeshSolver:
     """
 
     def __init__(self, backend, x, active, shift=None):
-        mesh = backend.mesh
+        self._backend, mesh = backend, backend.mesh
         self.active = np.asarray(active, dtype=bool).reshape(mesh.dim, mesh.n_nodes)
         if not self.active.any():
             raise ValueError("active marks no dof: there is nothing to solve for")
-        matrix = backend.stiffness(np.asarray(x, dtype=np.float64).reshape(mesh.n_nodes))
-        if shift is not None:
-            shift = np.asarray(shift, dtype=np.float64).reshape(self.active.shape)
+        self._rows, self._nodes = np.flatnonzero(self.active), np.ascontiguousarray(self.active.T)
+        self._least, self._free = 1.0, False  # eigenvalue of V-cycle times matrix; whether a motion needs no force
         self.method, limit = "direct", DIRECT_DOFS_PER_CYCLE[mesh.dim]
         if self.active.sum() > 2 * limit:  # where one or two cycles would do it is not worth the set-up of multigrid
-            from .mesh_multigrid import MeshMultigrid, cycles
+            from .mesh_multigrid import cycles
 
-            self._nodes = np.ascontiguousarray(self.active.T)
             ones = np.ones(mesh.n_nodes)
-            least, free = backend.hierarchy.least(self._nodes, lambda: backend.stiffness(ones))
-            if free and shift is None:
-                raise _singular()
-            if self.active.sum() > limit * cycles(least, CURVATURE_ACCURACY):
+            self._least, self._free = backend.hierarchy.least(self._nodes, lambda: backend.stiffness(ones))
+            if self.active.sum() > limit * cycles(self._least, CURVATURE_ACCURACY):
                 self.method = "multigrid"
+        self.update(x, shift)
+
+    def update(self, x, shift=None):
+        """Take another modulus and shift, see `Solver`."""
+        backend = self._backend
+        if self._free and shift is None:
+            raise _singular()
+        matrix = backend.stiffness(np.asarray(x, dtype=np.float64).reshape(backend.mesh.n_nodes))
+        if shift is not None:
+            shift = np.asarray(shift, dtype=np.float64).reshape(self.active.shape)
         self._cycles: Callable
         if self.method == "direct":
-            self._rows = np.flatnonzero(self.active)
             if shift is not None:
                 matrix = matrix + diags_array(shift.ravel())
             matrix = matrix[self._rows][:, self._rows]
@@ -89,8 +94,10 @@ class MeshSolver:
             self._product, self._cycle = matrix.__matmul__, inverse
             self._cycles = lambda r, accuracy: inverse(r)
         else:
+            from .mesh_multigrid import MeshMultigrid
+
             shift = None if shift is None else shift.T
-            multigrid = MeshMultigrid(backend.hierarchy, matrix, self._nodes, shift, least)
+            multigrid = MeshMultigrid(backend.hierarchy, matrix, self._nodes, shift, self._least)
             self._product, self._cycle, self._cycles = multigrid.product, multigrid.cycle, multigrid.accelerated
 
     def solve(self, b, x0=None, rtol=1e-8, maxiter=500) -> Solution:

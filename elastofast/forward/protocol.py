@@ -23,8 +23,26 @@ class Solution(NamedTuple):
 class Solver(Protocol):
     """Solver for A w = b, A = K(x) + diag(shift), on the active dofs. All other dofs are zero going in and coming out.
 
-    Fields have the shape (d, N), or (B, d, N) for a batch of moduli.
+    `ElasticForm.solver` makes one. Fields have the shape (d, N), or (B, d, N) for a batch of moduli. Threads may share a
+    solver: its work is then done by one of them at a time. (On a GPU they must also share one stream.)
     """
+
+    def update(self, x: Any, shift: Any = None) -> None:
+        """Take another modulus, and the shift that belongs to it, for the same active dofs.
+
+        Everything that does not depend on the modulus is kept. Results are those of a new solver, to the last bit.
+
+        Parameters
+        ----------
+        x, shift : as of `ElasticForm.solver`
+            On a device the batch must be as large as before, and a shift be given if there was one.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit.
+        """
+        ...
 
     def solve(self, b: Any, x0: Any = None, rtol: float = 1e-8) -> Solution:
         """Solve to a true relative residual of ``rtol``; `SolveError` if it is not reached."""

@@ -93,6 +93,10 @@ def compliance(form: ElasticForm, x: Any, load: Boundary, rtol: float = 1e-10) -
     SolveError (a RuntimeError)
         In a product, if the solve does not converge.
     """
+    return LinearOperator(_inverse(form, x, load, rtol), dims=form.dof_shape, dimsd=form.dof_shape)
+
+
+def _inverse(form, x, load, rtol):
     check_problem(form, load, rtol)
     device = device_of(x=x)
     with device.activated():
@@ -104,8 +108,7 @@ def compliance(form: ElasticForm, x: Any, load: Boundary, rtol: float = 1e-10) -
         def solve(forces):
             return xp.stack([solver.solve(xp.where(loaded, one, 0.0), rtol=rtol).value for one in forces])
 
-        operator = field_operator(device.native, dofs, dofs, solve)
-    return LinearOperator(operator, dims=form.dof_shape, dimsd=form.dof_shape)
+        return field_operator(device.native, dofs, dofs, solve, recipe=(_inverse, (form, x, load, rtol)))
 
 
 def covariance(gamma: NoiseCovariance) -> LinearOperator:

@@ -247,7 +247,7 @@ class NoiseCovariance:
             In products, if some displacement was not measured, see `apply`.
         """
         dofs = (self.form.geometry.dim, self.form.geometry.n_nodes)
-        return field_operator(self._device, dofs, dofs, self.apply)
+        return field_operator(self._device, dofs, dofs, self.apply, recipe=(NoiseCovariance.as_operator, (self,)))
 
     def inverse(self, rtol: float = 1e-8) -> Any:
         """Gamma^-1, zero off the equations, as a LinearOperator of the same kind; every product is a `solve`.
@@ -270,7 +270,7 @@ class NoiseCovariance:
         def product(fields):
             return self._device.xp.stack([self.solve(r, rtol).value for r in fields])
 
-        return field_operator(self._device, dofs, dofs, product)
+        return field_operator(self._device, dofs, dofs, product, recipe=(NoiseCovariance.inverse, (self, rtol)))
 
     def find(self, r: Any, rtol: float, x0: Any = None) -> Any:
         """Gamma^-1 r for checked fields (..., d, N), one for each modulus and zero off the equations."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
@@ -83,6 +84,13 @@ class Evaluation(NamedTuple):
     response: Callable[[Any, Any], tuple[Any, Any]] | None = None
 
 
+class _Last(threading.local):
+    """The solutions of the last evaluation of each thread, from which its next one starts."""
+
+    primal: Any = None
+    multiplier: Any = None
+
+
 class _Solution(NamedTuple):
     """What one of the two ways to apply Gamma^-1 gives at moduli (..., N)."""
 
@@ -127,7 +135,7 @@ class Fidelity:
     The work is done where the measured displacement was given, on a GPU or not, and x must live there.
 
     At the true modulus 2 J is chi-square distributed with ``n_data`` degrees of freedom. Consecutive
-    calls start their solves from the last solution, so one object belongs to one thread.
+    calls start their solves from the last solution of the same thread, so that threads may share one object.
 
     Examples
     --------
@@ -218,8 +226,7 @@ class Fidelity:
             self._prescribed = xp.where(self._open, self.measured, self._prescribed)
         if not self._forces and bool(self._prescribed.any()):
             self._prescribed = self._continued()
-        # the solutions of the last evaluation, from which the next starts
-        self._last_primal = self._last_multiplier = None
+        self._last = _Last()
         self.watch = Stopwatch()  # of evaluations and of products with the Gauss-Newton Hessian
 
     def _solver_maker(self):
@@ -337,6 +344,7 @@ class Fidelity:
         """
         device_of(displacement=self.measured, x=x)
         device, form = device_of(x=x), self.measurement.form
+        recipe = type(self).hessian_operator, (self, x, exact)
         with device.activated():
             x, batch, _ = take_moduli(device.asarray(x), form, "raise")
             form._single(batch, "x", form.node_shape)
@@ -346,7 +354,7 @@ class Fidelity:
             return self.device.xp.stack([self.hessian_product(now, dx, exact)[0] for dx in changes])
 
         nodes = (form.geometry.n_nodes,)
-        return field_operator(device.native, nodes, nodes, product)
+        return field_operator(device.native, nodes, nodes, product, recipe=recipe)
 
     def hessian_product(self, now: Evaluation, dx: Any, exact: bool = True) -> tuple[Any, Any, Any]:
         """The Hessian of J times changes dx (..., N) of the moduli of an `Evaluation`, for the exact gradient.
@@ -374,7 +382,7 @@ class Fidelity:
             else:
                 solve = self._solve_square if self._open_dofs is None else self._solve_open
             found = solve(x, rtol or self.rtol)
-            self._last_multiplier = found.multiplier
+            self._last.multiplier = found.multiplier
             form = self.measurement.form
             point = found.displacement
             if self.kind == "frozen":
@@ -417,11 +425,11 @@ class Fidelity:
         """
         form, xp = self.measurement.form, self.device.xp
         solver = self.make_solver(x)
-        u = forward_state(form, x, self._prescribed, self._force, solver, _guess(self._last_primal, x), rtol)
-        self._last_primal = u - self._prescribed
+        u = forward_state(form, x, self._prescribed, self._force, solver, _guess(self._last.primal, x), rtol)
+        self._last.primal = u - self._prescribed
         deviation = xp.where(self.equations, u - self.measured, 0.0)
         weighted = self._noise.precision(deviation)
-        z = solver.solve(weighted, _guess(self._last_multiplier, x), rtol).value
+        z = solver.solve(weighted, _guess(self._last.multiplier, x), rtol).value
         value = 0.5 * dots(deviation, weighted, 2)
         if rtol > CORRECTED_RTOL:  # add the first-order effect of the forward solve's residual (dual weighted residual)
             value = value + dots(z, self._force - form.force(x, u), 2)
@@ -451,13 +459,13 @@ class Fidelity:
         form, xp, open_dofs = self.measurement.form, self.device.xp, self._open_dofs
         assert open_dofs is not None
         solver = self.make_solver(x)
-        last = _guess(self._last_primal, x)
+        last = _guess(self._last.primal, x)
         base = self._prescribed if last is None else xp.where(self._open, last, self._prescribed)
         guess = None if last is None else xp.where(self.equations, last - self._prescribed, 0.0)
         u = forward_state(form, x, base, self._force, solver, guess, rtol)
-        found = open_dofs.nearest(x, solver, u, self.measured, _guess(self._last_multiplier, x), rtol)
+        found = open_dofs.nearest(x, solver, u, self.measured, _guess(self._last.multiplier, x), rtol)
         u, z = found.displacement, found.multiplier
-        self._last_primal = u
+        self._last.primal = u
         value = 0.5 * dots(found.deviation, found.weighted, 2)
         if rtol > CORRECTED_RTOL:
             value = value + dots(z, self._residual(x, u), 2)
@@ -509,7 +517,7 @@ class Fidelity:
         """
         gamma = self._covariance(x)
         r = self._residual(x, self.measured)
-        z = gamma.find(r, rtol, _guess(self._last_multiplier, x))
+        z = gamma.find(r, rtol, _guess(self._last.multiplier, x))
         value = dots(z, r, 2) - 0.5 * dots(z, gamma.product(z), 2)
         form, xp = self.measurement.form, self.device.xp
         u = self.measured + self._noise.covariance(form.force(x, z))
