@@ -15,7 +15,9 @@ from test_fidelity import SIGMA, measure
 
 import elastofast as ef
 from elastofast import _core
+from elastofast.backend.processors import processors, thread_pool, threads
 from elastofast.forward.krylov import semi_iteration
+from elastofast.learning.workers import in_processes
 
 THREADS, ROUNDS = 8, 3
 GEOMETRIES = [pytest.param("65 x 40", id="grid"), pytest.param("mesh", id="mesh")]
@@ -238,3 +240,32 @@ def test_grids_too_large_for_the_core_are_refused_before_anything_is_allocated()
     _core.GridForm(2**14, 2**14, 1e-3, 1e-3, 0.3, 0.4, False)
     with pytest.raises(TypeError):
         _core.GridForm(2**31, 2, 1e-3, 1e-3, 0.3, 0.4, False)
+
+
+def pools_of_a_worker(task):
+    import threadpoolctl
+
+    solver = ef.ElasticForm(ef.Grid((9, 9), (1e-3, 1e-3)), ef.PlaneStress(0.4)).solver
+    np.linalg.eigh(np.eye(9)), solver(np.ones(81), np.arange(162).reshape(2, 81) > 20)
+    return os.getpid(), _core.get_num_threads(), [pool["num_threads"] for pool in threadpoolctl.threadpool_info()]
+
+
+def test_jobs_have_one_thread_each_and_no_more_processes_than_processors():
+    pytest.importorskip("threadpoolctl")
+    found = list(in_processes(pools_of_a_worker, range(8), 1000))
+    assert len(found) == 8 and len({pid for pid, *_ in found}) <= processors()
+    assert all(threads == 1 and pools and set(pools) == {1} for _, threads, pools in found)
+
+
+def members_and_threads(count):
+    with thread_pool(count) as pool:
+        return sum(pool.map(lambda _: _core.get_num_threads(), range(count)))
+
+
+def test_members_side_by_side_have_one_thread_each():
+    before = _core.get_num_threads()
+    try:
+        _core.set_num_threads(2)
+        assert threads(100, 8) == 2 and members_and_threads(2) == 2 and _core.get_num_threads() == 2
+    finally:
+        _core.set_num_threads(before)
