@@ -1,5 +1,7 @@
 """The core among threads, signals, processes and other libraries."""
 
+import ctypes
+import mmap
 import os
 import re
 import signal
@@ -269,3 +271,49 @@ def test_members_side_by_side_have_one_thread_each():
         assert threads(100, 8) == 2 and members_and_threads(2) == 2 and _core.get_num_threads() == 2
     finally:
         _core.set_num_threads(before)
+
+
+def mostly_scratch(count, dtype, kept):
+    """An array most of whose pages are the same few megabytes of memory; only those around the kept places are its own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    unit, size = 1 << 21, np.dtype(dtype).itemsize * count
+    units = -(-size // unit)
+    own = {place * np.dtype(dtype).itemsize // unit + k for place in kept for k in (-1, 0, 1)}
+    file = os.memfd_create("scratch")
+    os.truncate(file, unit)
+    both, shared, fixed, private = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, 0x10, mmap.MAP_PRIVATE
+    start = libc.mmap(None, units * unit, 0, private | mmap.MAP_ANONYMOUS, -1, 0)
+    for k in range(units):
+        flags, source = (private | mmap.MAP_ANONYMOUS, -1) if k in own else (shared, file)
+        assert libc.mmap(start + k * unit, unit, both, flags | fixed, source, 0) == start + k * unit
+    os.close(file)
+    return np.frombuffer((ctypes.c_char * size).from_address(start), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is mapped in Linux's way")
+def test_matrices_of_more_than_2_31_entries_are_right():
+    """Without the memory for one: 1.5 GB in place of 10."""
+    n, small = 7725, (7, 7)
+    counts = np.full((n, n), 18)
+    counts[[0, -1]] = counts[:, [0, -1]] = 12
+    counts[np.ix_([0, -1], [0, -1])] = 8
+    starts = np.zeros(2 * n * n + 1, np.int64)
+    np.cumsum(np.concatenate([counts.ravel()] * 2), out=starts[1:])
+    assert starts[-1] > 2**31
+    places = [0, 2**31 - 20_000, 2**31, 2**31 + 20_000, int(starts[-1]) - 1]
+    values = mostly_scratch(int(starts[-1]), np.float32, places)
+    form = _core.GridForm(n, n, 1e-3, 1e-3, 0.3, 0.4, False)
+    form.stiffness_values(np.ones(n * n, np.float32), starts, values)
+    # a row has the entries of a node that lies alike in a small grid
+    matrix = ef.ElasticForm(ef.Grid(small, (1e-3, 1e-3)), ef.PlaneStress(0.3)).stiffness(np.ones(small, np.float32))
+    other, own = _core.GridForm(*small, 1e-3, 1e-3, 0.3, 0.4, False), np.empty(matrix.nnz, np.float32)
+    other.stiffness_values(np.ones(49, np.float32), matrix.indptr.astype(np.int64), own)
+    for place in places:
+        row = min(int(np.searchsorted(starts, place, "right")) - 1, 2 * n * n - 1)
+        k, (j, i) = row // (n * n), divmod(row % (n * n), n)
+        alike = [min(a, 3) if a < n - 3 else a - n + 7 for a in (j, i)]
+        first, end = matrix.indptr[49 * k + 7 * alike[0] + alike[1] :][:2]
+        np.testing.assert_array_equal(values[starts[row] : starts[row + 1]], own[first:end])
