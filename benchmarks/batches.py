@@ -24,15 +24,18 @@ LAW, PRESSURE, SNR = ef.PlaneStress(0.495), 100.0, 100.0
 
 
 def body(n):
+    """Form and load."""
     grid = ef.Grid((n, n), (1e-3, 1e-3))
     return ef.ElasticForm(grid, LAW), ef.compression(grid, pressure=PRESSURE)
 
 
 def moduli(n, members):
+    """Rough maps, (members, n, n)."""
     return np.random.default_rng(0).uniform(1e4, 2e4, (members, n, n))
 
 
 def measurements(n, members):
+    """Simulated ones of these maps."""
     form, load = body(n)
     return [ef.simulate(form.geometry, LAW, load, x, snr=SNR, seed=k) for k, x in enumerate(moduli(n, members))]
 
@@ -52,18 +55,22 @@ def with_threads(count, work):
 
 
 def one_thread():
+    """What a working process begins with."""
     _core.set_num_threads(1)
 
 
 def forward(form, load, x):
+    """One forward solve."""
     return ef.solve_forward(form, x, load)
 
 
 def reconstruct(iterations, m):
+    """One reconstruction, with a weight that is given."""
     return ef.reconstruct(m, prior="tv", weight=1.0, max_iterations=iterations)
 
 
 def main():
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="+", default=[48, 128])
     parser.add_argument("--members", type=int, default=32)
@@ -139,6 +146,7 @@ def measure(contestants, options):
 
 
 def ratios(times, reference):
+    """The cells of a row."""
     others = ", ".join(f"{name} {t / times[reference]:.2f}" for name, t in times.items() if name != reference)
     return f"{times[reference]:.2f}", others
 

@@ -274,7 +274,7 @@ def test_members_side_by_side_have_one_thread_each():
 
 
 def mostly_scratch(count, dtype, kept):
-    """An array most of whose pages are the same few megabytes of memory; only those around the kept places are its own."""
+    """An array whose pages are the same two megabytes of memory, but for those around the kept places."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]

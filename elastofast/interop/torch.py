@@ -721,9 +721,7 @@ class _Misfit(Function):
         x, _, *others = ctx.saved_tensors[:-2]
         _, _, _, by_x, _, *by_others = ctx.needs_input_grad
         gx, *rest = (
-            None
-            if slope is None
-            else _like(g.reshape(-1, *(1,) * (slope.ndim - 1)) * slope, tensor).to(tensor.dtype)
+            None if slope is None else _like(g.reshape(-1, *(1,) * (slope.ndim - 1)) * slope, tensor).to(tensor.dtype)
             for slope, tensor in zip(_Misfit._slopes(ctx, by_x, *by_others), (x, *others), strict=True)
         )
         return None, None, None, gx, None, *rest

@@ -93,6 +93,7 @@ _make: Callable | None = None  # of a spawned process
 
 def _start(reader, make):
     global _make
+
     def leave():
         reader.poll(None)
         os._exit(1)
