@@ -323,7 +323,7 @@ EF_HD void coarsen_cell(Fine fine, const V* place0, const V* place1, V* galerkin
   auto node = [&](int p, int q) EF_LAMBDA {
     const bool edge0 = p == 0 || p == W0, edge1 = q == 0 || q == W1;
     const int base = 2 * (p == W0) + (q == W1);
-    const V t = edge0 ? place1[q] : place0[p];
+    const V t = edge0 && edge1 ? V{} : edge0 ? place1[q] : place0[p];  // a corner has none
     if (!edge0 && !edge1) return Node{(p - 1) * (W1 - 1) + q - 1, 0, {0, 0}, {V{}, V{}}};
     if (edge0 && edge1) return Node{-1, 1, {base, 0}, {V{} + 1, V{}}};
     return Node{-1, 2, {base, base + (edge0 ? 1 : 2)}, {1 - t, t}};

@@ -96,6 +96,35 @@ def test_misfit(geometry, law, kind, std, force_std):
     assert gradcheck(scaled, (x, u, f, nu), fast_mode=True, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("geometry", "law"), CASES)
+def test_forward_mode_is_the_transpose_of_reverse_mode(geometry, law):
+    """<v, J w> = <J^T v, w>, for all arguments and for each alone; reverse mode is compared with differences above."""
+    m, _ = measure(geometry, law, "pressure")
+    x = random(2, *m.form.node_shape, low=1e4).detach()
+    f, u = (random(*m.form.dof_shape, seed=k).detach() for k in range(2))
+    nu = poisson([0.3, 0.4]).detach()
+    point = (x, f, u, nu)
+
+    def solve(x, f, u, nu):
+        return ei.solve_forward(m.form, x, m.load, force=f, displacement=u, poisson=nu, rtol=1e-12)
+
+    def misfit(x, f, u, nu):
+        return ei.misfit(m, x, displacement=1e-4 * u, force=f, poisson=nu, rtol=1e-12)
+
+    ways = [random(*a.shape, seed=k).detach() * a.abs().mean() for k, a in enumerate(point)]
+    for function in (solve, misfit):
+        value, pull_back = torch.func.vjp(function, *point)
+        v = random(*value.shape, seed=9).detach()
+        for chosen in (range(4), *((k,) for k in range(4))):
+            w = [way if k in chosen else torch.zeros_like(way) for k, way in enumerate(ways)]
+            pushed = torch.func.jvp(function, point, tuple(w))[1]
+            pulled = sum((a * b).sum() for a, b in zip(pull_back(v), w, strict=True))
+            torch.testing.assert_close((v * pushed).sum(), pulled, rtol=1e-6, atol=1e-8 * float(pulled.abs()))
+    layer = ei.DataStep(m)
+    with pytest.raises(NotImplementedError, match="reverse mode only"):
+        torch.func.jvp(layer, (torch.log(x[:1]),), (x[:1],))
+
+
 def test_misfit_of_a_list_and_of_a_fidelity():
     ms = [measure("grid", "plane stress", "pressure", seed=k)[0] for k in range(3)]
     x = random(3, *ms[0].form.node_shape, low=1e4)

@@ -1,4 +1,5 @@
-// Chooses the kernels for this processor. ELASTOFAST_ISA overrides the choice.
+// Chooses the kernels for this processor. ELASTOFAST_ISA overrides the choice. EF_ONE_INSTRUCTION_SET: there is one only, named
+// baseline, as in builds of .ci/sanitize.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -7,7 +8,7 @@
 
 namespace elastofast {
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(EF_ONE_INSTRUCTION_SET)
 extern const KernelTable kernels_v2, kernels_v3, kernels_v4;
 #else
 extern const KernelTable kernels_baseline;
@@ -21,7 +22,7 @@ struct Candidate {
 };
 
 const Candidate* candidates() {  // best first, ends with a null table
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(EF_ONE_INSTRUCTION_SET)
   static const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   static const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&

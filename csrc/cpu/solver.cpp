@@ -184,7 +184,8 @@ void Multigrid::set_up(const double* x, const double* shift) {
     Level& L = *levels_[l];
     if (l) assemble_stencil(L, cells);
     l ? set_up_patches(L, cells) : set_up_patches(L, finest);
-    estimate_eigenvalue(L);
+    estimate_eigenvalue(L);  // asks too
+    stop_if_interrupted();
     cells = l ? coarsen(l, cells) : coarsen(l, finest);
   }
   if (levels_.size() == 1) {

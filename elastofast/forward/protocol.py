@@ -23,8 +23,8 @@ class Solution(NamedTuple):
 class Solver(Protocol):
     """Solver for A w = b, A = K(x) + diag(shift), on the active dofs. All other dofs are zero going in and coming out.
 
-    `ElasticForm.solver` makes one. Fields have the shape (d, N), or (B, d, N) for a batch of moduli. Threads may share a
-    solver: its work is then done by one of them at a time. (On a GPU they must also share one stream.)
+    `ElasticForm.solver` makes one. Fields have the shape (d, N), or (B, d, N) for a batch of moduli. Threads may share
+    a solver: its work is then done by one of them at a time. (On a GPU they must also share one stream.)
     """
 
     def update(self, x: Any, shift: Any = None) -> None:

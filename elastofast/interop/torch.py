@@ -625,7 +625,9 @@ class _Solve(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.form, ctx.active, ctx.rtol, *tensors = inputs
-        ctx.save_for_backward(*tensors[:4], output, tensors[4])
+        saved = *tensors[:4], output, tensors[4]
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx, g):
@@ -640,6 +642,17 @@ class _Solve(Function):
         if by_mu:
             gmu = _like(-_inner(z, _Force.apply(_parts(ctx.form)[1], x, w)), mu)
         return None, None, None, gx, None, glam, gmu, _like(z, b) if by_b else None
+
+    @staticmethod
+    def jvp(ctx, _, __, ___, dx, ____, dlam, dmu, db):
+        x, poisson, lam, mu, w, _ = ctx.saved_tensors
+        parts = [] if db is None else [db]
+        if dx is not None:
+            parts.append(-_force(ctx.form, dx, w, lam, mu))
+        for number, change in enumerate((dlam, dmu)):
+            if change is not None:
+                parts.append(-change[:, None, None] * _Force.apply(_parts(ctx.form)[number], x, w))
+        return _solve(ctx.form, ctx.active, ctx.rtol, x, poisson, lam, mu, sum(parts[1:], parts[0]))
 
     @staticmethod
     def vmap(info, in_dims, form, active, rtol, *tensors):
@@ -700,33 +713,45 @@ class _Misfit(Function):
         ctx.form, ctx.members, _, *tensors = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*tensors, *output[1:])
+        ctx.save_for_forward(*tensors, *output[1:])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g, *_):
-        x, _, lam, mu, displacement, forces, u, z = ctx.saved_tensors
-        *_, by_x, _, by_lam, by_mu, by_u, by_f = ctx.needs_input_grad
+        x, _, *others = ctx.saved_tensors[:-2]
+        _, _, _, by_x, _, *by_others = ctx.needs_input_grad
+        gx, *rest = (
+            None if slope is None else _like(g.reshape(-1, *(1,) * (slope.ndim - 1)) * slope, tensor).to(tensor.dtype)
+            for slope, tensor in zip(_Misfit._slopes(ctx, by_x, *by_others), (x, *others), strict=True)
+        )
+        return None, None, None, gx, None, *rest
+
+    @staticmethod
+    def jvp(ctx, _, __, ___, dx, ____, *others):
+        changes = dx, *others
+        slopes = _Misfit._slopes(ctx, *(change is not None for change in changes))
+        terms = [
+            (slope * change.double()).flatten(1).sum(1) if slope.ndim > 1 else slope * change.double()
+            for slope, change in zip(slopes, changes, strict=True)
+            if slope is not None
+        ]
+        return sum(terms[1:], terms[0]), None, None
+
+    @staticmethod
+    def _slopes(ctx, by_x, by_lam, by_mu, by_u, by_f):
+        """The derivatives of each J by x, the Lame numbers, u_m and f that are asked for, None for the others."""
+        x, _, lam, mu, _, _, u, z = ctx.saved_tensors
         form, double = ctx.form, x.double()
         lame = (None, None) if lam is None else (lam.double(), mu.double())
-        fields = {}
-        if by_x:
-            fields["x"] = -g[:, None] * _sensitivity(form, u, z, *lame)
-        if by_lam or by_mu:
-            fields["lam"], fields["mu"] = (-g * _inner(z, _Force.apply(part, double, u)) for part in _parts(form))
+        slopes = [-_sensitivity(form, u, z, *lame) if by_x else None]
+        for wanted, part in zip((by_lam, by_mu), _parts(form) if by_lam or by_mu else (None, None), strict=True):
+            slopes.append(-_inner(z, _Force.apply(part, double, u)) if wanted else None)
+        slopes.append(None)
         if by_u:
-            fields["displacement"] = -g[:, None, None] * _force(form, double, z, *lame)
             fixed = np.stack([_measurement(one).load.fixed.reshape(u.shape[1:]) for one in ctx.members])
-            fields["displacement"] = fields["displacement"].masked_fill(
-                as_tensor(fixed, x).repeat(len(u) // len(fixed), 1, 1), 0.0
-            )
-        if by_f:
-            fields["forces"] = g[:, None, None] * z
-        arguments = {"x": x, "lam": lam, "mu": mu, "displacement": displacement, "forces": forces}
-        gx, glam, gmu, gu, gf = (
-            _like(fields[name], tensor).to(tensor.dtype) if name in fields and tensor is not None else None
-            for name, tensor in arguments.items()
-        )
-        return None, None, None, gx, None, glam, gmu, gu, gf
+            fixed = as_tensor(fixed, x).repeat(len(u) // len(fixed), 1, 1)
+            slopes[-1] = (-_force(form, double, z, *lame)).masked_fill(fixed, 0.0)
+        return *slopes, z if by_f else None
 
     @staticmethod
     def vmap(info, in_dims, form, members, rtol, *tensors):
@@ -782,6 +807,13 @@ class _Nearest(Function):
                 _like(gradient, tensor) if want else None
                 for gradient, tensor, want in zip(gradients, tensors, wanted, strict=True)
             ),
+        )
+
+    @staticmethod
+    def jvp(ctx, *_):
+        raise NotImplementedError(
+            "the data step has derivatives in reverse mode only: use backward, torch.func.vjp or jacrev in place of "
+            "torch.func.jvp or jacfwd"
         )
 
     @staticmethod

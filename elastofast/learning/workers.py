@@ -12,9 +12,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 
+from ..backend.processors import processors
+
 __all__ = ["in_processes"]
 
 QUEUED = 2  # tasks for each process at a time, so that none has to wait for its next one
+# What torch and the libraries of linear algebra read when they are loaded, which is before a process gets to our code.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 def in_processes(make, tasks, jobs) -> Generator:
@@ -28,21 +32,21 @@ def in_processes(make, tasks, jobs) -> Generator:
         Picklable, and sent to each process once.
     tasks : sequence
     jobs : int
-        Number of processes.
+        Number of processes; there are never more than processors or tasks.
 
     Raises
     ------
     RuntimeError
         If a process dies. Exceptions of ``make`` are raised as they are.
     """
-    todo, jobs = iter(tasks), min(jobs, len(tasks) or 1)
+    todo, jobs = iter(tasks), min(jobs, len(tasks) or 1, processors())
     pending: set[Future] = set()
     context = get_context("spawn")
     reader, writer = context.Pipe(duplex=False)
     with reader, writer, ProcessPoolExecutor(jobs, context, _start, (reader, make)) as pool:
         try:
             while True:
-                with _interrupts_blocked():
+                with _interrupts_blocked(), _environment(ONE_THREAD):
                     room = QUEUED * jobs - len(pending)
                     pending |= {pool.submit(_work, task) for task in itertools.islice(todo, room)}
                 if not pending:
@@ -69,15 +73,26 @@ def _interrupts_blocked():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextmanager
+def _environment(variables):
+    """Processes that are started inside see these variables."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 _make: Callable | None = None  # of a spawned process
 
 
 def _start(reader, make):
     global _make
-    os.environ["OMP_NUM_THREADS"] = "1"  # read by torch, which is not loaded yet
-    from .. import _core
-
-    _core.set_num_threads(1)  # the rounding of sums depends on the number of threads
 
     def leave():
         reader.poll(None)
