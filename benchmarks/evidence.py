@@ -165,6 +165,19 @@ def axial_only(m):
     return ef.Measurement(m.geometry, m.law, m.load, m.displacement, std, reference=m.reference)
 
 
+def long_pixels(size, seed, aspect, axis=1):
+    """Every so many rows or columns of a measurement on square pixels."""
+    m = of(lesions)(size, seed)
+    keep = [slice(None)] * 2
+    keep[axis] = slice(None, None, aspect)
+    truth, u = m.reference[tuple(keep)], m.displacement[:, *keep]
+    grid = ef.Grid(truth.shape, tuple(h * aspect if k == axis else h for k, h in enumerate(m.geometry.spacing)))
+    load = ef.compression(grid, pressure=100.0)
+    held = np.argwhere(load.fixed[1])[0]  # the node that does not move laterally
+    u = u - np.array([0.0, u[1, *held]])[:, None, None]
+    return ef.Measurement(grid, LAW, load, u, float(m.displacement_std.min()), reference=truth)
+
+
 def region(size, seed):
     """The middle of a larger body, every edge open."""
     margin = size // 8
@@ -250,6 +263,11 @@ CONDITIONS = {
     "Poisson -0.03": of(lesions, true_law=ef.PlaneStress(0.465)),
     "correlated noise": of(lesions, blur=1.5),
     "open edges": region,
+    **{
+        f"pixels {aspect} : 1": lambda size, seed, aspect=aspect: long_pixels(size, seed, aspect)
+        for aspect in (2, 3, 4)
+    },
+    "pixels 1 : 2": lambda size, seed: long_pixels(size, seed, 2, axis=0),
     "axial only": lambda size, seed: axial_only(of(lesions)(size, seed)),
     "axial only, open edges": lambda size, seed: axial_only(region(size, seed)),
     "level sets": of(other(level_sets)),
