@@ -137,7 +137,8 @@ class Uncertainty:
         estimate = float(statistic(self.modulus))
         once = np.log(statistic(self.modulus * np.exp(self.errors)) / estimate)
         twice = np.log(statistic(self.modulus * np.exp(self.errors + self.again)) / estimate)
-        bias, spread = (float(one) for one in bias_and_spread(extrapolated(once, twice - once)))
+        errors = extrapolated(once, twice - once)
+        bias, spread = (float(one) for one in bias_and_spread(errors, errors - once))
         reach = float(stdtrit(len(once) - 1, 0.5 + _checked_level(level) / 2)) * spread
         return Interval(*(float(estimate * np.exp(shift)) for shift in (-bias - reach, 0.0, -bias + reach)))
 
@@ -167,7 +168,7 @@ def extrapolated(errors, again):
     return 2 * errors - again
 
 
-def bias_and_spread(errors):
+def bias_and_spread(errors, corrections=None):
     """The bias of an estimate, and the standard deviation that is left when it has been taken off.
 
     Let b and s be the mean and the standard deviation of n draws of the error (n, ...), made where the estimate is the
@@ -175,10 +176,16 @@ def bias_and_spread(errors):
     random part, whose variance is s^2 at most. Of such a sum, the share k = 1 - s^2 / b^2, where that is positive, is
     the best guess of the bias (empirical Bayes; Efron and Morris, J. Am. Stat. Assoc. 68, 1973), whose variance is then
     k s^2. The estimate's noise, this variance, and that of the mean of n draws add up.
+
+    Where the errors were extrapolated, ``corrections`` (n, ...) are what that added to them. How far an extrapolation
+    is off nobody knows; the bias is taken to be uncertain by its last correction.
     """
     count, b, variance = len(errors), errors.mean(axis=0), errors.var(axis=0, ddof=1)
     share = np.maximum(1 - np.divide(variance, b**2, out=np.ones_like(b), where=b != 0), 0.0)
-    return share * b, np.sqrt(variance * (1 + share + 1 / count))
+    variance = variance * (1 + share + 1 / count)
+    if corrections is not None:
+        variance = variance + (share * corrections.mean(axis=0)) ** 2
+    return share * b, np.sqrt(variance)
 
 
 def _checked_level(level) -> float:

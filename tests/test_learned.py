@@ -207,7 +207,9 @@ def test_default_prior_is_the_critic_where_it_sees_maps():
     assert (result.prior, result.optimizer) == ("critic", "splitting")
     assert ef.reconstruct(m, weight=100.0, max_iterations=1).prior == "tv"
     assert ef.reconstruct(m, optimizer="l-bfgs", max_iterations=1).prior == "tv"
-    assert ef.reconstruct(measured((96, 100), (4e-4, 8e-4)), max_iterations=1).prior == "tv"
+    assert ef.reconstruct(measured((96, 48), (4e-4, 8e-4)), max_iterations=1).prior == "tv"  # seen as 96 x 95
+    assert ef.reconstruct(measured((96, 49), (4e-4, 8e-4)), max_iterations=1).prior == "critic"
+    assert ef.reconstruct(measured((96, 100), (4e-4, 20e-4)), max_iterations=1).prior == "tv"
 
 
 @pytest.mark.parametrize("world", ["lesion", "fibres"])

@@ -208,8 +208,7 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
         def finish(group: list[int]) -> list[Result]:
             try:
                 run = runs.pop(group[0])
-                rehearsed = checked[group[0]].rehearsal is not None
-                if rehearsed and not isinstance(own[group[0]], JointMeasurement):
+                if checked[group[0]].rehearsal is not None:
                     found = [with_safe_weight(own[k], checked[k], starts[k]) for k in group]
                 else:
                     found = run.results()
