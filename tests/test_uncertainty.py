@@ -1,5 +1,6 @@
 """How sure a map is: against dense algebra, and by how often intervals hold the truth."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -225,6 +226,20 @@ def test_a_bias_moves_the_interval_and_widens_the_std():
     assert contrast.low > contrast.estimate  # the reconstruction loses contrast, so the truth has more
     assert contrast.low < 3 * np.exp(0.2) < contrast.high
     np.testing.assert_allclose(sure.std[LESION], 0.2, rtol=0.1)
+
+
+@pytest.mark.parametrize(("kept", "warned"), [(0.9, False), (0.5, True)])
+def test_a_contrast_that_is_mostly_lost_is_warned_about(kept, warned):
+    """Reconstructions keep a share of the logarithm of the contrast, which is a third of what it was."""
+    modulus = np.where(LESION, 1.5, 1.0)
+    lost = (kept - 1) * np.log(modulus) + 1e-3 * np.random.default_rng(0).normal(size=(5, *GRID.shape))
+    sure = Uncertainty(modulus, lost, kept * lost, GRID)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        low, _, high = sure.contrast(LESION, ~LESION)
+    assert bool(said) == warned and all("hardly resolved" in str(one.message) for one in said)
+    if not warned:
+        assert low < 1.5 ** (1 / kept) < high
 
 
 def test_a_prior_without_a_name_has_to_be_given_again():
