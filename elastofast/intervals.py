@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,6 +15,11 @@ from .backend.device import to_host
 from .geometry import Grid, Mesh
 
 __all__ = ["Interval", "Uncertainty"]
+
+# Share of the logarithm of a contrast that reconstructions of data simulated from the map lose, above which there is a
+# warning: the map may have lost most of the true contrast already, and how much can no longer be told. Of eight lesions
+# of the training generator at 25 dB (33 x 33 nodes) it names the three, of 6 to 8 nodes, that no interval reached.
+LOST_SHARE = 0.5
 
 
 class Interval(NamedTuple):
@@ -89,7 +95,7 @@ class Uncertainty:
             If the mask does not fit or marks no node.
         """
         weights = self._weights(mask, "mask")
-        return self._interval(lambda x: _means(x, weights), level)
+        return self._interval(lambda x: _means(x, weights), level)[0]
 
     def contrast(self, target: ArrayLike, background: ArrayLike, level: float = 0.9) -> Interval:
         """Interval of the ratio of the mean moduli of two regions, for instance a lesion and what is around it.
@@ -106,11 +112,24 @@ class Uncertainty:
         ------
         ValueError
             If a mask does not fit or marks no node, or if both overlap.
+
+        Warns
+        -----
+        UserWarning
+            If the map has lost so much of the contrast that nobody can tell how much.
         """
         one, other = self._weights(target, "target"), self._weights(background, "background")
         if (one * other).any():
             raise ValueError("target and background must not overlap")
-        return self._interval(lambda x: _means(x, one) / _means(x, other), level)
+        found, bias = self._interval(lambda x: _means(x, one) / _means(x, other), level)
+        if abs(bias) > LOST_SHARE * abs(np.log(found.estimate)):
+            warnings.warn(
+                f"reconstructions of data simulated from the map change the logarithm of this contrast, "
+                f"{np.log(found.estimate):.2g}, by {bias:.2g}: the region is hardly resolved, and the map may have "
+                "lost more of the true contrast than the interval allows for",
+                stacklevel=2,
+            )
+        return found
 
     def draws(self, count: int, seed: int | np.random.Generator = 0) -> np.ndarray:
         """Random maps that might be the true one, shape (count, *node_shape), in the unit of the map.
@@ -132,14 +151,17 @@ class Uncertainty:
         mixing = np.random.default_rng(seed).standard_normal((count, len(deviations)))
         return self.modulus * np.exp(spread * np.tensordot(mixing, deviations, axes=1) - bias)
 
-    def _interval(self, statistic: Callable[[np.ndarray], np.ndarray], level: float) -> Interval:
-        """Interval of a positive statistic of a map; ``statistic`` takes maps (..., *node_shape)."""
+    def _interval(self, statistic: Callable[[np.ndarray], np.ndarray], level: float) -> tuple[Interval, float]:
+        """Interval of a positive statistic of a map, and the bias of its logarithm; ``statistic`` takes maps
+        (..., *node_shape).
+        """
         estimate = float(statistic(self.modulus))
         once = np.log(statistic(self.modulus * np.exp(self.errors)) / estimate)
         twice = np.log(statistic(self.modulus * np.exp(self.errors + self.again)) / estimate)
-        bias, spread = (float(one) for one in bias_and_spread(extrapolated(once, twice - once)))
+        errors = extrapolated(once, twice - once)
+        bias, spread = (float(one) for one in bias_and_spread(errors, errors - once))
         reach = float(stdtrit(len(once) - 1, 0.5 + _checked_level(level) / 2)) * spread
-        return Interval(*(float(estimate * np.exp(shift)) for shift in (-bias - reach, 0.0, -bias + reach)))
+        return Interval(*(float(estimate * np.exp(shift)) for shift in (-bias - reach, 0.0, -bias + reach))), bias
 
     def _weights(self, mask, name) -> np.ndarray:
         """The share of each node in the mean over a mask."""
@@ -167,7 +189,7 @@ def extrapolated(errors, again):
     return 2 * errors - again
 
 
-def bias_and_spread(errors):
+def bias_and_spread(errors, corrections=None):
     """The bias of an estimate, and the standard deviation that is left when it has been taken off.
 
     Let b and s be the mean and the standard deviation of n draws of the error (n, ...), made where the estimate is the
@@ -175,10 +197,16 @@ def bias_and_spread(errors):
     random part, whose variance is s^2 at most. Of such a sum, the share k = 1 - s^2 / b^2, where that is positive, is
     the best guess of the bias (empirical Bayes; Efron and Morris, J. Am. Stat. Assoc. 68, 1973), whose variance is then
     k s^2. The estimate's noise, this variance, and that of the mean of n draws add up.
+
+    Where the errors were extrapolated, ``corrections`` (n, ...) are what that added to them. How far an extrapolation
+    is off nobody knows; the bias is taken to be uncertain by its last correction.
     """
     count, b, variance = len(errors), errors.mean(axis=0), errors.var(axis=0, ddof=1)
     share = np.maximum(1 - np.divide(variance, b**2, out=np.ones_like(b), where=b != 0), 0.0)
-    return share * b, np.sqrt(variance * (1 + share + 1 / count))
+    variance = variance * (1 + share + 1 / count)
+    if corrections is not None:
+        variance = variance + (share * corrections.mean(axis=0)) ** 2
+    return share * b, np.sqrt(variance)
 
 
 def _checked_level(level) -> float:

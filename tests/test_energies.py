@@ -51,6 +51,22 @@ def test_a_harmful_energy_does_not_return_a_worse_map(scan, kind):
         assert result.prior == "none" and np.array_equal(result.modulus, raw.modulus)
 
 
+@pytest.mark.parametrize("kind", ["stiffer", "sound"])
+def test_several_frames_are_rehearsed_too(scan, kind):
+    """An energy that makes the map stiffer does no harm, and a sound one is kept."""
+    u, rng = scan.displacement, np.random.default_rng(7)
+    other = scan.derived(displacement=u + rng.normal(size=u.shape) * scan.displacement_std)
+    tv = priors.TotalVariation(scan.geometry)
+    energies = {"stiffer": lambda x: (-40.0 * np.log(x).sum(), -40.0 / x), "sound": lambda x: tv(x)}
+    result = ef.reconstruct([scan, other], energies[kind], joint=True)
+    raw = ef.reconstruct([scan, other], "none", joint=True)
+    assert len(result.comparison) > 1 and len(result.frame_chi2) == 2
+    if kind == "stiffer":
+        assert error(result, scan) <= 1.02 * error(raw, scan), result.message
+    else:
+        assert not result.fallback and error(result, scan) < 0.9 * error(raw, scan)
+
+
 def test_a_given_weight_is_taken_as_it_is(scan):
     tv = priors.TotalVariation(scan.geometry)
     result = ef.reconstruct(scan, prior=lambda x: tv(x), weight=50.0, max_iterations=3)

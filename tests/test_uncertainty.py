@@ -1,5 +1,6 @@
 """How sure a map is: against dense algebra, and by how often intervals hold the truth."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -32,18 +33,29 @@ def scan(seed=0, load=LOAD, std=STD, force_std=0.0, **options):
 @pytest.mark.parametrize("generations", [1, 2])
 @pytest.mark.parametrize(("shrinkage", "truth"), [(0.0, 3.0), (0.1, 1.0), (0.05, 40.0), (0.1, 20.0), (0.5, 0.3)])
 def test_intervals_of_a_biased_estimate_hold_the_truth(shrinkage, truth, generations):
-    """The estimate keeps a share of the truth and the noise alike, as a quadratic prior does along an eigenvector."""
+    assert 0.84 <= coverage(shrinkage, truth, generations) <= 0.97
+
+
+@pytest.mark.parametrize(("shrinkage", "truth"), [(0.3, 20.0), (0.5, 50.0)])
+def test_intervals_of_a_lesion_that_is_mostly_lost_hold_the_truth(shrinkage, truth):
+    """The loss is many standard deviations of the noise, and what is left of it shows a part only."""
+    assert coverage(shrinkage, truth, 1) < 0.6 and coverage(shrinkage, truth, 2) > 0.9
+
+
+def coverage(shrinkage, truth, generations):
+    """For estimates that keep a share of truth and noise alike, as a quadratic prior does along an eigenvector."""
     rng, cases, count = np.random.default_rng(1), 20000, 5
     keep = 1 - shrinkage
     estimate = keep * (truth + rng.normal(size=cases))
     noise = rng.normal(size=(count, cases))
     once = keep * (estimate + noise)
     errors, again = once - estimate, keep * (once + noise) - once
+    corrections = None
     if generations == 2:
-        errors = extrapolated(errors, again)
-    bias, spread = bias_and_spread(errors)
-    held = np.abs(estimate - bias - truth) <= stdtrit(count - 1, 0.95) * spread
-    assert 0.84 <= held.mean() <= 0.97
+        corrections = extrapolated(errors, again) - errors
+        errors = errors + corrections
+    bias, spread = bias_and_spread(errors, corrections)
+    return (np.abs(estimate - bias - truth) <= stdtrit(count - 1, 0.95) * spread).mean()
 
 
 def test_the_second_generation_finds_a_bias_that_has_gone_already():
@@ -214,6 +226,20 @@ def test_a_bias_moves_the_interval_and_widens_the_std():
     assert contrast.low > contrast.estimate  # the reconstruction loses contrast, so the truth has more
     assert contrast.low < 3 * np.exp(0.2) < contrast.high
     np.testing.assert_allclose(sure.std[LESION], 0.2, rtol=0.1)
+
+
+@pytest.mark.parametrize(("kept", "warned"), [(0.9, False), (0.5, True)])
+def test_a_contrast_that_is_mostly_lost_is_warned_about(kept, warned):
+    """Reconstructions keep a share of the logarithm of the contrast, which is a third of what it was."""
+    modulus = np.where(LESION, 1.5, 1.0)
+    lost = (kept - 1) * np.log(modulus) + 1e-3 * np.random.default_rng(0).normal(size=(5, *GRID.shape))
+    sure = Uncertainty(modulus, lost, kept * lost, GRID)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        low, _, high = sure.contrast(LESION, ~LESION)
+    assert bool(said) == warned and all("hardly resolved" in str(one.message) for one in said)
+    if not warned:
+        assert low < 1.5 ** (1 / kept) < high
 
 
 def test_a_prior_without_a_name_has_to_be_given_again():

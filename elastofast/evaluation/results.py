@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["COLUMNS", "FOUND", "METRICS", "SECONDS", "TESTED", "Comparison", "number", "spread"]
+__all__ = ["COLUMNS", "FOUND", "METRICS", "SECONDS", "TESTED", "Comparison", "detected_from", "number", "spread"]
 
 # column: (heading, name in metrics.evaluate, format, whether larger is better)
 METRICS = {
@@ -119,15 +119,12 @@ class Comparison:
                 self.values(condition, method, column) for column in ("diameter", "found", "false_alarms")
             )
             some = np.isfinite(diameter) & np.isfinite(found)
-            order = np.argsort(-diameter[some])
-            falling, share = diameter[some][order], np.cumsum(found[some][order]) / np.arange(1, some.sum() + 1)
-            enough = falling[share >= FOUND]
             table.append(
                 {
                     "condition": condition,
                     "method": method,
                     "maps": len(diameter),
-                    "diameter": float(enough.min()) if len(enough) else math.inf if some.any() else math.nan,
+                    "diameter": detected_from(diameter[some], found[some]),
                     "found": float(found[some].mean()) if some.any() else math.nan,
                     "false_alarms": float(alarms.mean()) if np.isfinite(alarms).any() else math.nan,
                 }
@@ -210,6 +207,26 @@ class Comparison:
         if self.parallel():
             text.append("seconds were measured with several jobs at a time")
         return "\n".join(text).rstrip()
+
+
+def detected_from(diameters: np.ndarray, found: np.ndarray) -> float:
+    """The least diameter from which on at least the share `FOUND` of lesions are found.
+
+    Parameters
+    ----------
+    diameters, found : numpy.ndarray, shape (n,)
+        Of each map, the diameter and the share found of its lesions.
+
+    Returns
+    -------
+    float
+        Infinite if there is none, NaN without maps.
+    """
+    if not len(diameters):
+        return math.nan
+    order = np.argsort(-diameters)
+    share = np.cumsum(found[order]) / np.arange(1, len(order) + 1)
+    return float(diameters[order][share >= FOUND].min(initial=math.inf))
 
 
 def number(value, spec) -> str:

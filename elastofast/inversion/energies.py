@@ -9,8 +9,7 @@ returned, with a message that says so.
 The rehearsal is a parametric bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 6.5): the
 map of total variation is taken for the truth, its displacement gets new noise of the stated level, and what the energy
 makes of it is compared with that truth. Unlike data held back from the fit, this also shows what the data do not see:
-an energy that makes maps stiffer where nothing speaks against it predicts data as well as any other. Joint
-reconstructions of several frames are not rehearsed.
+an energy that makes maps stiffer where nothing speaks against it predicts data as well as any other.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ import numpy as np
 
 from ..backend.device import to_host
 from ..geometry import Grid
+from ..joint import JointMeasurement
 from ..measurement import Measurement
-from ..misfit.noise import noise_on_host
 from ..result import Result
-from .evidence import residual
+from .evidence import fresh_noise, residual
 from .multilevel import Multilevel
 from .options import Options
 
@@ -43,12 +42,12 @@ class _Run(NamedTuple):
     change: str
 
 
-def with_safe_weight(measurement: Measurement, options: Options, start=None) -> Result:
+def with_safe_weight(measurement: Measurement | JointMeasurement, options: Options, start=None) -> Result:
     """Reconstruct with an energy and a weight with which it does no harm, as far as the data can tell.
 
     Parameters
     ----------
-    measurement : Measurement
+    measurement : Measurement or JointMeasurement
     options : Options
         Its ``rehearsal`` are those of the unregularised map and of total variation.
     start : array or Result, optional
@@ -94,9 +93,8 @@ class _Rehearsal(NamedTuple):
     @classmethod
     def of(cls, measurement, known, unregularised) -> _Rehearsal:
         """New noise on the displacement of a known map."""
-        normal = np.random.default_rng(SEED).normal(size=measurement.displacement.shape)
-        drawn = noise_on_host(measurement).draw(normal.reshape(len(normal), -1)).reshape(normal.shape)
-        rehearsed = measurement.derived(displacement=to_host(known.displacement) + drawn)
+        noise = fresh_noise(measurement, np.random.default_rng(SEED))
+        rehearsed = measurement.derived(displacement=to_host(known.displacement) + noise)
         return cls(rehearsed, to_host(known.modulus), _made(rehearsed, unregularised))
 
     def harm(self, options, weight) -> str:

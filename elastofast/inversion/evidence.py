@@ -28,6 +28,7 @@ __all__ = [
     "Cause",
     "Prediction",
     "Residual",
+    "fresh_noise",
     "held_back",
     "poisson_cause",
     "prediction",
@@ -256,6 +257,13 @@ def rescaled(measurement: Measurement, level: float) -> Measurement:
     return measurement.derived(displacement_std=np.sqrt(level) * measurement.displacement_std)
 
 
+def fresh_noise(measurement: Measurement | JointMeasurement, rng: np.random.Generator) -> np.ndarray:
+    """Noise of the displacements of a measurement, of the stated level and correlation, in the shape of these."""
+    normal = rng.normal(size=measurement.displacement.shape)
+    drawn = [noise_on_host(frame).draw(own.reshape(len(own), -1)) for frame, own in _by_frame(measurement, normal)]
+    return np.stack(drawn).reshape(normal.shape)
+
+
 def held_back(measurement: Measurement, smallest: int, seed: int = 0) -> tuple[Measurement, Measurement]:
     """Two independent measurements out of one: to fit maps to, and to see how well they predict.
 
@@ -277,9 +285,7 @@ def held_back(measurement: Measurement, smallest: int, seed: int = 0) -> tuple[M
     fitted, other : Measurement
     """
     m = measurement
-    normal = np.random.default_rng([SEED, seed]).normal(size=m.displacement.shape)
-    w = np.stack([noise_on_host(frame).draw(own.reshape(len(own), -1)) for frame, own in _by_frame(m, normal)])
-    w = w.reshape(m.displacement.shape)
+    w = fresh_noise(m, np.random.default_rng([SEED, seed]))
     pair = [
         m.derived(displacement=m.displacement + a * w, displacement_std=np.hypot(1.0, a) * m.displacement_std)
         for a in (HELD_BACK, -1 / HELD_BACK)

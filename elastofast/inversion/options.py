@@ -11,7 +11,7 @@ import numpy as np
 from ..geometry import Grid, Mesh
 from ..misfit.fidelity import GRADIENTS
 from ..priors import registry
-from ..priors.learned import SMALLEST_NODES, PostProcessing
+from ..priors.learned import SMALLEST_NODES, LearnedPrior, PostProcessing
 from ..priors.protocol import LinearizablePrior, SplittingSettings, TargetPrior, check_prior, splitting_settings
 from .limits import Limits
 from .optimizers import OPTIMIZERS
@@ -183,6 +183,11 @@ class Options:
         movable = self.make_prior is not None or isinstance(self.prior, TargetPrior)
         return self.optimizer.coarsest_nodes if movable else None
 
+    @property
+    def note(self) -> str:
+        """What the prior has to say about how it sees maps of the geometry."""
+        return getattr(self.correction or self.prior, "note", "")
+
     def suits(self, geometry) -> bool:
         """Whether the prior can be used on the geometry of a coarse level."""
         if self.make_prior is not None or self.prior is None:  # made for whatever geometry
@@ -214,11 +219,13 @@ def _chosen_prior(prior, geometry, load):
         else:
             return name, None, None, None
     if isinstance(prior, PostProcessing):  # corrects the maximum-likelihood map
-        prior.check(geometry)
-        return name, None, None, prior
+        return name, None, None, prior.on(geometry)
     check_prior(prior, geometry)
-    if isinstance(prior, TargetPrior) and not isinstance(geometry, Grid):
-        raise ValueError(f"a prior with a target needs a measurement on a Grid, got {geometry!r}")
+    if isinstance(prior, TargetPrior):
+        if not isinstance(geometry, Grid):
+            raise ValueError(f"a prior with a target needs a measurement on a Grid, got {geometry!r}")
+        if isinstance(prior, LearnedPrior):
+            return name, prior.on(geometry), prior.on, None
     return name, prior, None, None
 
 
@@ -235,13 +242,13 @@ def _chosen_optimizer(optimizer, prior, prior_name) -> Optimizer:
 
 def _learned_is_usable(geometry, load) -> bool:
     """Whether the default learned prior is installed and sees maps on a geometry."""
-    if not isinstance(geometry, Grid) or min(geometry.shape) < SMALLEST_NODES:
+    if not isinstance(geometry, Grid):
         return False
     try:
-        load(registry.DEFAULT_LEARNED).check(geometry)
+        prior = load(registry.DEFAULT_LEARNED).on(geometry)
     except (ImportError, ValueError):
         return False
-    return True
+    return min(prior.seen_shape(geometry.shape)) >= SMALLEST_NODES
 
 
 def check_weight(weight, optimizer: Optimizer) -> float:

@@ -76,9 +76,10 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
     prior : {"auto", "tv", "tikhonov", "none", "critic", "pnp", "unet"} or object
         "auto" is "critic" or "tv", whichever suits the measurement better (docs/method/learned.md); the result's
         ``prior``, ``comparison`` and ``message`` say which and why. The critic takes part on plane grids of 96 nodes or
-        more along each axis with nearly square pixels and no open dofs, where torch is installed and neither weight nor
-        optimizer is given. Maps of any learned prior that the data reject give way to less of the prior, and then to
-        "tv", unless weight or max_iterations is given.
+        more along each axis without open dofs, where torch is installed and neither weight nor optimizer is given.
+        Pixels of up to 4 : 1 are interpolated to square ones for its network; those are counted then. Maps of any
+        learned prior that the data reject give way to less of the prior, and then to "tv", unless weight or
+        max_iterations is given.
         Total variation or first-order Tikhonov of log x; "none" is the maximum-likelihood iteration stopped at the
         first map with chi2 <= 1 (discrepancy principle). Learned ones, with the weights shipped with the package: an
         adversarial critic, plug-and-play with a DnCNN, and a UNet that corrects the unregularised map. Or an object,
@@ -207,8 +208,7 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
         def finish(group: list[int]) -> list[Result]:
             try:
                 run = runs.pop(group[0])
-                rehearsed = checked[group[0]].rehearsal is not None
-                if rehearsed and not isinstance(own[group[0]], JointMeasurement):
+                if checked[group[0]].rehearsal is not None:
                     found = [with_safe_weight(own[k], checked[k], starts[k]) for k in group]
                 else:
                     found = run.results()
@@ -228,6 +228,8 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
     results = without_outliers(dict(enumerate(members)), noise, solve)
     results |= {k: replace(results[k], noise=estimate) for k, estimate in estimates.items() if k in results}
     for k, result in results.items():
+        if checked[k].note and result.prior == checked[k].prior_name:
+            results[k] = result = replace(result, message=f"{result.message} {checked[k].note}")
         if isinstance(members[k], JointMeasurement):  # whose message names the frames that are not explained
             continue
         cause = likely_cause(result.taken(members[k]), result, checked[k])

@@ -1,11 +1,14 @@
 """Priors that were learned from maps: an adversarial critic, plug-and-play denoising, and a UNet as post-processing.
 
 Networks come from weights files (`elastofast.priors.weights_file`); those shipped with the package are the default.
-Maps cross to torch and back through DLPack; a network follows them to their GPU.
+Maps cross to torch and back through DLPack; a network follows them to their GPU. Networks were trained on square
+pixels; maps with longer ones are interpolated for them, and what they find is read off at the nodes.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from typing import ClassVar
@@ -24,6 +27,10 @@ __all__ = ["SHIPPED", "SMALLEST_NODES", "Critic", "LearnedPrior", "PaperCritic",
 # Nodes along each axis of the smallest maps that learned priors were validated on. They are not used on smaller grids
 # and levels.
 SMALLEST_NODES = 96
+# Ratio of the spacings up to which pixels count as square. Not studied.
+NEARLY_SQUARE = 1.5
+# The longest pixels that were tried (benchmarks/evidence.py).
+LONGEST_PIXELS = 4.0
 
 
 class LearnedPrior:
@@ -33,6 +40,7 @@ class LearnedPrior:
     title: ClassVar[str] = ""  # for tables and figures
     kind: ClassVar[str] = ""  # of the networks that it takes, a key of `networks.KINDS`
     file: ClassVar[str] = ""  # with the shipped weights, in elastofast/weights
+    stretch: tuple[float, float] = (1.0, 1.0)  # pixels of the network for each pixel of the maps, along both axes
 
     def __init__(self, network, configuration):
         found = getattr(network, "kind", type(network).__name__)
@@ -84,21 +92,52 @@ class LearnedPrior:
             raise ValueError(
                 f"learned priors see maps on two-dimensional grids, the measurement is on {geometry!r}; use prior 'tv'"
             )
-        low, high = min(geometry.spacing), max(geometry.spacing)
-        if high > 1.5 * low:
+        if max(_stretch(geometry)) > LONGEST_PIXELS * (1 + 1e-6):
             raise ValueError(
-                f"learned priors need nearly square pixels, the grid's spacing is {geometry.spacing}; resample the "
-                "displacement or use prior 'tv'"
+                f"learned priors take pixels of up to {LONGEST_PIXELS:g} : 1, the grid's spacing is "
+                f"{geometry.spacing}; resample the displacement or use prior 'tv'"
             )
 
+    def on(self, geometry):
+        """The same prior for maps on a geometry, which it sees on square pixels as long as its shorter spacing.
+
+        Parameters
+        ----------
+        geometry : Grid
+
+        Raises
+        ------
+        ValueError
+            If it cannot see such maps.
+        """
+        self.check(geometry)
+        if _stretch(geometry) == self.stretch:
+            return self
+        bound = copy.copy(self)
+        bound.stretch = _stretch(geometry)
+        return bound
+
+    @property
+    def note(self) -> str:
+        """What is to be said about maps by this prior; nothing if it sees them as they are."""
+        if self.stretch == (1.0, 1.0):
+            return ""
+        return f"The prior's network saw pixels of {max(self.stretch):.3g} : 1 interpolated to square ones."
+
+    def seen_shape(self, shape):
+        """Shape of the maps that the network sees in place of those of a shape."""
+        return tuple(round((n - 1) * one) + 1 for n, one in zip(shape, self.stretch, strict=True))
+
     def _tensor(self, x, logarithm=False):
-        """Standardised maps (B, 1, H, W) of moduli x (..., H, W) or of their logarithms."""
+        """Standardised maps (B, 1, H, W), as the network sees them, of moduli x (..., H, W) or of their logarithms."""
         x = _shared(x)
         parameter = next(self.network.parameters())
         if x.is_cuda and x.device != parameter.device:
             parameter = next(self.network.to(x.device).parameters())
         x = x.reshape(-1, 1, *x.shape[-2:]).to(parameter)
-        return self.standard.apply_to_log(x) if logarithm else self.standard.apply(x)
+        return _interpolated(
+            self.standard.apply_to_log(x) if logarithm else self.standard.apply(x), self.seen_shape(x.shape[-2:])
+        )
 
     def _at_tissue(self, s):
         """Standardised logarithms (B, 1, H, W) with their median moved to soft tissue, and the moves (B, 1, 1, 1).
@@ -113,8 +152,21 @@ class LearnedPrior:
         import torch
 
         with torch.inference_mode(), _single_precision():
-            error = estimate(self._tensor(z.reshape(-1, *shape), logarithm=True))
+            error = _interpolated(estimate(self._tensor(z.reshape(-1, *shape), logarithm=True)), shape)
         return z - self.standard.scale * _given_back(error, z, z.shape)
+
+
+def _stretch(geometry):
+    """Spacings over the shorter one; ones for pixels that are nearly square."""
+    low, high = min(geometry.spacing), max(geometry.spacing)
+    return tuple(h / low for h in geometry.spacing) if high > NEARLY_SQUARE * low else (1.0, 1.0)
+
+
+def _interpolated(s, shape):
+    """Maps (B, 1, H, W) at the nodes of another grid over the same body."""
+    from torch.nn.functional import interpolate
+
+    return s if s.shape[-2:] == tuple(shape) else interpolate(s, tuple(shape), mode="bilinear", align_corners=True)
 
 
 @contextmanager
@@ -252,8 +304,7 @@ class SquaredCritic:
     """
 
     def __init__(self, critic, geometry):
-        critic.check(geometry)
-        self.critic, self.geometry = critic, geometry
+        self.critic, self.geometry = critic.on(geometry), geometry
 
     def check(self, geometry):
         """Raise ValueError unless a geometry has the nodes of the one that the energy was made for."""
@@ -292,19 +343,19 @@ class SquaredCritic:
         return self.critic._tensor(z.reshape(-1, *self.geometry.node_shape), logarithm=True)
 
     def _energy(self, error):
-        return 0.5 * self.critic.standard.scale**2 * error.double().square().flatten(1).sum(1)
+        own = self.critic.standard.scale**2 / math.prod(self.critic.stretch)  # of a node, however many pixels are seen
+        return 0.5 * own * error.double().square().flatten(1).sum(1)
 
     def _model(self, z):
         """Value and gradient at z = log x, (..., N) or (..., H, W)."""
         import torch
 
         with torch.enable_grad(), _single_precision():
-            s = self._standardised(z).detach().requires_grad_(True)
-            value = self._energy(self.critic.network.error(s))
-            (gradient,) = torch.autograd.grad(value.sum(), s)
+            leaf = _shared(z).detach().requires_grad_(True)
+            value = self._energy(self.critic.network.error(self._standardised(leaf)))
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
         batch = z.shape[: z.ndim - (1 if z.shape[-1] == self.geometry.n_nodes else 2)]
-        value, gradient = value.detach(), gradient / self.critic.standard.scale
-        return _given_back(value, z, batch), _given_back(gradient, z, z.shape)
+        return _given_back(value.detach(), z, batch), _given_back(gradient, z, z.shape)
 
 
 class PaperCritic(_CriticEnergy):
@@ -323,6 +374,8 @@ class PaperCritic(_CriticEnergy):
         """Raise ValueError if the prior cannot see maps of a geometry."""
         super().check(geometry)
         shape = self.network.shape
+        if _stretch(geometry) != (1.0, 1.0):
+            raise ValueError(f"this critic needs nearly square pixels, the grid's spacing is {geometry.spacing}")
         if geometry.shape != shape:
             raise ValueError(
                 f"this critic has dense layers and sees maps of {shape[0]} x {shape[1]} nodes only, the "
@@ -387,7 +440,7 @@ class PostProcessing(LearnedPrior):
 
         with torch.inference_mode(), _single_precision():
             seen, move = self._at_tissue(self._tensor(x))
-            out = self.standard.invert(self.network(seen) - move)
+            out = self.standard.invert(_interpolated(self.network(seen) - move, x.shape[-2:]))
         return _given_back(out, x, x.shape)
 
 
