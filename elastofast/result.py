@@ -35,7 +35,9 @@ class Result:
         Young's modulus in pascals; if ``relative`` is true, without unit and with geometric mean one.
     displacement : array, shape (d, *node_shape)
         The displacement in metres that belongs to the modulus: an estimate of the measured one without its noise.
-    status : {"converged", "max_iterations", "stalled", "interrupted", "failed"}
+    status : {"converged", "undetermined", "max_iterations", "stalled", "interrupted", "failed"}
+        "undetermined" is a run that came to rest at a map of which the data do not determine something, see
+        ``undetermined``.
     message : str
         What status and chi2 mean, and what to do about them.
     chi2 : float
@@ -77,6 +79,9 @@ class Result:
         each frame.
     uncertainty : Uncertainty or None
         How far the true modulus may be, where it was assigned: ``result.uncertainty = ef.uncertainty(result, m)``.
+    undetermined : str
+        What the data do not determine of the map, or hardly: whether it varies across the load, say, or the modulus of
+        a region. There the map shows what the prior prefers. Empty if there is nothing of the kind.
     frame_chi2 : list of float
         chi2 of each frame of a `JointMeasurement`, of which ``displacement`` and ``rejected`` then have one field for
         each frame, (frames, d, *node_shape); otherwise empty.
@@ -105,6 +110,7 @@ class Result:
     noise: Any = None
     uncertainty: Uncertainty | None = None
     frame_chi2: list[float] = field(default_factory=list)
+    undetermined: str = ""
 
     @property
     def std(self) -> np.ndarray | None:
