@@ -125,12 +125,14 @@ class Multilevel:
         """Visit the levels from coarse to fine; returns each member's status on the finest."""
         z = self._first_maps()
         status: Any = None
+        first = None  # the homogeneous maps, on the coarsest level
         for number in reversed(range(len(self.levels))):
             fidelity = self.fidelity = self._fidelity(self.levels[number])
             problem = self._problem(number, fidelity, z)
             if self.reached is None:
                 self.begun = number, problem.start
                 self.reached = number, problem.start._replace(data=fidelity.evaluate(np.exp(z), self.rtol))
+                first = self.reached[1] if self.starts is None else None
             if self.weight is None and not self.options.optimizer.chooses_weight:
                 self.weight, start = choose_weight(
                     problem, self.reached[1], self.levels[0], self.levels[number], self._fidelity
@@ -143,7 +145,7 @@ class Multilevel:
                 point = self._least_discrepant(self.discrepancy, point, fidelity)
             self.reached = number, point
             if problem.coarsest:
-                self.weak = undetermined(fidelity, self.levels[number], point, self.rtol, self.options.limits)
+                self.weak = undetermined(fidelity, self.levels[number], point, first, self.rtol, self.options.limits)
             if number:
                 z = self._refined(point.z, number)
         return ["converged" if one == "stopped" else one for one in status]

@@ -31,8 +31,12 @@ HATS = {2: 4, 3: 3}
 # commented on: with open edges, where the estimate is a lower bound, homogeneous bodies reach .64 to .68 at any noise
 # (docs/method/trust.md).
 UNKNOWN, HARDLY = 1.0, 0.6
+# Share of the data below which a gain in chi2 is what a map takes from the noise alone. A contrast that gains no more
+# than that determines other variations to no better than HARDLY. Not studied further.
+NOISE = 0.1
 ALONG_ONE_AXIS = 0.8  # share of the weak variations that depends on one coordinate alone, for which they are named
 REGION = 0.5  # share of all variations of a node that are weak, from which on its modulus is not determined
+WORTHLESS = 0.8  # share of the variations that are weak, from which on the data are said to determine nothing
 SMALLEST_REGION = 0.05  # share of the nodes of a region that is named
 SMALL = 1e-3  # largest square of a hat function that is no variation, because the modulus below it is known
 
@@ -53,7 +57,7 @@ class Undetermined(NamedTuple):
 
 
 def undetermined(
-    fidelity: Fidelity, measurements: list, point: Iterate, rtol: float, limits: Limits
+    fidelity: Fidelity, measurements: list, point: Iterate, first: Iterate | None, rtol: float, limits: Limits
 ) -> list[Undetermined]:
     """What the data do not determine of maps: an `Undetermined` for each.
 
@@ -66,6 +70,9 @@ def undetermined(
     measurements : list of Measurement, or of one JointMeasurement
     point : Iterate
         The maps, z of shape (B, N).
+    first : Iterate or None
+        The homogeneous maps that the run began with, evaluated. Where they explain the data as well, all contrast of a
+        map is noise, and so is what its stresses seem to determine: the homogeneous map is looked at in its place.
     rtol : float
         Tolerance of the solves, where the data term has to be evaluated.
     limits : Limits
@@ -80,20 +87,34 @@ def undetermined(
     size = basis**2 @ weights
     kept = size > SMALL * size.max()
     basis, along = basis[kept], [own[kept] for own in along]
-    x, now = np.exp(point.z), point.data
+    if fidelity.kind != "exact":  # the noise in the measured field would look like stresses
+        fidelity = data_term(measurements, "exact", rtol)
+        point, first = point._replace(data=None), first and first._replace(data=None)
+    hats = xp.asarray(basis)
+
+    def evaluated(at):
+        return at if at.data is not None else at._replace(data=fidelity.evaluate(np.exp(at.z), rtol))
+
+    def hessians(at):
+        """Those in the coefficients of the hats, (B, K, K)."""
+        curvature = fidelity.curvature(np.exp(at.z), at.data)
+        return np.stack([to_host(curvature(xp.zeros_like(at.z) + hat) @ hats.T) for hat in hats], axis=1)
+
     try:
-        if fidelity.kind != "exact":  # the noise in the measured field would look like stresses
-            fidelity, now = data_term(measurements, "exact", rtol), None
-        now = fidelity.evaluate(x, rtol) if now is None else now
-        curvature = fidelity.curvature(x, now)
-        hats = xp.asarray(basis)
-        products = [to_host(curvature(xp.zeros_like(x) + hat) @ hats.T) for hat in hats]  # (B, K) each
+        point = evaluated(point)
+        flat = np.zeros(len(measurements), bool)
+        if first is not None:
+            first = evaluated(first)
+            flat = np.ravel(2 * (first.data.value - point.data.value) < NOISE * fidelity.n_data)
+        found = hessians(first if flat.all() else point)
+        if flat.any() and not flat.all():
+            found = np.where(flat[:, None, None], hessians(first), found)
     except SolveError:  # the run itself has to deal with that
-        return [Undetermined("", 0.0)] * len(x)
+        return [Undetermined("", 0.0)] * len(measurements)
     without_scale = limits.known is None
     return [
         _weakest(own, basis, along, weights, geometry, without_scale and not m.load.force.any())
-        for m, own in zip(measurements, np.stack(products, axis=1), strict=True)
+        for m, own in zip(measurements, found, strict=True)
     ]
 
 
@@ -123,7 +144,7 @@ def _weakest(hessian, basis, along, weights, geometry, relative):
 
 def _named(weak, vectors, mass, basis, along, geometry):
     """What some variations are: everything, those along one axis, those of a region, or just some."""
-    if weak.shape == vectors.shape:
+    if weak.shape[1] > WORTHLESS * vectors.shape[1]:
         return "anything about the modulus"
     density = (weak.T @ basis) ** 2
     share = density.sum(axis=0) / np.maximum(((vectors.T @ basis) ** 2).sum(axis=0), np.finfo(float).tiny)
