@@ -85,7 +85,7 @@ def saved(tmp_path, monkeypatch, capsys):
     pytest.importorskip("h5py")
     monkeypatch.chdir(tmp_path)
     scan().save("scan.npz")
-    options = "--prior tikhonov --bounds 1e3 1e5 --displacement-std 2e-7 --uncertainty 3 --quiet"
+    options = "--prior tikhonov --bounds 1e3 1e5 --uncertainty 3 --quiet"
     assert cli.main(["reconstruct", "scan.npz", "-o", "map.npz", *options.split()]) == 0
     capsys.readouterr()
 
