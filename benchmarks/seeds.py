@@ -44,7 +44,7 @@ def main():
                 bad += 1
                 print(f"seed {seed}, {prior}, {gradient}: {result!r}: {result.message}", file=sys.stderr, flush=True)
     print(f"{options.seeds} seeds, {options.size} x {options.size} nodes, {options.snr:g} dB\n")
-    print("| prior | gradient | status | chi2, least to greatest | seconds of the processor, mean |\n|---|---|---|---|---|")
+    print("| prior | gradient | status | chi2, least to greatest | seconds, mean |\n|---|---|---|---|---|")
     for gradient, prior in rows:
         own = (gradient, prior)
         found = ", ".join(f"{count} {status}" for status, count in statuses[own].most_common())

@@ -85,7 +85,15 @@ def verify() -> Iterator[Check]:
             figure = float(measure())
         except _Skipped as reason:
             note, skipped = str(reason), True
-        except (ElastofastError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, ImportError) as error:
+        except (
+            ElastofastError,
+            ArithmeticError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            ImportError,
+        ) as error:
             note = f"{type(error).__name__}: {error}"
         yield Check(name, figure, limit, note, skipped, time.perf_counter() - begun)
 

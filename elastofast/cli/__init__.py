@@ -20,7 +20,18 @@ from .shared import BROKEN_PIPE, INTERRUPTED, one_line, version
 
 __all__ = ["main"]
 
-COMMANDS = (demo, simulate, dataset, track, inspect, reconstruct, compare, train, info, verify)  # in the order of the help
+COMMANDS = (
+    demo,
+    simulate,
+    dataset,
+    track,
+    inspect,
+    reconstruct,
+    compare,
+    train,
+    info,
+    verify,
+)  # in the order of the help
 
 
 def main(argv=None) -> int:

@@ -51,7 +51,9 @@ def take_over(options) -> None:
         )
     for name, default in {**DECIDING, **FROM_SIDECAR}.items():
         if getattr(options, name) != default:
-            raise ValueError(f"--config has all settings: leave --{name.replace('_', '-').replace('sidecar', 'with')} out")
+            raise ValueError(
+                f"--config has all settings: leave --{name.replace('_', '-').replace('sidecar', 'with')} out"
+            )
     vars(options).update(config["asked"])
     files, digests = config.get("files", [config.get("file")]), config["sha256"]
     options.files = options.files or files
@@ -73,7 +75,9 @@ def take_over(options) -> None:
     here = {"elastofast": now["elastofast"], **now["packages"]}
     changed = [f"{name} {own} then, {here.get(name)} now" for name, own in before.items() if here.get(name) != own]
     built = {name: config.get("build", {}).get(name) for name in ("compiler", "flags", "instruction_set")}
-    changed += [f"{name} {own} then, {now['build'][name]} now" for name, own in built.items() if now["build"][name] != own]
+    changed += [
+        f"{name} {own} then, {now['build'][name]} now" for name, own in built.items() if now["build"][name] != own
+    ]
     if changed:
         warnings.warn(f"the map may differ in its last digits, or more: {'; '.join(changed)}", stacklevel=2)
 
