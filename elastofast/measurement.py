@@ -231,7 +231,7 @@ class Measurement:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of all that a reconstruction reads, by which a measurement is known again; the reference is left out."""
+        """SHA-256 of all that a reconstruction reads, by which a measurement is known again."""
         m, load, geometry = self, self.load, self.geometry
         found = hashlib.sha256(f"{geometry!r} {self.law!r} {self.noise_known}".encode())
         places = [np.array(geometry.spacing)] if isinstance(geometry, Grid) else [geometry.points, geometry.cells]

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from .boundary import Boundary, compression
-from .errors import ElastofastError
 from .forward.form import ElasticForm
 from .forward.solve import solve_forward
 from .geometry import Grid, Mesh
@@ -30,8 +29,8 @@ __all__ = ["CHECKS", "Check", "verify"]
 LAWS = (PlaneStress(0.495), PlaneStrain(0.45))
 STANDARD_DEVIATIONS = 4.5  # of chi2: seven in a million right installations would exceed them, and draws are fixed
 DRAWS = 20
-# The error of log x that the critic of the package sees in `_critic_map` at some of its nodes, with its weights in double
-# precision; tests/test_verification.py computes it again.
+# The error of log x that the critic of the package sees in `_critic_map` at some of its nodes, with its weights in
+# double precision; tests/test_verification.py computes it again.
 CRITIC_SHAPE = (96, 96)
 CRITIC_NODES = ((10, 12), (30, 40), (48, 48), (60, 35), (85, 90))
 CRITIC_VALUES = (0.00997724, -0.17093978, -0.02316291, -0.02012243, 0.00204923)
@@ -85,15 +84,7 @@ def verify() -> Iterator[Check]:
             figure = float(measure())
         except _Skipped as reason:
             note, skipped = str(reason), True
-        except (
-            ElastofastError,
-            ArithmeticError,
-            LookupError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-            ImportError,
-        ) as error:
+        except Exception as error:  # whatever a broken build raises, the check has failed
             note = f"{type(error).__name__}: {error}"
         yield Check(name, figure, limit, note, skipped, time.perf_counter() - begun)
 
@@ -230,7 +221,7 @@ def _gradient():
 
 
 def _gamma():
-    """The data term against the smallest displacement and force errors that satisfy the equilibrium, by dense algebra."""
+    """The data term against the smallest errors of displacement and force in equilibrium, by dense algebra."""
     worst = 0.0
     for force_std in (0.0, 2e-3):
         m, x = _scan()

@@ -1,9 +1,9 @@
 """What a map shows of the prior alone: smooth variations of the modulus that the data do not determine.
 
 A map cannot tell: where the data say nothing, a prior that prefers flat maps gives one, and so does a homogeneous body.
-The Hessian of the data term tells, as in `diagnose`, but at the map itself, whose stresses may determine what those of a
-homogeneous body do not, and at a small share of the cost: at the coarsest map of a run, for a few variations, and with
-one multigrid cycle in place of a solve.
+The Hessian of the data term tells, as in `diagnose`, but at the map itself, whose stresses may determine what those of
+a homogeneous body do not, and at a small share of the cost: at the coarsest map of a run, for a few variations, and
+with one multigrid cycle in place of a solve.
 """
 
 from __future__ import annotations
@@ -151,9 +151,10 @@ def _named(weak, vectors, mass, basis, along, geometry):
     region = share > REGION
     if region.mean() > SMALLEST_REGION:
         inside = geometry.points[region]
+        axes = ("axial", "lateral") if isinstance(geometry, Grid) else "xyz"[: geometry.dim]
         sides = ", ".join(
-            f"{'xyz'[i] if not isinstance(geometry, Grid) else ('axial', 'lateral')[i]} {1e3 * a:.3g} to {1e3 * b:.3g} mm"
-            for i, (a, b) in enumerate(zip(inside.min(axis=0), inside.max(axis=0), strict=True))
+            f"{name} {1e3 * a:.3g} to {1e3 * b:.3g} mm"
+            for name, a, b in zip(axes, inside.min(axis=0), inside.max(axis=0), strict=True)
         )
         return f"the modulus of {region.mean():.0%} of the nodes ({sides})"
     for axis, own in enumerate(along):

@@ -105,8 +105,9 @@ def load_modulus(path: str | os.PathLike) -> tuple[np.ndarray, Grid | Mesh, dict
     geometry : Grid or Mesh
     info : dict
         The rest of the file: ``displacement``, ``chi2``, ``frame_chi2``, ``weight``, ``poisson``,
-        ``poisson_interval``, ``status``, ``message``, ``relative``, ``known``, ``log_modulus_std``, ``log_modulus_errors`` and
-        ``log_modulus_errors_again`` (of which `Uncertainty` gives intervals) and ``config``, where they are given.
+        ``poisson_interval``, ``status``, ``message``, ``relative``, ``known``, ``log_modulus_std``,
+        ``log_modulus_errors`` and ``log_modulus_errors_again`` (of which `Uncertainty` gives intervals) and ``config``,
+        where they are given.
 
     Raises
     ------
