@@ -442,11 +442,7 @@ def check_support(geometry: Grid | Mesh, load: Boundary) -> None:
     if _HELD.get(load) is geometry:
         return
     load.check(geometry)
-    d = geometry.dim
-    if isinstance(geometry, Grid):
-        axes = ["axis 0 (axial)", "axis 1 (lateral)"]
-    else:
-        axes = [f"coordinate {i} ({name})" for i, name in enumerate("xyz"[:d])]
+    d, axes = geometry.dim, _axis_names(geometry)
     held = ~load.loaded.reshape(d, -1)
     nodes = np.flatnonzero(held.any(axis=0))
     held, modes = held[:, nodes], rigid_modes(geometry, nodes)
@@ -461,6 +457,19 @@ def check_support(geometry: Grid | Mesh, load: Boundary) -> None:
                 "or mark measured edges as open."
             )
     _HELD[load] = geometry
+
+
+def free_motions(geometry: Grid | Mesh, fixed: np.ndarray) -> list[str]:
+    """Names of the rigid motions of a body in one piece that its fixed dofs, a mask (d, *node_shape), allow."""
+    held = fixed.reshape(geometry.dim, -1)
+    nodes = np.flatnonzero(held.any(axis=0))
+    return _free_motions(rigid_modes(geometry, nodes)[:, held[:, nodes]], _axis_names(geometry))
+
+
+def _axis_names(geometry):
+    if isinstance(geometry, Grid):
+        return ["axis 0 (axial)", "axis 1 (lateral)"]
+    return [f"coordinate {i} ({name})" for i, name in enumerate("xyz"[: geometry.dim])]
 
 
 def _pieces(geometry):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,6 +125,11 @@ class JointMeasurement:
         """The correlation of the noise of the first frame that has one."""
         tables = (m.displacement_correlation for m in self.frames)
         return next((own for own in tables if own is not None), None)
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the checksums of all frames, see `Measurement.checksum`."""
+        return hashlib.sha256(" ".join(m.checksum for m in self.frames).encode()).hexdigest()
 
     displacement = cached_property(lambda self: self._stacked("displacement"))
     displacement_std = cached_property(lambda self: self._stacked("displacement_std"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Mapping
 from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -227,6 +229,18 @@ class Measurement:
 
         return ElasticForm(self.geometry, self.law)
 
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of all that a reconstruction reads, by which a measurement is known again."""
+        m, load, geometry = self, self.load, self.geometry
+        found = hashlib.sha256(f"{geometry!r} {self.law!r} {self.noise_known}".encode())
+        places = [np.array(geometry.spacing)] if isinstance(geometry, Grid) else [geometry.points, geometry.cells]
+        loads = [load.fixed, load.displacement, load.force, load.open, *map(np.asarray, load.total_force or ())]
+        noise = [m.displacement_std, m.force_std, *(m.displacement_correlation or ())]
+        for own in (*places, *loads, m.displacement, *noise):
+            found.update(np.ascontiguousarray(own).data)
+        return found.hexdigest()
+
     @cached_property
     def motion(self) -> np.ndarray:
         """The rigid motion in the measured displacement that the fixed dofs allow, shape (d, *node_shape), metres."""
@@ -274,6 +288,11 @@ class Measurement:
         """Weights between zero, where nothing was measured, and one, where the noise is below `level`."""
         std, measured = self.displacement_std, np.isfinite(self.displacement_std) & ~self.load.fixed
         return np.where(measured, 1 / (1 + (np.where(measured, std, 0.0) / self.level) ** 2), 0.0)
+
+    def diagnose(self) -> Any:
+        """What this measurement can say about the modulus; the same as `elastofast.diagnose`."""
+        # by its public name: inversion stands behind this module, and imports it
+        return import_module(__package__).diagnose(self)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write to an HDF5 (.h5, .hdf5), NumPy (.npz) or MATLAB v5 (.mat) file, chosen by the suffix.

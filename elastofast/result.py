@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from .intervals import Uncertainty
 from .measurement import Measurement
 from .thumbnail import shown
 
-__all__ = ["Result", "message"]
+__all__ = ["Result", "made_by", "message"]
 
 # chi2 outside of this range is commented on. For n independent data its standard deviation is sqrt(2 / n), a few per
 # cent even for small grids, so that such values say that the model or the stated noise level is wrong.
@@ -35,7 +36,9 @@ class Result:
         Young's modulus in pascals; if ``relative`` is true, without unit and with geometric mean one.
     displacement : array, shape (d, *node_shape)
         The displacement in metres that belongs to the modulus: an estimate of the measured one without its noise.
-    status : {"converged", "max_iterations", "stalled", "interrupted", "failed"}
+    status : {"converged", "undetermined", "max_iterations", "stalled", "interrupted", "failed"}
+        "undetermined" is a run that came to rest at a map of which the data do not determine something, see
+        ``undetermined``.
     message : str
         What status and chi2 mean, and what to do about them.
     chi2 : float
@@ -77,6 +80,15 @@ class Result:
         each frame.
     uncertainty : Uncertainty or None
         How far the true modulus may be, where it was assigned: ``result.uncertainty = ef.uncertainty(result, m)``.
+    bounds, known
+        Those that were given to `reconstruct`, or None.
+    settings : dict
+        The other arguments of `reconstruct` for this map, as far as they are names and numbers.
+    checksum : str
+        Of the measurement, see `Measurement.checksum`.
+    undetermined : str
+        What the data do not determine of the map, or hardly: whether it varies across the load, say, or the modulus of
+        a region. There the map shows what the prior prefers. Empty if there is nothing of the kind.
     frame_chi2 : list of float
         chi2 of each frame of a `JointMeasurement`, of which ``displacement`` and ``rejected`` then have one field for
         each frame, (frames, d, *node_shape); otherwise empty.
@@ -105,6 +117,11 @@ class Result:
     noise: Any = None
     uncertainty: Uncertainty | None = None
     frame_chi2: list[float] = field(default_factory=list)
+    undetermined: str = ""
+    bounds: Any = None
+    known: Any = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    checksum: str = ""
 
     @property
     def std(self) -> np.ndarray | None:
@@ -154,17 +171,30 @@ class Result:
         return f"{modulus.min() / 1e3:.3g} to {modulus.max() / 1e3:.3g} kPa"
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the map and the names of what made it to .npz, .h5, .mat or .vtu, see `save_modulus`."""
-        from . import __version__
+        """Write the map and all that made it to .npz, .h5, .mat or .vtu, see `save_modulus`.
+
+        The configuration in the file has the settings, the versions and the build, and the checksum of the measurement.
+        """
         from .io import save_modulus
 
-        config = {
-            "elastofast": __version__,
-            "prior": self.prior,
-            "gradient": self.gradient,
-            "optimizer": self.optimizer,
-        }
+        config = {**made_by(), "prior": self.prior, "gradient": self.gradient, "optimizer": self.optimizer}
+        config |= {"settings": self.settings, "checksum": self.checksum}
+        if self.bounds is not None and all(np.ndim(own) == 0 for own in self.bounds):
+            config["bounds"] = [float(own) for own in self.bounds]
         save_modulus(path, self, self.geometry, config=config)
+
+
+def made_by() -> dict[str, Any]:
+    """Versions and build of what computes here, as a configuration keeps them."""
+    from . import __version__, _core
+
+    packages = {}
+    for name in ("numpy", "scipy", "torch"):
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"elastofast": __version__, "packages": packages, "build": _core.build_info()}
 
 
 def message(

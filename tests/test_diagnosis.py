@@ -50,12 +50,13 @@ def test_standard_deviations_are_those_of_the_dense_covariance(force_std):
 
 def test_without_a_force_the_scale_is_no_variation_and_columns_cannot_be_told_apart():
     """Under plates that approach each other, a homogeneous column keeps its strain whatever its modulus is."""
-    found = ef.diagnose(scan(ef.compression(GRID, strain=0.01)))
+    found = scan(ef.compression(GRID, strain=0.01)).diagnose()
     assert found.relative and len(found.std) == 20 and found.determined == 15
     assert np.isinf(found.std[:5]).all() and found.std[5] < 0.1
     for column in found.variations[:5]:
         np.testing.assert_allclose(column, np.broadcast_to(column[:1], column.shape), atol=1e-3)
     text = str(found)
+    assert found.rank == 15 and not found.motions and "rank           15 of 20" in text
     assert "relative, since no force is known" in text and "15 of 20" in text
     assert "lateral: not at all" in text
 
@@ -64,6 +65,7 @@ def test_what_is_missing_makes_variations_less_certain():
     everything, one = (ef.diagnose(scan(open_edges(), std)) for std in (1e-7, lateral_missing()))
     assert (one.std > everything.std).all() and one.std[0] > 5 * everything.std[0]
     assert one.measured == GRID.n_nodes and everything.measured == 2 * GRID.n_nodes
+    assert len(everything.motions) == 3 and "translation along axis 1 (lateral), rotation without" in str(everything)
     doubled = ef.diagnose(scan(open_edges(), 2e-7))
     np.testing.assert_allclose(doubled.std, 2 * everything.std, rtol=0.05)
 

@@ -30,7 +30,7 @@ FLOW = (
         "result",
         "inversion",
     ),
-    *("phantoms", "simulation", "metrics", "plots"),
+    *("phantoms", "simulation", "verification", "metrics", "plots"),
     *("learning", "evaluation", "interop", "cli", "__main__"),
 )
 UNORDERED = {"_core", "_cuda", "__version__"}  # compiled, or of the package itself

@@ -15,12 +15,23 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from . import compare, dataset, demo, info, inspect, reconstruct, simulate, track, train
+from . import compare, dataset, demo, info, inspect, reconstruct, simulate, track, train, verify
 from .shared import BROKEN_PIPE, INTERRUPTED, one_line, version
 
 __all__ = ["main"]
 
-COMMANDS = (demo, simulate, dataset, track, inspect, reconstruct, compare, train, info)  # in the order of the help
+COMMANDS = (
+    demo,
+    simulate,
+    dataset,
+    track,
+    inspect,
+    reconstruct,
+    compare,
+    train,
+    info,
+    verify,
+)  # in the order of the help
 
 
 def main(argv=None) -> int:

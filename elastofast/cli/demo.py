@@ -37,32 +37,44 @@ _TABLE = {
 }
 
 
-def run(options) -> int:
-    """Run the command; returns the exit status."""
+def scan(size, seed, snr):
+    """The simulated measurement of a lesion, with the modulus as its reference, and the mask of the lesion."""
     from ..boundary import compression
     from ..geometry import Grid
+    from ..phantoms import lesion
+    from ..simulation import simulate
+
+    grid = Grid((size, size), (40e-3 / max(size - 1, 1),) * 2)
+    truth, mask = lesion(grid, seed=seed, kind="lobulated", size=(0.2, 0.3))
+    load = compression(grid, pressure=100.0)
+    return simulate(grid, PlaneStress(0.495), load, truth, snr=snr, seed=seed), mask
+
+
+def methods() -> list[tuple[str, str]]:
+    """Gradient and prior of each row of the table; the learned prior is left out where torch is missing."""
+    rows = [*itertools.product(("frozen", "exact"), ("none", "tikhonov", "tv")), ("exact", DEFAULT_LEARNED)]
+    return rows if importlib.util.find_spec("torch") else rows[:-1]
+
+
+def run(options) -> int:
+    """Run the command; returns the exit status."""
     from ..inversion.reconstruct import reconstruct
     from ..metrics import evaluate
-    from ..phantoms import lesion
     from ..plots import plot_maps
-    from ..simulation import simulate
 
     check_output(options.out, (".png", ".pdf", ".svg"))
     n = options.size
-    grid = Grid((n, n), (40e-3 / max(n - 1, 1),) * 2)
-    truth, mask = lesion(grid, seed=options.seed, kind="lobulated", size=(0.2, 0.3))
-    load = compression(grid, pressure=100.0)
-    m = simulate(grid, PlaneStress(0.495), load, truth, snr=options.snr, seed=options.seed)
+    m, mask = scan(n, options.seed, options.snr)
+    grid, truth = m.geometry, m.reference
     print(
         f"{n} x {n} nodes, 40 mm x 40 mm, plane stress, lobulated lesion {truth[mask].mean() / 1e3:.0f} kPa "
         f"in {truth[~mask].mean() / 1e3:.0f} kPa, {options.snr:g} dB, seed {options.seed}\n"
     )
     heads = ["prior   ", "gradient", *_TABLE, "  chi2", "  weight", "seconds"]
     maps = {}
-    rows = [*itertools.product(("frozen", "exact"), ("none", "tikhonov", "tv")), ("exact", DEFAULT_LEARNED)]
-    if importlib.util.find_spec("torch") is None:
+    rows = methods()
+    if rows[-1][1] != DEFAULT_LEARNED:
         print('the learned prior is left out: pip install "elastofast[learn]"\n')
-        rows.pop()
     print("  ".join(heads))
     for gradient, prior in rows:
         with ReconstructionBar(f"{prior}, {gradient}") as bar:

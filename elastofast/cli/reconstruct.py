@@ -13,7 +13,9 @@ from ..inversion.optimizers import OPTIMIZERS
 from ..inversion.uncertainty import REPETITIONS, uncertainty
 from ..io.sidecar import ESTIMATE
 from ..priors.registry import DEFAULT_LEARNED, LEARNED, NAMED, load
+from ..result import made_by
 from .batch import files_of, reconstruct_all
+from .repeat import asked_for, compare, take_over
 from .shared import FAILED, INTERRUPTED, ReconstructionBar, check_output, digest, set_option, version
 
 HELP = (
@@ -23,6 +25,7 @@ HELP = (
 EXAMPLE = (
     "scan.h5 -o modulus.h5 --prior tv --plot modulus.png --uncertainty\n"
     "  elastofast reconstruct --joint pressed.h5 sheared.h5 -o modulus.h5 --prior tv\n"
+    "  elastofast reconstruct --config modulus.h5 -o again.h5\n"
     "  elastofast reconstruct vic2d.csv --with vic2d.toml --set noise.std=2e-4 -o modulus.h5\n"
     "  elastofast reconstruct scans/ --with scans.toml -o maps --format npz"
 )
@@ -35,7 +38,7 @@ def add_options(option) -> None:
     option(
         "files",
         metavar="FILE",
-        nargs="+",
+        nargs="*",
         help="measurement in elastofast's own layout, or with a sidecar in any other (docs/files.md); several files or "
         "a folder are reconstructed one after the other",
     )
@@ -112,6 +115,12 @@ def add_options(option) -> None:
         f"of 2 N measurements that are simulated from the map (default: {REPETITIONS}); it is written with the map and "
         "drawn by --plot",
     )
+    option(
+        "--config",
+        metavar="MAP",
+        help="modulus file whose map is to be made again: with its settings, from its input, which must not have "
+        "changed; FILE says where that is now",
+    )
     option("--plot", help="figure to write: .png, .pdf or .svg; for several files only that suffix, such as png")
     option("--format", choices=("h5", "npz", "mat", "vtu"), default="h5", help="for several files: format of the maps")
     option("--quiet", action="store_true", help="show no progress bar")
@@ -119,6 +128,10 @@ def add_options(option) -> None:
 
 def run(options) -> int:
     """Run the command; returns the exit status."""
+    if options.config:
+        take_over(options)
+    elif not options.files:
+        raise ValueError("give at least one FILE, or --config")
     work = Work(options)
     if not options.joint and (len(options.files) > 1 or os.path.isdir(options.files[0])):
         return reconstruct_all(work, options)
@@ -132,8 +145,11 @@ def run(options) -> int:
     print(m)
     with ReconstructionBar(options.prior, hidden=options.quiet) as bar:
         result = work(m, bar)
+    repeated = compare(options.config, result) if options.config else ""
     work.save(paths, m, result, options.output, options.plot)
     _print_result(result, m)
+    if options.config:
+        print(f"map      {repeated}")
     print(f"wrote {options.output}")
     if options.plot:
         print(f"wrote {options.plot}")
@@ -160,6 +176,7 @@ class Work:
         if options.bounds:
             self.settings["bounds"] = tuple(options.bounds)
         self.repetitions = options.uncertainty
+        self.asked = asked_for(options)
         self.joint = options.joint
         self.known = options.known
         self.weights = options.weights
@@ -186,11 +203,8 @@ class Work:
         result = reconstruct(m, progress=progress, known=known, **{**self.settings, "prior": self.prior})
         if self.repetitions is not None and result.status not in ("interrupted", "failed"):
             given: Any = None if self.weights is None else self.prior
-            bounds = self.settings.get("bounds")
             try:
-                result.uncertainty = uncertainty(
-                    result, m, self.repetitions, prior=given, bounds=bounds, known=known, progress=progress
-                )
+                result.uncertainty = uncertainty(result, m, self.repetitions, prior=given, progress=progress)
             except KeyboardInterrupt:  # the map itself is not lost
                 result.status = "interrupted"
                 result.message = "Interrupted before it was known how sure the map is; the map is complete."
@@ -225,7 +239,8 @@ class Work:
         from ..io import save_modulus
 
         files, digests = [str(path) for path in paths], [digest(path) for path in paths]
-        config = {**self.config(), "optimizer": result.optimizer}
+        config = {**made_by(), **self.config(), **self.asked, "optimizer": result.optimizer}
+        config["checksum"] = result.checksum
         config |= {"files": files, "sha256": digests} if self.joint else {"file": files[0], "sha256": digests[0]}
         if self.settings["prior"] == "auto":
             config["prior"] = result.prior

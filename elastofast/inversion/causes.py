@@ -73,7 +73,7 @@ def likely_cause(measurement: Measurement, result: Result, options: Options) -> 
     str
         A sentence or two.
     """
-    rested = result.status in ("converged", "stalled", "failed") or (
+    rested = result.status in ("converged", "undetermined", "stalled", "failed") or (
         result.status == "max_iterations" and options.max_iterations is None
     )
     if not rested:

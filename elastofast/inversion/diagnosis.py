@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 
 from ..backend.device import to_host
+from ..boundary import free_motions
 from ..measurement import Measurement
 from ..misfit.fidelity import Fidelity
 from .initial import VISIBLE, homogeneous
@@ -35,6 +36,9 @@ class Diagnosis:
         No force is known, so that nothing tells the modulus but up to a factor; that is then no variation.
     equations, measured : int
         Number of loaded dofs, and of displacements that count as measured.
+    motions : list of str
+        Motions of the body as a whole that the fixed dofs allow. They cause no force, so that the modulus does not
+        depend on them, and they are taken from the displacements of open dofs.
     data : float
         Number of independent data, which chi2 is a mean over.
     std : numpy.ndarray, shape (K,)
@@ -49,10 +53,16 @@ class Diagnosis:
     relative: bool
     equations: int
     measured: int
+    motions: list[str]
     data: float
     std: np.ndarray
     variations: np.ndarray = field(repr=False)
     names: list[str] = field(repr=False)
+
+    @property
+    def rank(self) -> int:
+        """How many variations the data see at all."""
+        return int(np.isfinite(self.std).sum())
 
     @property
     def determined(self) -> int:
@@ -64,6 +74,9 @@ class Diagnosis:
         lines = [
             f"modulus        {scale}",
             f"data           {self.measured} displacements, {self.equations} equations, {self.data:.0f} independent",
+            f"motion         {', '.join(self.motions) or 'none'} without deformation that the supports allow"
+            f"{'; the displacements show how far' if self.motions else ''}",
+            f"rank           {self.rank} of {len(self.std)} smooth variations of the modulus change the displacement",
             f"determined     {self.determined} of {len(self.std)} smooth variations of the modulus, to better than a "
             "factor of two by the data alone",
         ]
@@ -134,6 +147,7 @@ def diagnose(measurement: Measurement) -> Diagnosis:
         relative=relative,
         equations=m.load.n_equations,
         measured=int(m.observed.sum()),
+        motions=free_motions(m.geometry, m.load.fixed),
         data=float(fidelity.n_data),
         std=std,
         variations=(vectors.T @ basis).reshape(-1, *m.geometry.node_shape),

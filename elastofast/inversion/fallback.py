@@ -262,7 +262,7 @@ def _inferior(cases: Iterable[_Case], choice: _Choice) -> list[_Case]:
         distance = _distance(case, choice.options.prior)
         case.rows[-1]["distance"] = distance
         usual = _usual_distance(case.result.weight, choice.settings)
-        if case.result.status != "converged":
+        if case.result.status not in ("converged", "undetermined"):
             case.reasons.append(f"The map of prior {name!r} had not come to rest: the data still pulled at it.")
             inferior.append(case)
         elif distance > usual:

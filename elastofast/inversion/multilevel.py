@@ -22,11 +22,12 @@ from .coarsen import coarsen, refine
 from .history import History
 from .initial import given, homogeneous
 from .options import Options, check_weight
-from .packing import correct, pack
+from .packing import correct, flagged, pack
 from .prior_weight import choose_weight
 from .problem import Iterate, Problem
 from .scale import HeldScale, force_factor, has_total_force
 from .stopping import Discrepancy
+from .undetermined import Undetermined, undetermined
 
 __all__ = ["Multilevel"]
 
@@ -90,6 +91,7 @@ class Multilevel:
         self.fidelity: Fidelity | None = None  # of the level that is being worked on
         self.begun: tuple[int, Iterate] | None = None  # level and point of the start, not evaluated
         self.reached: tuple[int, Iterate] | None = None  # level and point of the finest level reached
+        self.weak: list[Undetermined] | None = None  # what the data do not determine, of each member
 
     def results(self) -> list[Result]:
         """Run, and pack one `Result` for each member.
@@ -123,12 +125,14 @@ class Multilevel:
         """Visit the levels from coarse to fine; returns each member's status on the finest."""
         z = self._first_maps()
         status: Any = None
+        first = None  # the homogeneous maps, on the coarsest level
         for number in reversed(range(len(self.levels))):
             fidelity = self.fidelity = self._fidelity(self.levels[number])
             problem = self._problem(number, fidelity, z)
             if self.reached is None:
                 self.begun = number, problem.start
                 self.reached = number, problem.start._replace(data=fidelity.evaluate(np.exp(z), self.rtol))
+                first = self.reached[1] if self.starts is None else None
             if self.weight is None and not self.options.optimizer.chooses_weight:
                 self.weight, start = choose_weight(
                     problem, self.reached[1], self.levels[0], self.levels[number], self._fidelity
@@ -140,6 +144,8 @@ class Multilevel:
             if self.discrepancy is not None:
                 point = self._least_discrepant(self.discrepancy, point, fidelity)
             self.reached = number, point
+            if problem.coarsest:
+                self.weak = undetermined(fidelity, self.levels[number], point, first, self.rtol, self.options.limits)
             if number:
                 z = self._refined(point.z, number)
         return ["converged" if one == "stopped" else one for one in status]
@@ -234,9 +240,10 @@ class Multilevel:
         frames = None
         if isinstance(fidelity, JointFidelity) and isinstance(data, JointEvaluation):
             frames = 2 * data.frame_values / fidelity.frame_n_data[:, None]
-        return pack(
+        results = pack(
             self.levels[0], self.options, x, data, chi2, frames, status, self.weight, held, self.history, timing
         )
+        return results if self.weak is None else [flagged(*both) for both in zip(results, self.weak, strict=True)]
 
     def _fidelity(self, measurements) -> Fidelity:
         fidelity = data_term(measurements, self.options.gradient, self.rtol)

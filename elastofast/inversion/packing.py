@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..geometry import Grid
@@ -11,8 +13,9 @@ from .evidence import residual
 from .history import History
 from .options import Options
 from .scale import force_factor
+from .undetermined import UNKNOWN, Undetermined
 
-__all__ = ["correct", "pack"]
+__all__ = ["correct", "flagged", "pack"]
 
 # Logarithm of the ratio of a measured total force to that of the map above which it is commented on: load cells are
 # better than that. Not studied.
@@ -104,6 +107,20 @@ def pack(
             )
         )
     return results
+
+
+def flagged(result: Result, weak: Undetermined) -> Result:
+    """The result, which says what of its map the data do not determine; its status does if that is beyond doubt."""
+    if not weak.what:
+        return result
+    nothing = weak.std > UNKNOWN
+    text = (
+        f"The data {'do not' if nothing else 'hardly'} determine {weak.what}: in that respect the map shows what the "
+        "prior prefers. Frames under another load tell (joint=True), a region of known modulus (known), less noise, or "
+        "displacements where none were measured; ef.diagnose(m) says what a measurement determines."
+    )
+    status = "undetermined" if nothing and result.status in ("converged", "stalled") else result.status
+    return replace(result, status=status, message=f"{result.message} {text}", undetermined=weak.what)
 
 
 def _correlated(m, data, k, chi2):

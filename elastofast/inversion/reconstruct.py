@@ -182,6 +182,7 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
         for m, w in zip(members, weights, strict=True)
     ]
 
+    given = list(members)  # before anything is estimated
     estimates = {}
     for k, m in enumerate(members):
         if not m.noise_known:
@@ -227,6 +228,16 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
 
     results = without_outliers(dict(enumerate(members)), noise, solve)
     results |= {k: replace(results[k], noise=estimate) for k, estimate in estimates.items() if k in results}
+    settings = {
+        "prior": prior if isinstance(prior, str) else type(prior).__name__, "gradient": gradient,
+        "optimizer": optimizer, "noise": noise, "poisson": poisson, "max_iterations": max_iterations, "step": step,
+    }  # fmt: skip
+    for k, result in results.items():
+        own = weights[k] if isinstance(weights[k], str) else float(weights[k])
+        results[k] = replace(
+            result, bounds=bounds, known=known, checksum=given[k].checksum,
+            settings={**settings, "weight": own, "started": starts[k] is not None},
+        )  # fmt: skip
     for k, result in results.items():
         if checked[k].note and result.prior == checked[k].prior_name:
             results[k] = result = replace(result, message=f"{result.message} {checked[k].note}")

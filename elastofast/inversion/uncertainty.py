@@ -69,7 +69,8 @@ def uncertainty(
     prior : object, optional
         The prior of the result, where it was not one with a name.
     bounds, known : optional
-        What was given to `reconstruct`.
+        What was given to `reconstruct`, where the result does not have it (``result.bounds``, ``result.known``), as one
+        that was put together from a file.
     seed : int or numpy.random.Generator
         Of the noise.
     progress : bool or callable, optional
@@ -98,6 +99,8 @@ def uncertainty(
     >>> low, estimate, high = sure.contrast(lesion, background, level=0.9)  # doctest: +SKIP
     """
     m = _checked(result, measurement, repetitions)
+    bounds = result.bounds if bounds is None else bounds
+    known = result.known if known is None else known
     if known is None and not (result.relative or m.load.force.any() or m.load.total_force):
         raise ValueError(
             "known must be given: no force is known, but the result is in pascals, so that reconstruct was given "
@@ -108,6 +111,12 @@ def uncertainty(
         prior_used = result.prior
     elif prior is None:
         raise ValueError(f"prior must be given: the result was made with an object, {result.prior!r}, not with a name")
+    if result.undetermined:
+        warnings.warn(
+            f"the data do not determine {result.undetermined}, or hardly: there the map shows what the prior prefers, "
+            "and so do the maps by which its uncertainty is found, which is larger than they say",
+            stacklevel=2,
+        )
     if result.chi2 > CHI2_RANGE[1]:
         warnings.warn(
             f"chi2 is {result.chi2:.2f}: the data are not explained, so that noise, model or prior are not what they "

@@ -72,6 +72,7 @@ FIELDS = {
     "frame_chi2": ("1", "the same of each frame of a joint reconstruction"),
     "weight": ("1", "prior weight"),
     "poisson_interval": ("1", "ends of the 95 % interval of the Poisson ratio, if it was estimated"),
+    "known": ("Pa", "the modulus where it was known, NaN where it was sought"),
     "status": ("", "how the reconstruction ended"),
     "message": ("", "the same as advice"),
     "config": ("", "run configuration as JSON"),

@@ -62,6 +62,8 @@ def save_modulus(
         value = getattr(result, name, None)
         if value is not None and np.size(value):
             fields[name] = convert(value)
+    if "known" in fields:
+        fields["known"] = fields["known"].reshape(geometry.node_shape)
     sure = getattr(result, "uncertainty", None)
     if sure is not None:
         fields |= {
@@ -83,6 +85,7 @@ _RESULT = (
     ("weight", float),
     ("poisson", float),
     ("poisson_interval", list),
+    ("known", lambda value: np.ma.filled(np.ma.asarray(to_host(value), dtype=float), np.nan)),
     ("status", str),
     ("message", str),
 )
@@ -102,8 +105,9 @@ def load_modulus(path: str | os.PathLike) -> tuple[np.ndarray, Grid | Mesh, dict
     geometry : Grid or Mesh
     info : dict
         The rest of the file: ``displacement``, ``chi2``, ``frame_chi2``, ``weight``, ``poisson``,
-        ``poisson_interval``, ``status``, ``message``, ``relative``, ``log_modulus_std``, ``log_modulus_errors`` and
-        ``log_modulus_errors_again`` (of which `Uncertainty` gives intervals) and ``config``, where they are given.
+        ``poisson_interval``, ``status``, ``message``, ``relative``, ``known``, ``log_modulus_std``,
+        ``log_modulus_errors`` and ``log_modulus_errors_again`` (of which `Uncertainty` gives intervals) and ``config``,
+        where they are given.
 
     Raises
     ------
@@ -120,6 +124,8 @@ def load_modulus(path: str | os.PathLike) -> tuple[np.ndarray, Grid | Mesh, dict
         modulus = shaped(need(file, "modulus"), geometry.node_shape, "modulus")
         names = "chi2", "frame_chi2", "weight", "poisson", "status", "message"
         info = {name: file.get(name) for name in names if name in file}
+        if "known" in file:
+            info["known"] = shaped(file.get("known"), geometry.node_shape, "known")
         if "poisson_interval" in file:
             info["poisson_interval"] = tuple(np.ravel(file.get("poisson_interval")).tolist())
         if "displacement" in file:
