@@ -162,10 +162,15 @@ def scikit_fem(form, x):
     import skfem
     from skfem.helpers import ddot, div, sym_grad
 
-    h0, h1 = form.geometry.spacing
-    mesh = skfem.MeshQuad.init_tensor(*(h * np.arange(n) for n, h in zip(form.node_shape, (h0, h1), strict=True)))
-    node = np.rint(mesh.p / [[h0], [h1]]).astype(int)  # ours at each of theirs
-    vector, scalar = skfem.ElementVector(skfem.ElementQuad1()), skfem.ElementQuad1()
+    if isinstance(form.geometry, ef.Grid):
+        h0, h1 = form.geometry.spacing
+        mesh = skfem.MeshQuad.init_tensor(*(h * np.arange(n) for n, h in zip(form.node_shape, (h0, h1), strict=True)))
+        node = tuple(np.rint(mesh.p / [[h0], [h1]]).astype(int))  # ours at each of theirs
+        scalar, middle = skfem.ElementQuad1(), (np.full((2, 1), 0.5), np.ones(1))
+    else:
+        mesh, node = skfem.MeshTri(form.geometry.points.T.copy(), form.geometry.cells.T.copy()), slice(None)
+        scalar, middle = skfem.ElementTriP1(), None
+    vector = skfem.ElementVector(scalar)
     lam, mu = form.law.lame_lambda, form.law.lame_mu
 
     @skfem.BilinearForm
@@ -176,11 +181,11 @@ def scikit_fem(form, x):
     def volume(u, v, w):
         return lam * w["x"] * div(u) * div(v)
 
-    four, one = skfem.quadrature.get_quadrature(vector, 3), (np.full((2, 1), 0.5), np.ones(1))
-    parts = [(shear, four), (volume, one if form.law.mean_dilatation else four)]
+    full = skfem.quadrature.get_quadrature(vector, 3)
+    parts = [(shear, full), (volume, middle if form.law.mean_dilatation else full)]
     bases = [skfem.Basis(mesh, vector, quadrature=points) for _, points in parts]
     values = [basis.with_element(scalar) for basis in bases]
-    modulus = x[node[0], node[1]]
+    modulus = x[node]
 
     def assemble():
         return sum(
@@ -204,10 +209,14 @@ def torch_fem(form, x):
     modulus = torch.full((len(cells),), float(x.ravel()[0]), dtype=torch.float64)
     law = torchfem.materials.IsotropicElasticityPlaneStress(E=modulus, nu=torch.full_like(modulus, form.law.poisson))
     body = torchfem.Planar(torch.tensor(form.geometry.points), cells, law)
-    none = torch.tensor([], dtype=torch.int64)
+    none, single = torch.tensor([], dtype=torch.int64), torch.get_default_dtype()
 
     def assemble():
-        return body.assemble_matrix(body.k0(), none)
+        torch.set_default_dtype(torch.float64)  # in which torch-fem makes its tables
+        try:
+            return body.assemble_matrix(body.k0(), none)
+        finally:
+            torch.set_default_dtype(single)
 
     return assemble, lambda k: float(torch.linalg.norm(k.coalesce().values() if k.is_sparse else k.values()))
 

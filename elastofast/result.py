@@ -77,6 +77,8 @@ class Result:
         each frame.
     uncertainty : Uncertainty or None
         How far the true modulus may be, where it was assigned: ``result.uncertainty = ef.uncertainty(result, m)``.
+    known : numpy.ndarray of bool, shape node_shape, or None
+        The nodes whose modulus was held at a known value.
     frame_chi2 : list of float
         chi2 of each frame of a `JointMeasurement`, of which ``displacement`` and ``rejected`` then have one field for
         each frame, (frames, d, *node_shape); otherwise empty.
@@ -104,6 +106,7 @@ class Result:
     rejected: np.ndarray | None = None
     noise: Any = None
     uncertainty: Uncertainty | None = None
+    known: np.ndarray | None = None
     frame_chi2: list[float] = field(default_factory=list)
 
     @property

@@ -85,6 +85,7 @@ def test_relative_results_are_drawn_over_their_geometric_mean(tmp_path, geometry
         frame_chi2=[],
         rejected=np.random.default_rng(0).random(u.shape) < 0.02 if reference else None,
         noise=None,
+        known=truth > 30e3 if reference else None,
     )
     plot_result(result, m, tmp_path / "r.png")
     assert image(tmp_path / "r.png").std() > 0.05

@@ -61,7 +61,7 @@ def pack(
     timing : dict
         Seconds, see `Result`.
     """
-    count, seconds = len(measurements), sum(timing.values())
+    count, seconds, known = len(measurements), sum(timing.values()), options.limits.known
     results = []
     for k, (m, own) in enumerate(zip(measurements, x, strict=True)):
         frame_chi2 = [] if frames is None else frames[:, k].tolist()
@@ -101,6 +101,7 @@ def pack(
                 optimizer=options.optimizer.name,
                 geometry=m.geometry,
                 poisson=m.law.poisson,
+                known=None if known is None else np.isfinite(known).reshape(m.geometry.node_shape),
             )
         )
     return results
