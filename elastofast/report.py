@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,13 +137,14 @@ def write_overview(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]], p
     pictures : dict of str to str
         For each file's name the HTML of its picture, empty for none.
     """
+    rows = list(rows)
 
     def number(row, name, spec):
         return "-" if row.get(name) is None else format(row[name], spec)
 
     lines = [
         [
-            row["file"],
+            Path(row["file"]).name,
             (pictures.get(row["file"], ""), "html"),
             (row["status"], "" if row["status"] == "converged" else "best"),
             number(row, "chi2", ".3f"),
@@ -155,11 +157,12 @@ def write_overview(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]], p
         ]
         for row in rows
     ]
+    folders = ", ".join(sorted({str(Path(row["file"]).parent) for row in rows}))
     heads = ("file", "map", "status", "chi2", "prior", "weight", "nodes", "5 %", "median", "95 % (Pa)", "seconds")
     body = [
         "<h1>Reconstructions</h1>",
-        f"<p>{len(lines)} files. The moduli are percentiles over the nodes of a map; those of relative maps have no "
-        "unit. Colours go from the least to the greatest modulus of each map.</p>",
+        f"<p>{len(lines)} files in {escape(folders)}. The moduli are percentiles over the nodes of a map; those of "
+        "relative maps have no unit. Colours go from the least to the greatest modulus of each map.</p>",
         table("", [*heads, "message"], lines),
         f"<pre>{escape(json.dumps(versions(), indent=1))}</pre>",
     ]

@@ -231,7 +231,8 @@ def plot_result(
     columns = len(fields) + 2 + (result.std is not None)
     with styled_figure(2.75 * columns + 1.0, tall + 3.0) as figure:
         outer = figure.add_gridspec(2, 1, height_ratios=(tall + 0.5, 2.2))
-        places = iter([outer[0].subgridspec(1, columns)[i] for i in range(columns)])
+        top = outer[0].subgridspec(1, columns)
+        places = iter([top[i] for i in range(columns)])
         panels: list = []
         for name, field in fields.items():
             axes = draw_modulus(
@@ -303,7 +304,7 @@ def plot_displacement(
         "measured": np.where(seen, m.displacement, np.nan),
         "fitted": np.reshape(to_host(result.displacement), (len(measurement.frames), *m.displacement.shape))[frame],
     }
-    with styled_figure(4 * (RESULT_PANEL + 0.7), RESULT_PANEL * aspect(geometry) + 0.7) as figure:
+    with styled_figure(4 * RESULT_PANEL + 1.6, RESULT_PANEL * aspect(geometry) + 1.5) as figure:
         panels = figure.subplots(1, 4)
         for i, component in enumerate(COMPONENTS):
             index = geometry.axial if component == "axial" else 1 - geometry.axial
