@@ -24,7 +24,7 @@ table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabu
 caption { text-align: left; padding: .3rem 0; font-weight: 600; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td.text { text-align: left; } thead th { background: var(--soft); }
-td.text { white-space: normal; min-width: 20rem; } table.facts td { text-align: left; white-space: normal; }
+td.text { white-space: normal; min-width: 14rem; } table.facts td { text-align: left; white-space: normal; }
 td img { max-width: none; display: block; }
 td.best { font-weight: 700; }
 figure { margin: 1.5rem 0; } figure .wide { margin: 0; } figcaption { font-size: .88rem; }

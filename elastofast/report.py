@@ -142,6 +142,11 @@ def write_overview(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]], p
     def number(row, name, spec):
         return "-" if row.get(name) is None else format(row[name], spec)
 
+    def modulus(row, name):
+        if row.get("relative"):
+            return number(row, name, ".3g")
+        return "-" if row.get(name) is None else f"{row[name] / 1e3:.3g} kPa"
+
     lines = [
         [
             Path(row["file"]).name,
@@ -151,14 +156,14 @@ def write_overview(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]], p
             row["prior"] or "-",
             number(row, "weight", ".3g"),
             row["nodes"] or "-",
-            *(number(row, f"modulus_{part}", ".4g") for part in ("5", "median", "95")),
+            *(modulus(row, f"modulus_{part}") for part in ("5", "median", "95")),
             number(row, "seconds", ".1f"),
             (row["message"] or "", "text"),
         ]
         for row in rows
     ]
     folders = ", ".join(sorted({str(Path(row["file"]).parent) for row in rows}))
-    heads = ("file", "map", "status", "chi2", "prior", "weight", "nodes", "5 %", "median", "95 % (Pa)", "seconds")
+    heads = ("file", "map", "status", "chi2", "prior", "weight", "nodes", "5 %", "median", "95 %", "seconds")
     body = [
         "<h1>Reconstructions</h1>",
         f"<p>{len(lines)} files in {escape(folders)}. The moduli are percentiles over the nodes of a map; those of "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -264,8 +264,9 @@ def draw_profile(
         depth = lesion_depth(next(iter(fields.values())), geometry)
     axes, colors = _axes(ax), iter(COLORS * len(fields))
     for name, field in fields.items():
-        style = {"color": "black", "lw": 2.0, "zorder": 1} if name == "truth" else {"color": next(colors), "lw": 1.3}
-        axes.plot(*lateral_profile(field, geometry, depth), label=name, **style)
+        truth = name == "truth"
+        style: dict[str, Any] = {"color": "black", "lw": 2.0} if truth else {"color": next(colors), "lw": 1.3}
+        axes.plot(*lateral_profile(field, geometry, depth), label=name, zorder=1 if truth else 2, **style)
     axes.set(xlabel="lateral (mm)", ylabel=quantity)
     if limits is not None:
         axes.set_ylim(limits[0] / 1e3, limits[1] / 1e3)
