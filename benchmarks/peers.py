@@ -4,6 +4,7 @@ All solve or build the same: the tests compare their answers with ours before th
 not installed skips its benchmark.
 """
 
+import contextlib
 import json
 import subprocess
 import tempfile
@@ -207,16 +208,22 @@ def torch_fem(form, x):
     corner = (torch.arange(n0 - 1)[:, None] * n1 + torch.arange(n1 - 1)).ravel()
     cells = corner[:, None] + torch.tensor([0, n1, n1 + 1, 1])
     modulus = torch.full((len(cells),), float(x.ravel()[0]), dtype=torch.float64)
-    law = torchfem.materials.IsotropicElasticityPlaneStress(E=modulus, nu=torch.full_like(modulus, form.law.poisson))
-    body = torchfem.Planar(torch.tensor(form.geometry.points), cells, law)
-    none, single = torch.tensor([], dtype=torch.int64), torch.get_default_dtype()
+
+    @contextlib.contextmanager
+    def double():  # torch-fem makes its tables in the default dtype
+        single = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        yield
+        torch.set_default_dtype(single)
+
+    with double():
+        law = torchfem.materials.IsotropicElasticityPlaneStress(E=modulus, nu=0 * modulus + form.law.poisson)
+        body = torchfem.Planar(torch.tensor(form.geometry.points), cells, law)
+    none = torch.tensor([], dtype=torch.int64)
 
     def assemble():
-        torch.set_default_dtype(torch.float64)  # in which torch-fem makes its tables
-        try:
+        with double():
             return body.assemble_matrix(body.k0(), none)
-        finally:
-            torch.set_default_dtype(single)
 
     return assemble, lambda k: float(torch.linalg.norm(k.coalesce().values() if k.is_sparse else k.values()))
 
