@@ -1,8 +1,4 @@
-"""Fair races: all contestants in one run, interleaved, compared by their medians.
-
-Times on a shared machine drift, so a ratio means something only if both sides were measured side by side. Set
-OMP_NUM_THREADS before the start: elastofast, MKL and OpenBLAS all follow it.
-"""
+"""What the scripts and tests of this folder share: the standard problems, tables, and the files of results."""
 
 import contextlib
 import datetime
@@ -10,9 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
-import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,77 +19,28 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def race(contestants, rounds=5, turn=0.02, patience=5.0):
-    """Median and least time of each contestant, in seconds.
-
-    Every round gives each contestant a turn, in alternating order: as many calls as fit into ``turn``
-    seconds, at least one. A contestant is called without arguments; if it returns a float, that is its time,
-    else it is timed here. The first call (compilation, caches, first touch of memory) does not count, unless
-    it took more than ``patience`` seconds: then there is no second one.
-    """
-    times, calls = {}, {}
-    for name, run in contestants.items():
-        first = _time(run)
-        if first > patience:
-            times[name] = [first]
-        else:
-            times[name], calls[name] = [], max(1, round(turn / _time(run)))
-    order = list(calls)
-    for _ in range(rounds):
-        for name in order:
-            times[name] += [_time(contestants[name]) for _ in range(calls[name])]
-        order.reverse()
-    return {name: {"median": statistics.median(t), "min": min(t), "calls": len(t)} for name, t in times.items()}
-
-
-def _time(run):
-    before = time.perf_counter()
-    own = run()
-    return own if isinstance(own, float) else time.perf_counter() - before
-
-
-class Remote:
-    """A contestant under another interpreter: for each line in, it answers with ``seconds`` as JSON."""
-
-    def __init__(self, *command):
-        command = [str(part) for part in command]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.ready = self._answer()
-
-    def __call__(self):
-        """Let it run once; returns the seconds that it took."""
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        self.last = self._answer()
-        return float(self.last["seconds"])
-
-    def _answer(self):
-        line = self.process.stdout.readline()
-        if not line:
-            raise ImportError(f"{' '.join(self.process.args)} ended")
-        return json.loads(line)
-
-    def close(self):
-        """End it."""
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait()
-
-
-@contextlib.contextmanager
-def optional(peer):
-    """Skip a peer that is not installed, and say why."""
-    try:
-        yield
-    except (ImportError, OSError) as error:
-        print(f"skipped {peer}: {error}", flush=True)
-
-
 def problem(n, law):
     """Form, modulus and load of the standard test: a 5:1 inclusion in a 40 mm square under 100 Pa."""
     grid = ef.Grid((n, n), (40e-3 / (n - 1),) * 2)
     x, _ = ef.inclusion(grid, center=(20e-3, 20e-3), radius=8e-3, modulus=50e3, background=10e3)
     return ef.ElasticForm(grid, law), x, ef.compression(grid, pressure=100.0)
+
+
+def mesh_problem(n):
+    """The same on triangles, in plane stress: every cell of the grid is cut in two."""
+    form, x, _ = problem(n, LAWS["plane stress"])
+    node = np.arange(n * n).reshape(n, n)
+    a, b, c, d = (corner.ravel() for corner in (node[:-1, :-1], node[1:, :-1], node[1:, 1:], node[:-1, 1:]))
+    # axis 1 of a mesh is axial, axis 0 of a grid
+    mesh = ef.Mesh(form.geometry.points[:, ::-1], np.concatenate([np.c_[a, d, c], np.c_[a, c, b]]))
+    return ef.ElasticForm(mesh, form.law), x.ravel(), ef.compression(mesh, pressure=100.0)
+
+
+def phantom(n, law, snr=35.0, seed=1):
+    """The simulated measurement of a lesion in a 40 mm square under 100 Pa, and the lesion's mask."""
+    grid = ef.Grid((n, n), (40e-3 / (n - 1),) * 2)
+    truth, mask = ef.lesion(grid, seed=seed, kind="random", size=(0.2, 0.3))
+    return ef.simulate(grid, law, ef.compression(grid, pressure=100.0), truth, snr=snr, seed=seed), mask
 
 
 LAWS = {"plane stress": ef.PlaneStress(0.495), "plane strain": ef.PlaneStrain(0.495)}

@@ -31,14 +31,15 @@ _MODULE_NAMES = {
     "misfit.covariance": ("NoiseCovariance",),
     "misfit.fidelity": ("Fidelity",),
     "phantoms": ("inclusion", "lesion"),
-    "plots": ("plot_maps", "plot_result", "plot_tracking"),
+    "plots": ("plot_displacement", "plot_maps", "plot_result", "plot_tracking"),
+    "report": ("write_report",),
     "result": ("Result",),
     "simulation": ("simulate",),
     "tracking.field": ("Tracking",),
     "tracking.pair": ("track",),
 }
 _MODULE_OF = {name: module for module, names in _MODULE_NAMES.items() for name in names}
-_MODULES = ("metrics", "priors", "tracking")
+_MODULES = ("metrics", "plots", "priors", "tracking")
 
 __all__ = ["__version__", *sorted(_MODULE_OF), *_MODULES]
 

@@ -22,8 +22,7 @@ class MultigridSettings:
     """How the multigrid solver of a `Grid` treats the matrices of a law.
 
     The default values are those of plane stress. They were chosen on grids of up to 512 x 512 nodes at a Poisson ratio
-    of 0.495; the reconstructions of benchmarks/reconstruction.py and the solves of benchmarks/solve.py show their
-    effect.
+    of 0.495; the solves and reconstructions of benchmarks/test_solves.py show their effect.
 
     Parameters
     ----------

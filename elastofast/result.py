@@ -80,8 +80,10 @@ class Result:
         each frame.
     uncertainty : Uncertainty or None
         How far the true modulus may be, where it was assigned: ``result.uncertainty = ef.uncertainty(result, m)``.
-    bounds, known
+    bounds
         Those that were given to `reconstruct`, or None.
+    known : array, shape node_shape, or None
+        The moduli that were given to `reconstruct` as known, NaN or masked elsewhere.
     settings : dict
         The other arguments of `reconstruct` for this map, as far as they are names and numbers.
     checksum : str

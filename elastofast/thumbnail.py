@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from html import escape
 from io import BytesIO
 from typing import Any
@@ -11,8 +10,9 @@ import numpy as np
 
 from .backend.device import to_host
 from .geometry import Grid, Mesh
+from .page import image_source
 
-__all__ = ["shown"]
+__all__ = ["picture", "shown"]
 
 PIXELS = 96  # of a mesh's picture along its longer edge, and of the width on the screen
 FAR = 1.5  # pixels from the nearest node, in mean distances of nodes, beyond which there is no body
@@ -22,13 +22,13 @@ def shown(title: str, facts: dict[str, str], field: Any, geometry: Grid | Mesh) 
     """HTML with a table of facts and a picture of a node field, where matplotlib is installed and the body is plane."""
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
     return (
-        f'<div style="display:flex;gap:1em;align-items:center">{_picture(np.asarray(to_host(field)), geometry)}'
+        f'<div style="display:flex;gap:1em;align-items:center">{picture(np.asarray(to_host(field)), geometry)}'
         f"<table><caption><b>{escape(title)}</b></caption>{rows}</table></div>"
     )
 
 
-def _picture(field, geometry):
-    """An image element; nothing where it cannot be made."""
+def picture(field: Any, geometry: Grid | Mesh) -> str:
+    """A node field as an image element; nothing where it cannot be made."""
     try:
         from matplotlib.image import imsave
     except ImportError:
@@ -42,10 +42,8 @@ def _picture(field, geometry):
     file = BytesIO()
     low, high = np.nanpercentile(image, (0.5, 99.5))
     imsave(file, image, vmin=low, vmax=max(high, np.nextafter(low, np.inf)), cmap="magma", format="png")
-    data = base64.b64encode(file.getvalue()).decode("ascii")
-    return (
-        f'<img alt="map" width="{PIXELS}" height="{round(PIXELS * height / width)}" src="data:image/png;base64,{data}">'
-    )
+    size = f'width="{PIXELS}" height="{round(PIXELS * height / width)}"'
+    return f'<img alt="map" {size} src="{image_source(file.getvalue())}">'
 
 
 def _raster(field, mesh):

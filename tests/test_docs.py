@@ -65,13 +65,14 @@ def test_every_example_is_named_on_a_page_and_says_what_it_is():
         assert re.match(r"[A-Z].*[.:]", ast.get_docstring(ast.parse(script.read_text())) or "")
 
 
-@pytest.mark.parametrize("module", ["elastofast", "elastofast.priors", "elastofast.tracking"])
+@pytest.mark.parametrize("module", ["elastofast", "elastofast.plots", "elastofast.priors", "elastofast.tracking"])
 def test_the_reference_lists_every_public_name(module):
     listed = set((DOCS / "api.md").read_text().split())
     whole = {
         *errors.__all__,
         "__version__",
         "NAMED",
+        "plots",
         "priors",
         "tracking",
     }  # with their module, or no page of their own

@@ -16,7 +16,7 @@ HEAVY = {"torch", "numba", "cupy", "matplotlib", "h5py", "meshio", "skimage"}
 
 # The parts of the package in the order in which data pass: each may import itself and those before it.
 FLOW = (
-    *("progress", "errors", "geometry", "laws", "boundary", "backend", "forward"),
+    *("progress", "errors", "geometry", "laws", "boundary", "backend", "forward", "page"),
     *(
         "thumbnail",
         "io",
@@ -30,7 +30,7 @@ FLOW = (
         "result",
         "inversion",
     ),
-    *("phantoms", "simulation", "verification", "metrics", "plots"),
+    *("phantoms", "simulation", "verification", "metrics", "plots", "report"),
     *("learning", "evaluation", "interop", "cli", "__main__"),
 )
 UNORDERED = {"_core", "_cuda", "__version__"}  # compiled, or of the package itself

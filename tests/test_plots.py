@@ -8,7 +8,14 @@ from elastofast.geometry import Grid, Mesh
 from elastofast.laws import PlaneStress
 from elastofast.measurement import Measurement
 from elastofast.phantoms import inclusion
-from elastofast.plots import plot_maps, plot_result
+from elastofast.plots import (
+    draw_displacement,
+    draw_modulus,
+    draw_profile,
+    draw_uncertainty,
+    plot_maps,
+    plot_result,
+)
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("skimage")
@@ -85,6 +92,7 @@ def test_relative_results_are_drawn_over_their_geometric_mean(tmp_path, geometry
         frame_chi2=[],
         rejected=np.random.default_rng(0).random(u.shape) < 0.02 if reference else None,
         noise=None,
+        known=np.where(truth > 30e3, truth, np.nan) if reference else None,
     )
     plot_result(result, m, tmp_path / "r.png")
     assert image(tmp_path / "r.png").std() > 0.05
@@ -122,3 +130,45 @@ def test_pyplot_is_left_alone():
 def test_plot_maps_refuses_arguments_that_do_not_fit(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         plot_maps(*arguments, **options)
+
+
+def test_panels_take_and_return_axes_in_physical_units():
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    assert draw_modulus(TRUTH, GRID, axes) is axes
+    assert axes.images[0].get_extent() == [-1.0, 59.0, 39.5, -0.5]  # millimetres
+    assert axes.images[0].get_array().max() == TRUTH.max() / 1e3
+    u = 1e-6 * np.arange(2.0 * TRUTH.size).reshape(2, *GRID.shape)
+    lateral = draw_displacement(u, GRID, component="lateral")
+    np.testing.assert_allclose(lateral.images[0].get_array(), 1e6 * u[1])
+    np.testing.assert_allclose(draw_uncertainty(TRUTH, GRID).images[0].get_array(), TRUTH)
+    assert [line.get_label() for line in draw_profile({"truth": TRUTH, "x": TRUTH}, GRID).lines] == ["truth", "x"]
+
+
+@pytest.mark.parametrize("geometry", [GRID, MESH], ids=["grid", "mesh"])
+@pytest.mark.parametrize("of", ["own", "mask"])
+def test_contour_runs_around_the_lesion(geometry, of):
+    contour = True if of == "own" else on(geometry, TRUTH > 30e3)
+    before = draw_modulus(on(geometry, TRUTH), geometry)
+    axes = draw_modulus(on(geometry, TRUTH), geometry, contour=contour)
+    assert len(axes.collections) == len(before.collections) + 1
+    line = np.concatenate([path.vertices for path in axes.collections[-1].get_paths()])
+    assert np.abs(np.hypot(*(line - (30.0, 20.0)).T) - 6.0).max() < 1.5  # millimetres; the nodes are up to two apart
+    flat = draw_modulus(np.full(geometry.node_shape, 1e4), geometry, contour=True)
+    assert len(flat.collections) == len(before.collections)
+
+
+def test_scale_bar_has_a_round_length_that_it_states():
+    axes = draw_modulus(TRUTH, GRID)
+    start, end = axes.lines[0].get_xdata()
+    assert axes.texts[0].get_text() == f"{end - start:g} mm" == "10 mm"
+
+
+def test_known_nodes_are_hatched():
+    axes = draw_modulus(TRUTH, GRID, known=np.where(TRUTH > 30e3, TRUTH, np.nan))
+    assert axes.collections[-1].hatches == ["////"]
+    with pytest.raises(ValueError, match="known must have the geometry's shape"):
+        draw_modulus(TRUTH, GRID, known=TRUTH[1:])
+    with pytest.raises(ValueError, match="component must be 'axial' or 'lateral', got 'x'"):
+        draw_displacement(np.zeros((2, *GRID.shape)), GRID, component="x")

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..io import write_atomically
+from ..io import load_modulus, write_atomically
 from ..io.sources import further_name
 from ..progress import progress_bar
 from ..resumable import ResumableFolder, RowFile
+from ..thumbnail import picture
 from .shared import FAILED, INTERRUPTED, check_output, digest, one_line
 
 __all__ = ["files_of", "reconstruct_all"]
@@ -52,6 +53,8 @@ def reconstruct_all(work, options) -> int:
     check_output(str(out.parent / f"x.{options.format}"), (f".{options.format}",))
     if figure:
         check_output(str(out.parent / f"x{figure}"), (".png", ".pdf", ".svg"))
+    if options.html:
+        check_output(options.html, (".html", ".htm"))
     folder = ResumableFolder(out)
     config = {**work.config(), "format": options.format, "plot": figure}
     folder.begin(config, content="reconstructions", advice="give another folder or its options", indent=1)
@@ -83,6 +86,11 @@ def reconstruct_all(work, options) -> int:
     _write_table(out / "summary.csv", finished)
     _print_table(finished)
     print(f"\nwrote {out / 'summary.csv'}")
+    if options.html:
+        from ..report import write_overview
+
+        write_overview(options.html, finished, {row["file"]: _picture(out, row) for row in finished})
+        print(f"wrote {options.html}")
     failed = [row for row in finished if row["status"] == "error"]
     for row in failed:
         print(f"elastofast: error: {row['message']}", file=sys.stderr)
@@ -121,6 +129,14 @@ def _one(work, path, out, name, figure) -> dict[str, Any]:
         "modulus_95": float(high),
         "seconds": result.seconds,
     }
+
+
+def _picture(out, row) -> str:
+    """A small picture of the map in a row, as HTML; nothing for a row without a map that can be read."""
+    if row["output"] is None or row["output"].endswith(".vtu"):
+        return ""
+    modulus, geometry, _ = load_modulus(out / row["output"])
+    return picture(modulus, geometry)
 
 
 def files_of(given, sidecar) -> list[Path]:

@@ -23,7 +23,7 @@ HELP = (
     "batch that was interrupted goes on when called again"
 )
 EXAMPLE = (
-    "scan.h5 -o modulus.h5 --prior tv --plot modulus.png --uncertainty\n"
+    "scan.h5 -o modulus.h5 --prior tv --html report.html --uncertainty\n"
     "  elastofast reconstruct --joint pressed.h5 sheared.h5 -o modulus.h5 --prior tv\n"
     "  elastofast reconstruct --config modulus.h5 -o again.h5\n"
     "  elastofast reconstruct vic2d.csv --with vic2d.toml --set noise.std=2e-4 -o modulus.h5\n"
@@ -31,6 +31,7 @@ EXAMPLE = (
 )
 
 FIGURES = (".png", ".pdf", ".svg")
+PAGES = (".html", ".htm")
 
 
 def add_options(option) -> None:
@@ -122,6 +123,12 @@ def add_options(option) -> None:
         "changed; FILE says where that is now",
     )
     option("--plot", help="figure to write: .png, .pdf or .svg; for several files only that suffix, such as png")
+    option(
+        "--html",
+        metavar="FILE",
+        help="web page to write, complete in one file: pictures, settings, noise, status and advice, history; for "
+        "several files one page with a table and small pictures of all maps",
+    )
     option("--format", choices=("h5", "npz", "mat", "vtu"), default="h5", help="for several files: format of the maps")
     option("--quiet", action="store_true", help="show no progress bar")
 
@@ -138,6 +145,8 @@ def run(options) -> int:
     check_output(options.output, (".npz", ".h5", ".hdf5", ".mat", ".vtu"))
     if options.plot:
         check_output(options.plot, FIGURES)
+    if options.html:
+        check_output(options.html, PAGES)
     if options.uncertainty is not None and options.joint:
         raise ValueError("--uncertainty is for one measurement: leave it or --joint out")
     paths = files_of(options.files, work.sidecar) if options.joint else options.files
@@ -146,13 +155,18 @@ def run(options) -> int:
     with ReconstructionBar(options.prior, hidden=options.quiet) as bar:
         result = work(m, bar)
     repeated = compare(options.config, result) if options.config else ""
-    work.save(paths, m, result, options.output, options.plot)
+    config = work.save(paths, m, result, options.output, options.plot)
+    if options.html:
+        from ..report import write_report
+
+        title = ", ".join(os.path.basename(path) for path in paths)
+        write_report(options.html, result, m, title=title, settings=config)
     _print_result(result, m)
     if options.config:
         print(f"map      {repeated}")
     print(f"wrote {options.output}")
-    if options.plot:
-        print(f"wrote {options.plot}")
+    for more in filter(None, (options.plot, options.html)):
+        print(f"wrote {more}")
     return {"interrupted": INTERRUPTED, "failed": FAILED}.get(result.status, 0)
 
 
@@ -234,8 +248,10 @@ class Work:
             config["sidecar"] = self.sidecar.sections()
         return config
 
-    def save(self, paths, m, result, output, plot) -> None:
-        """Write the map of some files with all that is needed to run it again, and the figure if one is asked for."""
+    def save(self, paths, m, result, output, plot) -> dict[str, Any]:
+        """Write the map of some files with all that is needed to run it again, and the figure if one is asked for;
+        returns what is needed to run it again.
+        """
         from ..io import save_modulus
 
         files, digests = [str(path) for path in paths], [digest(path) for path in paths]
@@ -250,6 +266,7 @@ class Work:
             from ..plots import plot_result
 
             plot_result(result, m, plot)
+        return config
 
     def _command(self, files, output, config) -> str:
         """The command that makes the same map: the sidecar is read from the map itself."""
@@ -267,25 +284,10 @@ class Work:
 
 def _print_result(result, m):
     from ..metrics import evaluate
+    from ..report import facts
 
-    print(f"prior    {result.prior}")
-    print(f"status   {result.status}: {result.message}")
-    print(f"chi2     {result.chi2:.4f}")
-    if result.frame_chi2:
-        print(f"frames   {', '.join(f'{own:.4f}' for own in result.frame_chi2)} (chi2)")
-    print(f"weight   {result.weight:.4g}")
-    if result.poisson_interval:
-        low, high = result.poisson_interval
-        print(f"poisson  {result.poisson:.4f} (95 % interval {low:.4f} to {high:.4f})")
-    print(f"seconds  {result.seconds:.2f}")
-    if result.noise is not None:
-        each = result.noise if isinstance(result.noise, list) else [result.noise]
-        print(f"noise    estimated: {'; '.join('stated' if own is None else str(own) for own in each)}")
-    if result.std is not None:
-        middle, high = np.quantile(result.std, (0.5, 0.95))
-        print(f"std      of log modulus: {middle:.3f} (median over the nodes), {high:.3f} (95 %)")
-    if result.relative:
-        print("modulus  relative: known only up to a factor, because no force is known")
+    for name, text in facts(result).items():
+        print(f"{name:<9}{text}")
     if m.reference is not None:
         print("against the reference in the file:")
         errors = evaluate(result.modulus, m.reference, m.geometry, relative=result.relative)

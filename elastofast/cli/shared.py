@@ -20,7 +20,7 @@ OPTIONAL = {
     "h5py": "HDF5 and MATLAB v7.3 files",
     "meshio": "Mesh.read",
     "numba": "the form on Mesh",
-    "matplotlib": "figures (demo, reconstruct --plot)",
+    "matplotlib": "figures (demo, reconstruct --plot and --html)",
     "scikit-image": "PSNR and SSIM",
     "torch": "learned priors",
     "safetensors": "learned priors",
@@ -86,7 +86,10 @@ def check_suffix(path, suffixes) -> str:
 def check_output(path, suffixes) -> None:
     """Raise an error before the work if the output cannot be written or needs a package that is not installed."""
     suffix = check_suffix(path, suffixes)
-    for package, extra, kinds in (("matplotlib", "plot", (".png", ".pdf", ".svg")), ("h5py", "io", (".h5", ".hdf5"))):
+    for package, extra, kinds in (
+        ("matplotlib", "plot", (".png", ".pdf", ".svg", ".html", ".htm")),
+        ("h5py", "io", (".h5", ".hdf5")),
+    ):
         if suffix in kinds and importlib.util.find_spec(package) is None:
             raise ImportError(f'{suffix} files need {package}: pip install "elastofast[{extra}]"')
     if not os.path.isdir(os.path.dirname(path) or "."):

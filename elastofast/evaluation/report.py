@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import itertools
 import json
-import platform
-from datetime import UTC, datetime
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import __version__, plots
-from ..backend.processors import processors
 from ..io import write_atomically
 from ..metrics import relative_l2
+from ..page import figure, page, table, versions
+from ..plots import style
 from .methods import METHODS
 from .results import COLUMNS, FOUND, METRICS, SECONDS, TESTED, number, spread
 from .scenarios import SCENARIOS
@@ -54,23 +50,22 @@ def write_report(comparison, geometry, read) -> None:
         which = "least, median and greatest error" if len(cases) > 1 else "median error"
         which = f"{'cases' if len(cases) > 1 else 'case'} of {which} with {comparison.config['methods'][-1]}"
         drawn = [(k, {m: read(condition, k, m) for m in ("truth", *comparison.config["methods"])}) for k in cases]
-        for name, figure, text in (
+        for name, drawing, text in (
             ("maps", plot_cases(drawn, geometry), f"Modulus maps, {which}"),
             ("profiles", plot_profiles(drawn, geometry), f"Modulus along a lateral line through the lesion, {which}"),
             ("errors", plot_errors(comparison, condition), "Relative error of every map, and its quartiles"),
         ):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png")
-            write_atomically(out / f"{name}-{condition}.png", buffer.getvalue())
-            figures[condition].append((text, buffer.getvalue()))
-    write_atomically(out / "report.html", _page(comparison, summary, figures, geometry).encode())
+            png = style.encoded(drawing)
+            write_atomically(out / f"{name}-{condition}.png", png)
+            figures[condition].append((text, png))
+    write_atomically(out / "report.html", _page(comparison, summary, figures, geometry))
 
 
 def _write_csv(path, columns, rows):
     buffer = io.StringIO()
-    table = csv.DictWriter(buffer, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
+    lines = csv.DictWriter(buffer, columns, lineterminator="\n")
+    lines.writeheader()
+    lines.writerows(rows)
     write_atomically(path, buffer.getvalue().encode())
 
 
@@ -99,33 +94,33 @@ def plot_cases(cases, geometry) -> Figure:
     matplotlib.figure.Figure
     """
     names = [*cases[0][1]]
-    limits = 0.0, plots.LIMIT * max(float(maps["truth"].max()) for _, maps in cases) / 1e3
+    limits = 0.0, style.LIMIT * max(float(maps["truth"].max()) for _, maps in cases) / 1e3
     tall = geometry.shape[0] * geometry.spacing[0] / (geometry.shape[1] * geometry.spacing[1])
     height = (CASE_PANEL * tall + 0.35) * len(cases) + 0.3
-    with plots.styled_figure(CASE_PANEL * len(names) + 0.9, height) as figure:
+    with style.styled_figure(CASE_PANEL * len(names) + 0.9, height) as figure:
         panels = figure.subplots(len(cases), len(names), squeeze=False)
         for (k, maps), row in zip(cases, panels, strict=True):
             for axes, (name, field) in zip(row, maps.items(), strict=True):
-                image = plots.draw_map(axes, field / 1e3, geometry, limits)
+                image = style.paint(axes, field / 1e3, geometry, limits)
                 error = f"{relative_l2(field, maps['truth']):.3f}" if name != "truth" else "relative error:"
                 axes.set(xticks=[], yticks=[], xlabel=error, ylabel=f"map {k}" if name == "truth" else "")
         for axes, name in zip(panels[0], names, strict=True):
             axes.set_title(name)
-        fields = [field for _, maps in cases for field in maps.values()]
-        plots.add_colorbar(figure, image, panels.ravel().tolist(), fields, limits)
+        fields = [field / 1e3 for _, maps in cases for field in maps.values()]
+        style.add_colorbar(figure, image, panels.ravel().tolist(), fields, limits, fraction=0.03, pad=0.015)
     return figure
 
 
 def plot_profiles(cases, geometry) -> Figure:
     """Modulus of every method along a lateral line through the centre of the lesion; arguments as for `plot_cases`."""
-    with plots.styled_figure(8.5, 2.3 * len(cases) + 0.6) as figure:
+    with style.styled_figure(8.5, 2.3 * len(cases) + 0.6) as figure:
         panels = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
         for axes, (k, maps) in zip(panels, cases, strict=True):
-            depth = plots.lesion_depth(maps["truth"], geometry)
-            colors = {"truth": "black"} | dict(zip([*maps][1:], itertools.cycle(plots.COLORS)))
+            depth = style.lesion_depth(maps["truth"], geometry)
+            colors = {"truth": "black"} | dict(zip([*maps][1:], itertools.cycle(style.COLORS)))
             for name, field in maps.items():
                 width = 2.0 if name == "truth" else 1.2
-                axes.plot(*plots.lateral_profile(field, geometry, depth), color=colors[name], lw=width, label=name)
+                axes.plot(*style.lateral_profile(field, geometry, depth), color=colors[name], lw=width, label=name)
             axes.set(ylabel="modulus (kPa)", ylim=(0, 1.25 * maps["truth"].max() / 1e3))
             axes.set_title(f"map {k}, {depth * 1e3:.1f} mm deep", loc="left")
             axes.margins(x=0)
@@ -139,12 +134,12 @@ def plot_errors(comparison, condition) -> Figure:
     """Relative errors of each method under a condition, for all common maps: quartiles and single values."""
     methods = comparison.config["methods"]
     errors = [comparison.values(condition, method, "relative_error") for method in methods]
-    with plots.styled_figure(max(4.0, 1.15 * len(methods) + 1), 3.0) as figure:
+    with style.styled_figure(max(4.0, 1.15 * len(methods) + 1), 3.0) as figure:
         axes = figure.subplots()
         axes.boxplot(errors, widths=0.5, showfliers=False, medianprops={"color": "black"})
         for place, values in enumerate(errors, 1):
             offsets = 0.3 * (np.modf(np.arange(len(values)) * GOLDEN)[0] - 0.5)  # so that points do not overlap
-            color = plots.COLORS[(place - 1) % len(plots.COLORS)]
+            color = style.COLORS[(place - 1) % len(style.COLORS)]
             axes.plot(place + offsets, values, "o", ms=3.5, mew=0, alpha=0.7, color=color)
         axes.set_xticks(range(1, len(methods) + 1), methods)
         axes.set(ylabel="relative error", ylim=(0, None))
@@ -155,25 +150,7 @@ def plot_errors(comparison, condition) -> Figure:
 # page ---------------------------------------------------------------------------------------------
 
 
-_CSS = """
-:root { color-scheme: light dark; --line: #8885; --soft: #8881; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; }
-h2 { font-size: 1.25rem; margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
-.wide { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
-caption { text-align: left; padding: .3rem 0; font-weight: 600; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td.text { text-align: left; } thead th { background: var(--soft); }
-td.best { font-weight: 700; }
-figure { margin: 1.5rem 0; } figure .wide { margin: 0; } figcaption { font-size: .88rem; }
-img { background: #fff; border-radius: 4px; max-width: 100%; min-width: min(44rem, 180%); height: auto; }
-pre { overflow-x: auto; background: var(--soft); padding: .7rem; font-size: .8rem; border-radius: 4px; }
-.note { background: var(--soft); padding: .5rem .8rem; border-left: 4px solid #d55e00; }
-"""
-
-
-def _page(comparison, summary, figures, geometry) -> str:
+def _page(comparison, summary, figures, geometry) -> bytes:
     config = comparison.config
     shape = " x ".join(map(str, geometry.shape))
     body = [
@@ -200,37 +177,18 @@ def _page(comparison, summary, figures, geometry) -> str:
         body.append(_seconds_table(block))
         body.append(_tests_table([test for test in tests if test["condition"] == condition]))
         body.append(_failures(comparison, condition))
-        body += [_figure(text, condition, png) for text, png in figures[condition]]
+        for text, png in figures[condition]:
+            body.append(figure(text, png, f"{text}; {condition}; numbers in the tables above"))
         body.append("</section>")
     body += [
         "<section><h2>Methods</h2><ul>",
         *(f"<li><b>{escape(name)}</b>: {escape(METHODS.get(name, 'own function'))}</li>" for name in config["methods"]),
         "</ul></section><section><h2>To repeat it</h2>",
-        f"<pre>{escape(comparison.command)}</pre><pre>{escape(json.dumps(_versions(), indent=1))}</pre>",
+        f"<pre>{escape(comparison.command)}</pre><pre>{escape(json.dumps(versions(), indent=1))}</pre>",
         f"<details><summary>Configuration</summary><pre>{escape(json.dumps(config, indent=1))}</pre></details>",
         "</section>",
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>elastofast compare</title><style>{_CSS}</style></head>\n<body><main>\n"
-        + "\n".join(filter(None, body))
-        + "\n</main></body></html>\n"
-    )
-
-
-def _table(caption, heads, lines) -> str:
-    """A table as HTML; a cell is a text, or a text with a CSS class."""
-    out = [f'<div class="wide"><table><caption>{escape(caption)}</caption><thead><tr>']
-    out += [f'<th scope="col">{escape(head)}</th>' for head in heads]
-    out.append("</tr></thead><tbody>")
-    for first, *cells in lines:
-        out.append(f'<tr><th scope="row">{escape(first)}</th>')
-        for cell in cells:
-            text, kind = (cell, "") if isinstance(cell, str) else cell
-            out.append(f'<td class="{kind}">{escape(text)}</td>' if kind else f"<td>{escape(text)}</td>")
-        out.append("</tr>")
-    return "".join([*out, "</tbody></table></div>"])
+    return page("elastofast compare", body)
 
 
 def _overview(config, summary) -> str:
@@ -242,7 +200,7 @@ def _overview(config, summary) -> str:
         return spread(line, "relative_error", spec), "best" if "relative_error" in line["best"] else ""
 
     lines = ([c, *(cell(c, method) for method in config["methods"])] for c in config["conditions"])
-    return _table("Relative error under every condition", ["condition", *config["methods"]], lines)
+    return table("Relative error under every condition", ["condition", *config["methods"]], lines)
 
 
 def _results_table(block) -> str:
@@ -254,12 +212,12 @@ def _results_table(block) -> str:
             for column, (_, _, spec, _) in METRICS.items()
         ]
         lines.append([line["method"], *cells, str(line["failed"]), str(line["unconverged"])])
-    return _table(f"Errors over {block[0]['maps']} maps", heads, lines)
+    return table(f"Errors over {block[0]['maps']} maps", heads, lines)
 
 
 def _seconds_table(block) -> str:
     lines = ([line["method"], *(spread(line, name, ".2f") for name in SECONDS)] for line in block)
-    return _table("Seconds a map", ["method", *("total", *[*SECONDS.values()][1:])], lines)
+    return table("Seconds a map", ["method", *("total", *[*SECONDS.values()][1:])], lines)
 
 
 def _detection_table(block) -> str:
@@ -268,7 +226,7 @@ def _detection_table(block) -> str:
         diameter = f"{1e3 * line['diameter']:.1f} mm" if np.isfinite(line["diameter"]) else "-"
         lines.append([line["method"], diameter, number(line["found"], ".0%"), number(line["false_alarms"], ".2f")])
     heads = ["method", f"{FOUND:.0%} found from a diameter of", "found of all", "false alarms a map"]
-    return _table("Detection of lesions", heads, lines)
+    return table("Detection of lesions", heads, lines)
 
 
 def _tests_table(tests) -> str:
@@ -285,7 +243,7 @@ def _tests_table(tests) -> str:
         for t in tests
     )
     caption = f"{tests[0]['method']} against the others, paired (Wilcoxon signed rank, two-sided)"
-    return _table(caption, ["metric", "against", "mean difference", "better on", "p"], lines)
+    return table(caption, ["metric", "against", "mean difference", "better on", "p"], lines)
 
 
 def _failures(comparison, condition) -> str:
@@ -293,28 +251,5 @@ def _failures(comparison, condition) -> str:
     if not bad:
         return ""
     lines = ([r["method"], str(r["map"]), r["status"], (r["message"] or "", "text")] for r in bad)
-    table = _table("", ["method", "map", "status", "message"], lines)
-    return f"<details><summary>{len(bad)} runs failed or did not converge</summary>{table}</details>"
-
-
-def _figure(text, condition, png) -> str:
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    alt = escape(f"{text}; {condition}; numbers in the tables above", quote=True)
-    image = f'<div class="wide"><img src="{source}" alt="{alt}"></div>'
-    return f"<figure>{image}<figcaption>{escape(text)}.</figcaption></figure>"
-
-
-def _versions() -> dict:
-    found: dict[str, str | None] = {}
-    for name in ("numpy", "scipy", "scikit-image", "torch"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "elastofast": __version__,
-        "python": platform.python_version(),
-        **found,
-        "machine": f"{platform.platform()}, {processors()} processors",
-    }
+    listed = table("", ["method", "map", "status", "message"], lines)
+    return f"<details><summary>{len(bad)} runs failed or did not converge</summary>{listed}</details>"
