@@ -153,7 +153,8 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
         raise ValueError(f"noise must be one of {', '.join(map(repr, NOISES))}, got {noise!r}")
     if not isinstance(poisson, str) or poisson not in ("stated", "estimate"):
         raise ValueError(
-            f"poisson must be 'stated' or 'estimate', got {poisson!r}; a number belongs into the measurement's law"
+            f"poisson must be 'stated' or 'estimate', got {poisson!r}; a number or a map belongs into the "
+            "measurement's law"
         )
     if joint and not isinstance(measurement, JointMeasurement):
         measurement = JointMeasurement(measurement)  # type: ignore[arg-type]
@@ -164,6 +165,8 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
             "poisson is 'estimate', which is not implemented for several frames: estimate it from one of them, and "
             "state it in the law of all"
         )
+    if poisson == "estimate" and any(m.law.is_map for m in members):
+        raise ValueError("poisson is 'estimate', which finds one ratio, but the measurement's law has a map of it")
     starts = [start] if single else _for_each(start, None, "start", len(members))
     weights = [weight] if single else _for_each(weight, "auto", "weight", len(members))
     load = cache(registry.load)

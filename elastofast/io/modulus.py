@@ -81,7 +81,7 @@ _RESULT = (
     ("chi2", float),
     ("frame_chi2", np.asarray),
     ("weight", float),
-    ("poisson", float),
+    ("poisson", lambda ratio: ratio if np.ndim(ratio) else float(ratio)),
     ("poisson_interval", list),
     ("status", str),
     ("message", str),
@@ -120,6 +120,8 @@ def load_modulus(path: str | os.PathLike) -> tuple[np.ndarray, Grid | Mesh, dict
         modulus = shaped(need(file, "modulus"), geometry.node_shape, "modulus")
         names = "chi2", "frame_chi2", "weight", "poisson", "status", "message"
         info = {name: file.get(name) for name in names if name in file}
+        if np.size(info.get("poisson", 0.0)) > 1:
+            info["poisson"] = shaped(info["poisson"], geometry.node_shape, "poisson")
         if "poisson_interval" in file:
             info["poisson_interval"] = tuple(np.ravel(file.get("poisson_interval")).tolist())
         if "displacement" in file:
