@@ -187,7 +187,7 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
     estimates = {}
     for k, m in enumerate(members):
         if not m.noise_known:
-            members[k], estimates[k] = _with_noise(m, progress)
+            members[k], estimates[k] = _with_noise(m, progress, checked[k] if poisson == "estimate" else None)
 
     def solve(own: dict[int, Any]) -> dict[int, Result]:
         """The results of some of the members; those that Ctrl-C left untouched are missing."""
@@ -239,9 +239,17 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
     return results[0] if single else [results.get(k) for k in range(len(members))]
 
 
-def _with_noise(m, progress):
-    """A measurement with the noise that it does not state, and that noise; of several frames one for each, or None."""
+def _with_noise(m, progress, options):
+    """A measurement with the noise that it does not state, and that noise; of several frames one for each, or None.
+
+    With options the Poisson ratio is not known either. A wrong one counts as noise, so that the noise is estimated
+    again at the ratio that is found with the first estimate.
+    """
     found = [None if frame.noise_known else estimate_noise(frame, progress) for frame in m.frames]
+    if options is not None:  # of one frame
+        ratio = estimate_poisson(found[0].applied(m), options)
+        if ratio.told:
+            found = [estimate_noise(with_poisson(m, ratio.value), progress)]
     stated = [frame if noise is None else noise.applied(frame) for frame, noise in zip(m.frames, found, strict=True)]
     joint = isinstance(m, JointMeasurement)
     text = "; ".join(f"frame {k}: {own}" if joint else str(own) for k, own in enumerate(found) if own is not None)
