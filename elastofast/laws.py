@@ -1,4 +1,4 @@
-"""Material laws: isotropic linear elasticity at a fixed Poisson ratio.
+"""Material laws: isotropic linear elasticity at a known Poisson ratio, one for the body or one for each node.
 
 All laws read ``stress = x (lame_lambda tr(strain) I + 2 lame_mu strain)``: the modulus x (Young's modulus, Pa)
 is a factor, which is what makes the form a(x; u, v) linear in x. They differ in the two Lame numbers per unit
@@ -7,12 +7,13 @@ modulus (Timoshenko and Goodier, Theory of Elasticity, ch. 2) and in how many di
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-# Step of the central difference in `PoissonRate`, over the distance from the law's limit, at which the Lame numbers
+# Step of the central difference in `poisson_rate`, over the distance from the law's limit, at which the Lame numbers
 # grow without bound. Truncation costs 1e-9, and rounding 1e-8 at a Poisson ratio of .4995.
 RATE_STEP = 3e-5
 
@@ -46,25 +47,36 @@ class MultigridSettings:
     curvature_cycles: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Law:
-    """Isotropic elasticity with Young's modulus x per node and one Poisson ratio.
+    """Isotropic elasticity with Young's modulus x per node and one Poisson ratio, or one for each node.
+
+    A map of the Poisson ratio becomes one of the two Lame numbers per unit modulus. In the body, their products with
+    the modulus are interpolated from the nodes, as the modulus itself is. The form stays linear in x.
 
     A new law is a subclass, listed in `LAWS` below and exported by elastofast/__init__.py. It sets the class attributes
     and overrides the Lame numbers where they differ.
 
     Parameters
     ----------
-    poisson : float
-        Poisson ratio, dimensionless.
+    poisson : float or array_like, shape node_shape or (N,)
+        Poisson ratio, dimensionless; an array has one for each node of the body that the law is used with.
 
     Raises
     ------
     TypeError, ValueError
-        If the Poisson ratio is no number or lies outside the law's range.
+        If a Poisson ratio is no number or lies outside the law's range.
+
+    Examples
+    --------
+    >>> import numpy as np, elastofast as ef
+    >>> nu = np.full((33, 33), 0.495)
+    >>> nu[10:20, 10:20] = 0.3
+    >>> ef.PlaneStress(nu)
+    PlaneStress(poisson=0.3 to 0.495 on 1089 nodes)
     """
 
-    poisson: float
+    poisson: Any
     dim: ClassVar[int] = 2
     name: ClassVar[str] = ""  # in files and on the command line
     poisson_limit: ClassVar[float] = 0.5  # where the law's stiffness ceases to be finite
@@ -73,28 +85,56 @@ class Law:
 
     def __post_init__(self):
         try:
-            nu = float(self.poisson)
+            nu = np.array(self.poisson, dtype=np.float64)
         except (TypeError, ValueError):
-            raise TypeError(f"poisson must be a number, got {self.poisson!r}") from None
-        if not (np.isfinite(nu) and -1 < nu < self.poisson_limit):
+            raise TypeError(f"poisson must be a number, or one for each node, got {self.poisson!r}") from None
+        bad = ~(np.isfinite(nu) & (nu > -1) & (nu < self.poisson_limit))
+        if bad.any() or not nu.size:
+            got = f"{nu[bad][0]:g}" if nu.size else "no value"
+            where = f" ({int(bad.sum())} such values)" if nu.ndim and nu.size else ""
             raise ValueError(
-                f"poisson must lie in (-1, {self.poisson_limit:g}) for {type(self).__name__}, got {self.poisson}"
+                f"poisson must lie in (-1, {self.poisson_limit:g}) for {type(self).__name__}, got {got}{where}"
             )
-        object.__setattr__(self, "poisson", nu)
+        nu.setflags(write=False)
+        object.__setattr__(self, "poisson", nu if nu.ndim else float(nu))
+
+    def __eq__(self, other):
+        return type(self) is type(other) and np.array_equal(self.poisson, other.poisson)
+
+    def __hash__(self):
+        return hash((type(self), np.asarray(self.poisson).tobytes()))
+
+    def __repr__(self):
+        nu = self.poisson
+        text = f"{nu.min():g} to {nu.max():g} on {nu.size} nodes" if np.ndim(nu) else repr(nu)
+        return f"{type(self).__name__}(poisson={text})"
 
     @property
-    def lame_mu(self) -> float:
-        """Shear modulus per unit Young's modulus."""
+    def lame_mu(self) -> Any:
+        """Shear modulus per unit Young's modulus; an array where the Poisson ratio is one."""
         return 1 / (2 * (1 + self.poisson))
 
     @property
-    def lame_lambda(self) -> float:
-        """First Lame number per unit Young's modulus."""
+    def lame_lambda(self) -> Any:
+        """First Lame number per unit Young's modulus; an array where the Poisson ratio is one."""
         return self.poisson / ((1 + self.poisson) * (1 - 2 * self.poisson))
 
-    def with_poisson(self, poisson: float) -> Law:
+    @property
+    def is_map(self) -> bool:
+        """Whether each node has its own Lame numbers."""
+        return np.ndim(self.lame_mu) > 0
+
+    def with_poisson(self, poisson: Any) -> Law:
         """The same law at another Poisson ratio."""
         return replace(self, poisson=poisson)
+
+    def moved(self, interpolated: Callable[[Any], Any]) -> Law:
+        """The law on other nodes: a map of the Poisson ratio as a function makes it of the one on the present nodes."""
+        return self.with_poisson(interpolated(self.poisson)) if self.is_map else self
+
+    def typical(self) -> Law:
+        """The law itself, or of a map the law at its median, where one ratio has to stand for all."""
+        return self.moved(np.median)
 
 
 class PlaneStress(Law):
@@ -104,7 +144,7 @@ class PlaneStress(Law):
     poisson_limit = 1.0
 
     @property
-    def lame_lambda(self) -> float:
+    def lame_lambda(self) -> Any:
         """Plane-stress Lame number per unit Young's modulus, nu / (1 - nu^2)."""
         return self.poisson / (1 - self.poisson**2)
 
@@ -129,28 +169,38 @@ class Solid(Law):
     mean_dilatation = True
 
 
-class PoissonRate(Law):
-    """The derivative of a law by its Poisson ratio: the form of it is dK/dnu, since K is linear in the Lame numbers."""
+class LameNumbers(Law):
+    """A law with other Lame numbers: of a part of its form, or of a derivative, since K is linear in them."""
 
-    _rates: tuple[float, float]
+    _numbers: tuple[Any, Any]
 
-    def __init__(self, law: Law) -> None:
+    def __init__(self, law: Law, lame_lambda: Any, lame_mu: Any) -> None:
         for name in ("poisson", "dim", "name", "poisson_limit", "mean_dilatation", "multigrid"):
             object.__setattr__(self, name, getattr(law, name))
-        step = RATE_STEP * (law.poisson_limit - law.poisson)
-        above, below = (law.with_poisson(law.poisson + way * step) for way in (1, -1))
-        rates = [(getattr(above, name) - getattr(below, name)) / (2 * step) for name in ("lame_lambda", "lame_mu")]
-        object.__setattr__(self, "_rates", tuple(rates))
+        object.__setattr__(self, "_numbers", (lame_lambda, lame_mu))
+
+    def __eq__(self, other):
+        return self is other
+
+    __hash__ = object.__hash__
 
     @property
-    def lame_lambda(self) -> float:
-        """Derivative of the first Lame number."""
-        return self._rates[0]
+    def lame_lambda(self) -> Any:
+        """First Lame number, as given."""
+        return self._numbers[0]
 
     @property
-    def lame_mu(self) -> float:
-        """Derivative of the shear modulus."""
-        return self._rates[1]
+    def lame_mu(self) -> Any:
+        """Shear modulus, as given."""
+        return self._numbers[1]
+
+
+def poisson_rate(law: Law) -> Law:
+    """The derivative of a law by its Poisson ratio: the form of it is dK/dnu."""
+    step = RATE_STEP * (law.poisson_limit - law.poisson)
+    above, below = (law.with_poisson(law.poisson + way * step) for way in (1, -1))
+    rates = [(getattr(above, name) - getattr(below, name)) / (2 * step) for name in ("lame_lambda", "lame_mu")]
+    return LameNumbers(law, *rates)
 
 
 LAWS = {law.name: law for law in (PlaneStress, PlaneStrain, Solid)}

@@ -69,7 +69,7 @@ class Result:
         the fit less that of total variation, and its standard deviation, in units of the noise variance).
     geometry : Grid or Mesh
         The geometry of the measurement.
-    poisson : float
+    poisson : float, or numpy.ndarray of the shape that the law had
         The Poisson ratio of the map.
     poisson_interval : (float, float) or None
         95 % interval of its estimate, if it was estimated from the data.
@@ -113,7 +113,7 @@ class Result:
     held: float = 0.0
     fallback: str = ""
     comparison: list[dict[str, Any]] = field(default_factory=list)
-    poisson: float = float("nan")
+    poisson: Any = float("nan")
     poisson_interval: tuple[float, float] | None = None
     rejected: np.ndarray | None = None
     noise: Any = None

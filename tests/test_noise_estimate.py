@@ -113,3 +113,20 @@ def test_an_estimate_is_applied_where_something_was_measured():
     assert stated.noise_known and np.isinf(stated.displacement_std[0, 3, 4])
     assert stated.displacement_std[0, 0, 0] == 1e-6 and np.isinf(stated.displacement_std[1]).all()
     assert stated.displacement_correlation[0][1] == pytest.approx(np.exp(-((8e-4 / 1e-3) ** 2)))
+
+
+def test_a_poisson_ratio_that_is_estimated_does_not_count_as_noise():
+    """At the stated ratio the noise would be 1.4 times as strong, and correlated."""
+    grid = ef.Grid((33, 33), (1e-3, 1e-3))
+    truth, _ = ef.inclusion(grid, (14e-3, 18e-3), 6e-3, modulus=40e3, background=12e3)
+    m = ef.simulate(grid, ef.PlaneStress(0.495), ef.compression(grid, pressure=100.0), truth, snr=35.0)
+    with pytest.warns(UserWarning, match="displacement_std was not given"):
+        found = ef.reconstruct(
+            ef.Measurement(grid, ef.PlaneStress(0.35), m.load, m.displacement),
+            prior="tv",
+            poisson="estimate",
+            progress=False,
+        )
+    np.testing.assert_allclose(found.noise.std, m.displacement_std[:, 16, 16], rtol=0.05)
+    assert found.noise.correlation_length == (0.0, 0.0)
+    assert found.poisson == pytest.approx(0.495, abs=0.005)

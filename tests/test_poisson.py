@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 import elastofast as ef
-from elastofast.laws import LAWS, PoissonRate
+from elastofast.laws import LAWS, poisson_rate
 from elastofast.misfit.free_poisson import FreePoisson, poisson_derivatives
 
 GRID = ef.Grid((33, 33), (1e-3, 1e-3))
@@ -43,7 +43,7 @@ def test_rates_of_the_lame_numbers(poisson):
     shear = -1 / (2 * (1 + nu) ** 2)
     solid = (1 + 2 * nu**2) / ((1 + nu) * (1 - 2 * nu)) ** 2
     for law in LAWS.values():
-        rate = PoissonRate(law(nu))
+        rate = poisson_rate(law(nu))
         expected = (1 + nu**2) / (1 - nu**2) ** 2 if law is ef.PlaneStress else solid
         assert rate.lame_mu == pytest.approx(shear, rel=2e-8)
         assert rate.lame_lambda == pytest.approx(expected, rel=2e-8)

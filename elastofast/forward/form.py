@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from ..backend.device import Device, device_of, namespace
+from ..backend.device import HOST, Device, device_of, namespace
 from ..backend.operators import field_operator
 from ..errors import ModulusError
 from ..geometry import Grid, Mesh
@@ -58,15 +59,7 @@ class ElasticForm:
         check_body(geometry, law)
         self.geometry = geometry
         self.law = law
-        self.backend: FormBackend
-        if isinstance(geometry, Grid):
-            from .grid import GridBackend
-
-            self.backend = GridBackend(geometry, law)
-        else:
-            from .mesh import MeshBackend
-
-            self.backend = MeshBackend(geometry, law)
+        self.backend: FormBackend = self._made(HOST)
         self._devices: dict[Device, FormBackend] = {}
 
     def __reduce__(self):
@@ -363,10 +356,19 @@ class ElasticForm:
                 raise TypeError(
                     f"arrays on {device} need a Grid: a Mesh is computed in host memory, move the arrays there"
                 )
-            from .grid_cuda import DeviceBackend
-
-            self._devices[device] = DeviceBackend(self.backend, device)
+            self._devices[device] = self._made(device)
         return self._devices[device]
+
+    def _made(self, device):
+        """A new backend for arrays of a device."""
+        if self.law.is_map:
+            from .mapped import MappedBackend
+
+            make = partial(_constant_backend, self.geometry, device=device)
+            return MappedBackend(self.geometry, self.law, make, device)
+        if device.is_gpu:  # with the host's numbers and patterns
+            return _constant_backend(self.geometry, self.law, device, self.backend)
+        return _constant_backend(self.geometry, self.law)
 
     def _field(self, value, name, ranks):
         """Contiguous float array (batch, [d,] N), its batch shape, and whether nodes came as one axis."""
@@ -397,6 +399,23 @@ class ElasticForm:
             raise ValueError(f"{name} must be one field of shape {shape}, got a batch of shape {batch}")
 
 
+def _constant_backend(geometry, law, device=HOST, host=None):
+    """The backend of a law with constant Lame numbers, which on a device is a shell over that of the host."""
+    if isinstance(geometry, Mesh):
+        from .mesh import MeshBackend
+
+        return MeshBackend(geometry, law)
+    if host is None:
+        from .grid import GridBackend
+
+        host = GridBackend(geometry, law)
+    if not device.is_gpu:
+        return host
+    from .grid_cuda import DeviceBackend
+
+    return DeviceBackend(host, device)
+
+
 def check_body(geometry, law):
     """A geometry and a law of the same dimension."""
     if not isinstance(geometry, Grid | Mesh):
@@ -405,6 +424,12 @@ def check_body(geometry, law):
         raise TypeError(f"law must be PlaneStress, PlaneStrain or Solid, got {type(law).__name__}")
     if law.dim != geometry.dim:
         raise ValueError(f"law {type(law).__name__} is {law.dim}-D, but the geometry is {geometry.dim}-D")
+    shape = np.shape(law.poisson)
+    if shape and shape not in (geometry.node_shape, (geometry.n_nodes,)):
+        raise ValueError(
+            f"law has a map of the Poisson ratio of shape {shape}, but it needs one value for each node, shape "
+            f"{geometry.node_shape}"
+        )
 
 
 def as_float(value, name) -> np.ndarray:

@@ -31,7 +31,7 @@ from ..forward.form import ElasticForm, check_modulus
 from ..forward.solve import check_problem, check_rtol, for_members, take_moduli
 from ..inversion.data_step import minimise_data_step, pull_back_data_step
 from ..joint import JointMeasurement
-from ..laws import Law
+from ..laws import LameNumbers, Law
 from ..measurement import Measurement
 from ..misfit.fidelity import Fidelity
 
@@ -442,9 +442,8 @@ def _check_poisson(law, poisson):
 @lru_cache(maxsize=CACHED_FORMS)
 def _parts(form: ElasticForm) -> tuple[ElasticForm, ElasticForm]:
     """The form in two parts: what is multiplied by the first Lame number and what by the second."""
-    kind = type(form.law)
-    laws = (type(kind.__name__, (kind,), {"lame_lambda": float(k == 0), "lame_mu": float(k == 1)}) for k in range(2))
-    first, second = (ElasticForm(form.geometry, law(form.law.poisson)) for law in laws)
+    laws = (LameNumbers(form.law, *numbers) for numbers in ((1.0, 0.0), (0.0, 1.0)))
+    first, second = (ElasticForm(form.geometry, law) for law in laws)
     return first, second
 
 

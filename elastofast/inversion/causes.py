@@ -179,7 +179,7 @@ def _tried(m, result, weight) -> Iterator[tuple[str, float]]:
     """What to tell about each change, and the excess of chi2 under it, the most specific changes first."""
     for change in _rearranged(m):
         yield change.advice, _fit(change.measurement, weight)[0]
-    if result.poisson_interval is None:
+    if result.poisson_interval is None and not m.law.is_map:
         left, run = _fit(m, weight, FreeRun)
         changed = left < np.inf and abs(run.poisson - m.law.poisson) >= BENT
         if changed and run.poisson > poisson_range(m.law)[0]:

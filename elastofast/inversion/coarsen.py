@@ -95,6 +95,7 @@ def coarsen(measurement, smallest=COARSEST_NODES):
         force_std = np.where(fixed | open_, 0.0, np.sqrt(force_variance))
         return m.derived(
             geometry=coarse,
+            law=m.law.moved(lambda ratios: _averaged(ratios.reshape(grid.shape), places)),
             load=load,
             displacement=displacement,
             displacement_std=std,
@@ -269,6 +270,13 @@ def _spread(field, axis, cell, share, k, average=False):
     if average:
         transposed = diags_array(1 / transposed.sum(axis=1)) @ transposed
     return np.moveaxis((transposed @ rows.reshape(n, -1)).reshape(k, *rows.shape[1:]), 0, axis)
+
+
+def _averaged(field, places):
+    """Node field (*grid.shape) averaged around the coarse nodes."""
+    for axis, (cell, share, k) in enumerate(places):
+        field = _spread(field, axis, cell, share, k, average=True)
+    return field
 
 
 def _fit(field, axis, cell, share, k):

@@ -73,7 +73,14 @@ def coarsen_mesh(m, smallest):
     force_std = np.where(fixed | open_, 0.0, np.sqrt(variance))
     try:
         check_support(mesh, load)
-        return m.derived(geometry=mesh, load=load, displacement=displacement, displacement_std=std, force_std=force_std)
+        return m.derived(
+            geometry=mesh,
+            law=m.law.moved(lambda ratios: (interpolation.T @ ratios) / interpolation.sum(axis=0)),
+            load=load,
+            displacement=displacement,
+            displacement_std=std,
+            force_std=force_std,
+        )
     except ValueError:
         return None  # the support, or all that was measured, does not survive coarsening
 

@@ -216,7 +216,8 @@ def _smallest_probability(sums, counts, level, reference_count):
 
 
 def poisson_cause(measurement: Measurement, modulus) -> Cause | None:
-    """The Poisson ratio that would explain most of the misfit that a map is left with; None if none can be tried.
+    """The Poisson ratio that would explain most of the misfit that a map is left with; None if none can be tried, or
+    the law has a map of it.
 
     The map stays as it is. J is nearly quadratic in the Poisson ratio, so that its slope and its Gauss-Newton curvature
     tell. This is a score test (Rao, Math. Proc. Camb. Philos. Soc. 44, 1948) that asks how much is explained in place
@@ -231,6 +232,8 @@ def poisson_cause(measurement: Measurement, modulus) -> Cause | None:
     modulus : array, shape node_shape
         A map that the data reject, in pascals, on the device of the measurement.
     """
+    if measurement.law.is_map:
+        return None
     try:
         slope = curvature = excess = 0.0
         for m in measurement.frames:

@@ -103,7 +103,7 @@ def pack(
                 gradient=options.gradient,
                 optimizer=options.optimizer.name,
                 geometry=m.geometry,
-                poisson=m.law.poisson,
+                poisson=np.reshape(m.law.poisson, m.geometry.node_shape) if m.law.is_map else m.law.poisson,
             )
         )
     return results

@@ -154,7 +154,8 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
         raise ValueError(f"noise must be one of {', '.join(map(repr, NOISES))}, got {noise!r}")
     if not isinstance(poisson, str) or poisson not in ("stated", "estimate"):
         raise ValueError(
-            f"poisson must be 'stated' or 'estimate', got {poisson!r}; a number belongs into the measurement's law"
+            f"poisson must be 'stated' or 'estimate', got {poisson!r}; a number or a map belongs into the "
+            "measurement's law"
         )
     if joint and not isinstance(measurement, JointMeasurement):
         measurement = JointMeasurement(measurement)  # type: ignore[arg-type]
@@ -165,6 +166,8 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
             "poisson is 'estimate', which is not implemented for several frames: estimate it from one of them, and "
             "state it in the law of all"
         )
+    if poisson == "estimate" and any(m.law.is_map for m in members):
+        raise ValueError("poisson is 'estimate', which finds one ratio, but the measurement's law has a map of it")
     starts = [start] if single else _for_each(start, None, "start", len(members))
     weights = [weight] if single else _for_each(weight, "auto", "weight", len(members))
     load = cache(registry.load)
@@ -186,7 +189,7 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
     estimates = {}
     for k, m in enumerate(members):
         if not m.noise_known:
-            members[k], estimates[k] = _with_noise(m, progress)
+            members[k], estimates[k] = _with_noise(m, progress, checked[k] if poisson == "estimate" else None)
 
     def solve(own: dict[int, Any]) -> dict[int, Result]:
         """The results of some of the members; those that Ctrl-C left untouched are missing."""
@@ -249,9 +252,17 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
     return results[0] if single else [results.get(k) for k in range(len(members))]
 
 
-def _with_noise(m, progress):
-    """A measurement with the noise that it does not state, and that noise; of several frames one for each, or None."""
+def _with_noise(m, progress, options):
+    """A measurement with the noise that it does not state, and that noise; of several frames one for each, or None.
+
+    With options the Poisson ratio is not known either. A wrong one counts as noise, so that the noise is estimated
+    again at the ratio that is found with the first estimate.
+    """
     found = [None if frame.noise_known else estimate_noise(frame, progress) for frame in m.frames]
+    if options is not None:  # of one frame
+        ratio = estimate_poisson(found[0].applied(m), options)
+        if ratio.told:
+            found = [estimate_noise(with_poisson(m, ratio.value), progress)]
     stated = [frame if noise is None else noise.applied(frame) for frame, noise in zip(m.frames, found, strict=True)]
     joint = isinstance(m, JointMeasurement)
     text = "; ".join(f"frame {k}: {own}" if joint else str(own) for k, own in enumerate(found) if own is not None)

@@ -98,7 +98,7 @@ def foreign_arguments(file: Container, sidecar: Sidecar, overrides: Mapping[str,
         if len(lengths) not in (1, 2):
             raise DataError(f"noise.correlation must be one length or two, axial and lateral, got {lengths}")
         found["displacement_correlation"] = (lengths[0] * coordinate_unit[0], lengths[-1] * coordinate_unit[1])
-    found["law"] = overrides["law"] if "law" in overrides else LAWS[sidecar["law.kind"]](sidecar["law.poisson"])
+    found["law"] = overrides.get("law") or _law(sources, sidecar, placement, (rows, columns))
     found["load"] = overrides["load"] if "load" in overrides else _load(grid, sidecar)
     return found
 
@@ -218,6 +218,15 @@ def _check_displacement(u, std, spacing, sidecar) -> None:
             f"noise.std: the noise of {level:.3g} m is larger than all differences of the axial displacement, "
             f"{spread:.3g} m; it must be in the unit of the displacement, {sidecar['units.displacement']!r}"
         )
+
+
+def _law(sources, sidecar, placement, window):
+    """The law, whose Poisson ratio may be a map; where it has no value, the number in the sidecar is taken."""
+    poisson, key = sidecar["law.poisson"], "law.poisson_variable"
+    if sidecar[key]:
+        ratios = placement.place(sources.select(sidecar[key], key), key)[window]
+        poisson = np.where(np.isnan(ratios), poisson, ratios)
+    return LAWS[sidecar["law.kind"]](poisson)
 
 
 def _load(grid, sidecar) -> Boundary:

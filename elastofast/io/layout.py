@@ -27,6 +27,7 @@ __all__ = [
     "naming",
     "need",
     "number",
+    "number_or_map",
     "pack_geometry",
     "shaped",
     "suffix_kind",
@@ -49,7 +50,7 @@ FIELDS = {
     "cells": ("1", "zero-based node numbers of each simplex, (M, d + 1)"),
     "mean_dilatation": ("1", "1 for elements that do not lock, 0 for ordinary ones"),
     "law": ("", "'plane_stress', 'plane_strain' or 'solid'"),
-    "poisson": ("1", "Poisson ratio"),
+    "poisson": ("1", "Poisson ratio, one or one for each node"),
     "fixed": ("1", "1 where the displacement is known exactly"),
     "fixed_displacement": ("m", "that displacement, 0 elsewhere"),
     "force": ("N", "known nodal force (2-D: per metre of thickness)"),
@@ -106,6 +107,13 @@ def number(container, name) -> float:
     if not isinstance(value, int | float):
         raise DataError(f"{name} must be one number, got {value!r}")
     return value
+
+
+def number_or_map(container, name, node_shape) -> Any:
+    """The value of a field that may be one number, or one for each node."""
+    if np.size(need(container, name)) == np.prod(node_shape):
+        return shaped(container.get(name), node_shape, name)
+    return number(container, name)
 
 
 def shaped(array, shape, name) -> np.ndarray:

@@ -24,6 +24,7 @@ from .layout import (
     naming,
     need,
     number,
+    number_or_map,
     pack_geometry,
     shaped,
     suffix_kind,
@@ -125,7 +126,7 @@ def _unpack_frame(file, geometry, overrides) -> dict[str, Any]:
         law = str(need(file, "law"))
         if law not in LAWS:
             raise DataError(f"law must be one of {', '.join(LAWS)}, got {law!r}")
-        values["law"] = LAWS[law](number(file, "poisson"))
+        values["law"] = LAWS[law](number_or_map(file, "poisson", nodes))
     if "load" not in overrides:
         masks = {name: shaped(need(file, name), dofs, name) != 0 for name in ("fixed", "open")}
         total = None
@@ -179,7 +180,7 @@ def _fields(m) -> dict[str, Any]:
         "version": VERSION,
         **pack_geometry(m.geometry),
         "law": m.law.name,
-        "poisson": m.law.poisson,
+        "poisson": np.reshape(m.law.poisson, m.geometry.node_shape) if m.law.is_map else m.law.poisson,
         "fixed": load.fixed,
         "fixed_displacement": load.displacement,
         "force": load.force,

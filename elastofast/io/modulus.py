@@ -83,7 +83,7 @@ _RESULT = (
     ("chi2", float),
     ("frame_chi2", np.asarray),
     ("weight", float),
-    ("poisson", float),
+    ("poisson", lambda ratio: ratio if np.ndim(ratio) else float(ratio)),
     ("poisson_interval", list),
     ("known", lambda value: np.ma.filled(np.ma.asarray(to_host(value), dtype=float), np.nan)),
     ("status", str),
@@ -126,6 +126,8 @@ def load_modulus(path: str | os.PathLike) -> tuple[np.ndarray, Grid | Mesh, dict
         info = {name: file.get(name) for name in names if name in file}
         if "known" in file:
             info["known"] = shaped(file.get("known"), geometry.node_shape, "known")
+        if np.size(info.get("poisson", 0.0)) > 1:
+            info["poisson"] = shaped(info["poisson"], geometry.node_shape, "poisson")
         if "poisson_interval" in file:
             info["poisson_interval"] = tuple(np.ravel(file.get("poisson_interval")).tolist())
         if "displacement" in file:

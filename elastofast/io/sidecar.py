@@ -138,6 +138,9 @@ KEYS = {
         "plane_stress for thin samples and slices, plane_strain where the tissue cannot move out of the plane",
     ),
     "law.poisson": Key(UNKNOWN, "number", "Poisson ratio, below 0.5; soft tissue 0.495"),
+    "law.poisson_variable": Key(
+        "", "text", "variable or column of the Poisson ratio at each node, or empty; law.poisson fills its gaps"
+    ),
     "load.kind": Key(
         UNKNOWN,
         ("open", "pressure", "strain"),

@@ -94,7 +94,7 @@ def _stencil(form):
     displacement.
     """
     grid = Grid((5, 5), form.geometry.spacing)
-    small = ElasticForm(grid, form.law)
+    small = ElasticForm(grid, form.law.typical())
     out = np.empty((3, 3, 2, 2))
     for column in range(2):
         u = np.zeros((2, *grid.shape))

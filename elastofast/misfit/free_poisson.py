@@ -21,7 +21,7 @@ import numpy as np
 
 from ..backend.batch import dots, numbers
 from ..forward.form import ElasticForm
-from ..laws import Law, PoissonRate
+from ..laws import Law, poisson_rate
 from ..measurement import Measurement
 from .fidelity import Evaluation, Fidelity
 
@@ -57,7 +57,7 @@ def poisson_derivatives(fidelity: Fidelity, x: Any, now: Evaluation) -> tuple[fl
         What ``fidelity`` gives there.
     """
     m, xp = fidelity.measurement, fidelity.device.xp
-    rate = ElasticForm(m.geometry, PoissonRate(m.law))
+    rate = ElasticForm(m.geometry, poisson_rate(m.law))
     force = rate.force(x, now.linearization_point)
     c = xp.where(fidelity.equations, force.reshape(now.multiplier.shape), 0.0)
     return -numbers(dots(now.multiplier, c, 2)).item(), 2 * numbers(now.energy(c)).item(), c
