@@ -1,26 +1,26 @@
-"""Work in spawned processes, which end with their parent and leave the answer to Ctrl-C to it."""
+"""Tasks in spawned processes, which end with their parent and leave the answer to Ctrl-C to it."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import signal
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 
-__all__ = ["in_processes"]
+__all__ = ["attended", "in_processes", "told", "use_one_thread"]
 
 QUEUED = 2  # tasks for each process at a time, so that none has to wait for its next one
 
 
 def in_processes(make, tasks, jobs) -> Generator:
     """Results ``make(task)`` of all tasks in the order in which they are finished, from processes of one thread each.
-
-    Close the generator (`contextlib.closing`) if its loop may be left early; that ends the processes.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def in_processes(make, tasks, jobs) -> Generator:
                 if not pending:
                     return
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
+                yield from (told(future.result()) for future in done)
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "a working process died: out of memory, or the calling script lacks 'if __name__ == \"__main__\":'; "
@@ -57,6 +57,34 @@ def in_processes(make, tasks, jobs) -> Generator:
         except BaseException:
             writer.close()  # ends the processes
             raise
+
+
+def attended(make, task) -> tuple:
+    """``make(task)`` in a working process, and the warnings that it gave; `told` passes them on where it was asked."""
+    with warnings.catch_warnings(record=True) as caught:
+        result = make(task)
+    return result, [(str(warning.message), warning.category) for warning in caught]
+
+
+def told(attended) -> object:
+    """The result alone, once its warnings have been given."""
+    result, caught = attended
+    for text, category in caught:
+        warnings.warn(text, category, stacklevel=2)
+    return result
+
+
+def use_one_thread() -> None:
+    """Let this thread, and torch in this process, compute with one thread from now on.
+
+    The rounding of sums depends on the number of threads, and tasks that run side by side keep the processors busy.
+    """
+    from .. import _core
+
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by torch where that is not loaded yet
+    _core.set_num_threads(1)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
 
 
 @contextmanager
@@ -74,10 +102,7 @@ _make: Callable | None = None  # of a spawned process
 
 def _start(reader, make):
     global _make
-    os.environ["OMP_NUM_THREADS"] = "1"  # read by torch, which is not loaded yet
-    from .. import _core
-
-    _core.set_num_threads(1)  # the rounding of sums depends on the number of threads
+    use_one_thread()
 
     def leave():
         reader.poll(None)
@@ -89,5 +114,4 @@ def _start(reader, make):
 
 
 def _work(task):
-    assert _make is not None
-    return _make(task)
+    return attended(_make, task)
