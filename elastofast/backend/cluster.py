@@ -7,11 +7,13 @@ written by the workers, so these need a file system that is shared with the call
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -20,6 +22,8 @@ from .processes import attended, told, use_one_thread
 
 __all__ = ["check_cluster", "on_cluster"]
 
+PATIENCE = 60  # seconds between two looks whether there are workers at all; chosen
+POLL = 0.02  # seconds between two looks whether a task is finished; chosen, small beside a task
 CONNECT = 10  # seconds until a scheduler must have answered; chosen, a busy one answers within one
 # Further attempts at a task that raised an error, for the passing faults of shared file systems; chosen. Tasks of lost
 # workers are repeated by the scheduler (distributed.scheduler.allowed-failures, 3 times by default).
@@ -69,14 +73,12 @@ def on_cluster(make, tasks, scheduler, files=()) -> Generator:
         lost or gives a task up. Exceptions of ``make`` are raised as they are.
     """
     with _client(scheduler) as client:
-        from distributed import CancelledError, KilledWorker, as_completed
+        from distributed import CancelledError, KilledWorker
 
-        if not client.scheduler_info()["workers"]:
-            warnings.warn(f"the scheduler at {scheduler} has no workers yet; the work waits for them", stacklevel=2)
         work = _Work(make, version("elastofast"), os.getcwd(), tuple(map(os.fspath, files)))
         futures = client.map(work, tasks, pure=False, retries=RETRIES, key="elastofast")
         try:
-            for future in as_completed(futures, loop=client.loop):
+            for future in _finished(client, futures, scheduler):
                 yield told(future.result())
                 future.release()  # the scheduler forgets the result
         except KilledWorker as error:
@@ -90,6 +92,23 @@ def on_cluster(make, tasks, scheduler, files=()) -> Generator:
             ) from error
         finally:
             client.cancel(futures)
+
+
+def _finished(client, futures, scheduler) -> Iterator[Any]:
+    """Futures as they are finished, and a warning while there is nobody who could work on them."""
+    from distributed import as_completed
+
+    finished, looked = as_completed(futures, loop=client.loop), -math.inf
+    while not finished.is_empty():
+        while not finished.has_ready():
+            if time.monotonic() - looked > PATIENCE:
+                looked = time.monotonic()
+                with suppress(OSError):  # the scheduler is being lost, which its futures will tell
+                    if not client.scheduler_info()["workers"]:
+                        text = f"the scheduler at {scheduler} has no workers; the work waits for them"
+                        warnings.warn(text, stacklevel=2)
+            time.sleep(POLL)
+        yield next(finished)
 
 
 @contextmanager
