@@ -139,7 +139,7 @@ def compare(
     runs = [
         _Run(c, k, int(i), name) for c, (k, i), name in itertools.product(conditions, enumerate(indices), functions)
     ]
-    bench = _Bench(path, functions, seed, where["jobs"], folder.parts)
+    bench = _Bench(path, functions, seed, where["jobs"], folder)
     processes = 0 if jobs in (None, 1) else jobs
     how = {"processes": processes, "scheduler": scheduler, "files": (path, *weights.values())}
     interrupted = _make(runs, bench, folder, how, progress)
@@ -194,7 +194,7 @@ class _Bench:
     methods: dict[str, Method]
     seed: int
     jobs: int | None  # for the row; None on a cluster
-    parts: ResumableFolder
+    folder: _Folder
 
     def __call__(self, run):
         """The run itself and its row, once its map in pascals, if there is one, and the true map are kept."""
@@ -222,12 +222,7 @@ class _Bench:
             row["status"] = "error"
             row["message"] = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
         row = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
-        self.parts.confirm()
-        name = _part(run.condition.name, run.map, "truth")
-        if not self.parts.holds(name):
-            self.parts.add(name, m.reference.astype(np.float32))
-        if modulus is not None:
-            self.parts.add(_part(run.condition.name, run.map, run.method), modulus)
+        self.folder.add_maps(run, modulus, m.reference.astype(np.float32))
         return run, row
 
 
@@ -240,18 +235,31 @@ def _measured(path, index, condition, seed):
 # the folder ---------------------------------------------------------------------------------------
 
 
-class _Folder:
-    """A comparison on disk: its configuration, a line for each finished run, and the maps, which a `_Bench` keeps."""
+class _Folder(ResumableFolder):
+    """A comparison on disk: its configuration, a line for each finished run, and the maps."""
 
     def __init__(self, path, config):
-        self.parts = ResumableFolder(path, items="parts")
+        super().__init__(path, items="parts")
         advice = "give another folder or its arguments"
-        self.parts.begin(config, content="a comparison", advice=advice, indent=1)
-        self.packed, self._lines = path / "maps.h5", RowFile(path / "results.jsonl")
+        self.begin(config, content="a comparison", advice=advice, indent=1)
+        self.packed, self._lines = self.path / "maps.h5", RowFile(self.path / "results.jsonl")
         self.rows = {(row["condition"], row["map"], row["method"]): row for row in self._lines.rows}
 
+    def __getstate__(self):
+        """Without the lines: workers elsewhere add maps."""
+        return {name: value for name, value in vars(self).items() if name not in ("rows", "_lines")}
+
+    def add_maps(self, run, modulus, truth):
+        """Keep the map of a run, if it has one, and the true one."""
+        self.confirm()
+        name = _part(run.condition.name, run.map, "truth")
+        if not self.holds(name):
+            self.add(name, truth)
+        if modulus is not None:
+            self.add(_part(run.condition.name, run.map, run.method), modulus)
+
     def add_row(self, run, row):
-        """Keep the line of a run whose map is kept; by it the run counts as finished."""
+        """Keep the line of a run whose maps are kept; by it the run counts as finished."""
         self._lines.add(row)
         self.rows[run.key] = row
 
@@ -260,8 +268,8 @@ class _Folder:
         import h5py
 
         part = _part(condition, k, method)
-        if self.parts.holds(part):
-            return self.parts.read(part)
+        if self.holds(part):
+            return self.read(part)
         if not self.packed.exists():
             return None
         with h5py.File(self.packed) as file:
@@ -273,16 +281,16 @@ class _Folder:
 
         if not self.packed.exists():
             layout = {"chunks": (1, *shape), "compression": "gzip", "compression_opts": 1, "shuffle": True}
-            with self.parts.packing(self.packed) as target, h5py.File(target, "w") as file:
+            with self.packing(self.packed) as target, h5py.File(target, "w") as file:
                 for condition, method in itertools.product((c.name for c in conditions), ("truth", *methods)):
                     name = f"{condition}/{method}"
                     maps = file.create_dataset(name, (count, *shape), np.float32, fillvalue=np.nan, **layout)
                     maps.attrs["units"] = "Pa"
                     for k in range(count):
                         part = _part(condition, k, method)
-                        if self.parts.holds(part):
-                            maps[k] = self.parts.read(part)
-        self.parts.remove_items()
+                        if self.holds(part):
+                            maps[k] = self.read(part)
+        self.remove_items()
 
 
 def _part(condition, k, method):
