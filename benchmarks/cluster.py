@@ -81,8 +81,8 @@ def main():
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--tasks", type=int, default=100)
     options = parser.parse_args()
-    # on a busy machine a worker that is started again may take minutes to be heard, and would be given up
-    dask.config.set({"distributed.comm.timeouts.connect": "300s", "distributed.comm.timeouts.tcp": "300s"})
+    # LocalCluster gives up a worker that is not back after 15 s, which a busy machine may need to start it again
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "600s"})
     quiet = {"dashboard_address": ":0", "silence_logs": logging.CRITICAL}
     with LocalCluster(n_workers=2, threads_per_worker=1, **quiet) as cluster, tempfile.TemporaryDirectory() as folder:
         overhead(cluster, options.tasks)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("matplotlib")
@@ -33,8 +34,11 @@ GRID = Grid((17, 15), (5e-4, 4e-4))
 
 @pytest.fixture(scope="module")
 def two():
-    """A cluster of two processes."""
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **QUIET) as made:
+    """A cluster of two processes, which waits for a worker that is slowly started again."""
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "600s"}),
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, **QUIET) as made,
+    ):
         yield made
 
 
