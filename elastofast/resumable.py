@@ -47,6 +47,7 @@ class ResumableFolder:
         self.path = Path(path)
         self.items = self.path / items
         self._config = self.path / "config.json"
+        self._begun = b""
 
     def begin(self, config: dict[str, Any], *, content: str, advice: str, indent: int | None = None) -> None:
         """Make the folder, or check that the one which is there belongs to this configuration.
@@ -72,6 +73,22 @@ class ResumableFolder:
         self.items.mkdir(parents=True, exist_ok=True)
         if not self._config.exists():
             write_atomically(self._config, json.dumps(config, indent=indent).encode())
+        self._begun = self._config.read_bytes()
+
+    def confirm(self) -> None:
+        """Raise an error unless the folder is still the one that was begun: for copies of this object elsewhere.
+
+        A worker asks before it adds an item. Its caller may be gone, and the folder begun again with other arguments.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder is not there.
+        RuntimeError
+            If it was begun with another configuration meanwhile.
+        """
+        if self._config.read_bytes() != self._begun:
+            raise RuntimeError(f"{self.path} was begun again with other arguments; this work is not needed any more")
 
     def belongs_to(self, config: dict[str, Any]) -> bool:
         """Whether the folder is there and was begun with this configuration."""

@@ -155,15 +155,15 @@ def test_a_batch_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys, sidecar
     (scans / "p3.csv").unlink()
     words = ("reconstruct", scans, "--with", sidecar, "--set", *STATED, *QUICK, "-o", out, "--format", "npz")
     made = []
-    one = batch._one
+    one = batch._row
 
-    def counted(work, path, *rest):
+    def counted(work, folder, figure, path, name):
         if len(made) == 1 and sys.exc_info()[0] is None and path.name == "p1.csv" and not (out / "go").exists():
             signal.raise_signal(signal.SIGINT)
         made.append(path.name)
-        return one(work, path, *rest)
+        return one(work, folder, figure, path, name)
 
-    monkeypatch.setattr(batch, "_one", counted)
+    monkeypatch.setattr(batch, "_row", counted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
     code, text, _ = run(*words, capsys=capsys)
     signal.signal(signal.SIGINT, before)

@@ -45,10 +45,10 @@ def small(tmp_path_factory):
 def inline(monkeypatch):
     """Samples are made in this process, with one thread as in the others: most tests are not about processes."""
 
-    def one_by_one(make, tasks, jobs):
+    def one_by_one(make, tasks, **where):
         yield from map(make, tasks)
 
-    monkeypatch.setattr(dataset, "in_processes", one_by_one)
+    monkeypatch.setattr(dataset, "worked_on", one_by_one)
     before = _core.build_info()["threads"]
     _core.set_num_threads(1)
     yield

@@ -2,10 +2,6 @@ import json
 import math
 import os
 import signal
-import socket
-import subprocess
-import sys
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -483,88 +479,6 @@ def test_tensorboard_is_named_if_missing(tmp_path):
     else:
         train(recipe("unet", steps=1, **SMALL["unet"]), Toy(), tmp_path / "w.safetensors", log=tmp_path / "board")
         assert [*(tmp_path / "board").iterdir()]
-
-
-# several processes --------------------------------------------------------------------------------
-
-
-UNet = RECIPES["unet"]
-
-
-@dataclass(frozen=True)
-class Spy(UNet):
-    """Plain descent, so that means of gradients show; keeps what it saw."""
-
-    kind = "unet"
-    ema: float = 0.0
-    clip: float = 0.0
-    ranks: int = 1
-
-    def optimizer(self, parameters):
-        return torch.optim.SGD(parameters, lr=self.rate)
-
-    def sample(self, maps, generator):
-        """As many processes' batches as `ranks`, one after the other, if this is the only process."""
-        parts = [super().sample(maps, generator)]
-        for rank in range(1, self.ranks):
-            stream = np.random.SeedSequence((0, len(SEEN), rank)).generate_state(1, np.uint64)
-            parts.append(super().sample(maps, generator.manual_seed(int(stream[0]))))
-        batch = tuple(map(torch.cat, zip(*parts, strict=True)))
-        SEEN.append(batch[0])
-        return batch
-
-    def loss(self, network, batch, generator):
-        NETWORKS.append(network)
-        return super().loss(network, batch, generator)
-
-
-SEEN: list = []
-NETWORKS: list = []
-STEPS = {"steps": 3, "batch": 4, "crop": 16, "channels": 4, "rate": 0.05}
-
-
-def process(folder):
-    """One of two; started by the test below."""
-    train(Spy(**STEPS), Toy(), f"{folder}/team.safetensors", device="cpu", progress=False)
-    seen = {f"seen {step}": batch for step, batch in enumerate(SEEN)}
-    mine = {name: tensor.contiguous() for name, tensor in (NETWORKS[-1].state_dict() | seen).items()}
-    safetensors.save_file(mine, f"{folder}/rank{os.environ['RANK']}")
-
-
-def test_two_processes_train_as_one_with_both_batches(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", f"import test_training; test_training.process({str(tmp_path)!r})"],
-            env={**os.environ, **common, "RANK": str(rank)},
-            cwd=os.path.dirname(__file__),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for one in processes:
-        _, err = one.communicate(timeout=120)
-        assert one.returncode == 0, err
-    a, b = (tensors(tmp_path / f"rank{rank}") for rank in range(2))
-    for step in range(3):
-        assert not torch.equal(a.pop(f"seen {step}"), b.pop(f"seen {step}"))  # each draws its own batches
-    same(a, b)
-    same(rounded(a), tensors(tmp_path / "team.safetensors"))
-    # the same as one process with both batches
-    SEEN.clear()
-    one = {}  # as the last validation sees them, which the file rounds
-
-    def validate(network):
-        one.update({name: t.clone() for name, t in network.state_dict().items()})
-        return {}
-
-    train(Spy(**STEPS, ranks=2), Toy(), tmp_path / "one.safetensors", validate=validate, progress=False)
-    for name in a:
-        torch.testing.assert_close(a[name], one[name], rtol=1e-5, atol=1e-6)
 
 
 # command line -------------------------------------------------------------------------------------

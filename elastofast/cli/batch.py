@@ -1,4 +1,4 @@
-"""Many measurement files reconstructed one after the other, with one table of all."""
+"""Many measurement files reconstructed, with one table of all."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import csv
 import io
 import os
 import sys
+import time
+import warnings
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..backend.tasks import check_workers, worked_on
 from ..io import load_modulus, write_atomically
 from ..io.sources import further_name
 from ..progress import progress_bar
@@ -21,12 +26,15 @@ from .shared import FAILED, INTERRUPTED, check_output, digest, one_line
 
 __all__ = ["files_of", "reconstruct_all"]
 
+TABLE_EVERY = 10  # seconds between the times that the table of what is there so far is written
 # what is taken from a folder
 SUFFIXES = (".h5", ".hdf5", ".npz", ".npy", ".mat", ".csv", ".txt", ".tsv", ".dat", ".nii", ".nii.gz", ".tif", ".tiff")
 COLUMNS = (
     *("file", "status", "chi2", "prior", "weight", "relative", "nodes", "spacing_mm"),
     *("modulus_5", "modulus_median", "modulus_95", "seconds", "output", "message"),
 )
+# what the reading, the reconstruction or the writing of one file may raise
+ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)
 # of the printed table: column, heading, format
 SHOWN = (
     ("name", "file", "<28"),
@@ -48,6 +56,7 @@ def reconstruct_all(work, options) -> int:
     """
     out = Path(options.output)
     figure = "." + options.plot.lower().rpartition(".")[2] if options.plot else None
+    check_workers(options.jobs, options.scheduler)
     paths = files_of(options.files, work.sidecar)
     outputs = dict(zip(paths, _names(paths), strict=True))
     check_output(str(out.parent / f"x.{options.format}"), (f".{options.format}",))
@@ -68,20 +77,28 @@ def reconstruct_all(work, options) -> int:
         and row["sha256"] == digest(path)
         and folder.holds(row["output"])
     }
-    stopped = False
-    with progress_bar("reconstructing", "file", not options.quiet, len(paths), len(done)) as bar:
-        for path in paths:
-            if path in done:
-                continue
-            try:
-                row = _one(work, path, out, f"{outputs[path]}.{options.format}", figure)
-            except KeyboardInterrupt:
-                stopped = True
-                break
-            lines.add(row)
-            done[path] = row
-            _write_table(out / "summary.csv", [done[p] for p in paths if p in done])
-            bar.update()
+    missing = [(path, f"{outputs[path]}.{options.format}") for path in paths if path not in done]
+    needed = dict.fromkeys((*(path.parent for path in paths), *filter(None, (work.known, work.weights))))
+    how = {
+        "processes": 0 if options.jobs in (None, 1) else options.jobs,
+        "scheduler": options.scheduler,
+        "files": (*needed,),
+    }
+    stopped, written = False, time.monotonic()
+    try:
+        with (
+            progress_bar("reconstructing", "file", not options.quiet, len(paths), len(done)) as bar,
+            closing(worked_on(partial(_one, work, folder, figure), missing, **how)) as results,
+        ):
+            for path, row in results:
+                lines.add(row)
+                done[path] = row
+                bar.update()
+                if time.monotonic() - written > TABLE_EVERY:
+                    _write_table(out / "summary.csv", [done[p] for p in paths if p in done])
+                    written = time.monotonic()
+    except KeyboardInterrupt:
+        stopped = True
     finished = [done[path] for path in paths if path in done]
     _write_table(out / "summary.csv", finished)
     _print_table(finished)
@@ -102,18 +119,32 @@ def reconstruct_all(work, options) -> int:
     return FAILED if any(row["status"] == "failed" for row in finished) else 0
 
 
-def _one(work, path, out, name, figure) -> dict[str, Any]:
-    """Reconstruct one file and write its map; its row of the table."""
-    row: dict[str, Any] = dict.fromkeys(COLUMNS)
-    row |= {"file": str(path), "sha256": digest(path), "output": name}
+def _one(work, folder, figure, task) -> tuple[Path, dict[str, Any]]:
+    """Reconstruct a file and write its map, ``task`` being both names; the file and its row of the table."""
+    path, name = task
+    with warnings.catch_warnings(record=True) as caught:
+        row = _row(work, folder, figure, path, name)
+    for warning in caught:
+        warnings.warn(f"{path}: {warning.message}", warning.category, stacklevel=1)
+    return path, row
+
+
+def _row(work, folder, figure, path, name) -> dict[str, Any]:
+    row: dict[str, Any] = {**dict.fromkeys(COLUMNS), "file": str(path), "output": name}
     try:
+        row["sha256"] = digest(path)
         m = work.load(path)
         result = work(m, None)
-        if result.status == "interrupted":
-            raise KeyboardInterrupt
-        work.save([path], m, result, out / name, (out / name).with_suffix(figure) if figure else None)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
-        return row | {"output": None, "status": "error", "message": one_line(error)}
+    except ERRORS as error:
+        return _failed(row, error)
+    if result.status == "interrupted":
+        raise KeyboardInterrupt
+    folder.confirm()
+    output = folder.path / name
+    try:
+        work.save([path], m, result, output, output.with_suffix(figure) if figure else None)
+    except ERRORS as error:
+        return _failed(row, error)
     low, median, high = np.quantile(np.asarray(result.modulus), [0.05, 0.5, 0.95])
     return row | {
         "status": result.status,
@@ -137,6 +168,10 @@ def _picture(out, row) -> str:
         return ""
     modulus, geometry, _ = load_modulus(out / row["output"])
     return picture(modulus, geometry)
+
+
+def _failed(row, error) -> dict[str, Any]:
+    return row | {"output": None, "status": "error", "message": one_line(error)}
 
 
 def files_of(given, sidecar) -> list[Path]:

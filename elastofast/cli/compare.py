@@ -6,7 +6,7 @@ import os
 
 from ..evaluation.methods import METHODS, WEIGHTS
 from ..evaluation.scenarios import SCENARIOS
-from .shared import INTERRUPTED
+from .shared import INTERRUPTED, worker_options
 
 HELP = (
     "reconstruct held-out maps with several methods and write a report with errors, times and figures; a run that "
@@ -38,7 +38,7 @@ def add_options(option) -> None:
     for name in WEIGHTS:
         otherwise = "none" if name == "paper-critic" else "those of the package"
         option(f"--{name}", metavar="FILE", help=f"weights of the network {name} (default: {otherwise})")
-    option("--jobs", type=int, default=1, help="processes of one thread each; above one, times are not comparable")
+    worker_options(option, "processes of one thread each; above one, times are not comparable (default: 1)")
     option("--quiet", action="store_true", help="show no progress bar")
 
 
@@ -46,7 +46,7 @@ def run(options) -> int:
     """Run the command; returns the exit status."""
     from ..evaluation.experiment import compare
 
-    names = ("data", "size", "maps", "seed", "snr", "world", "methods", "jobs")
+    names = ("data", "size", "maps", "seed", "snr", "world", "methods", "jobs", "scheduler")
     settings = {name: getattr(options, name) for name in names}
     weights = {name: getattr(options, name.replace("-", "_")) for name in WEIGHTS}
     done = compare(options.out, **settings, weights=weights, progress=not options.quiet)

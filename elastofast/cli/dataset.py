@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..phantoms import KINDS
-from .shared import check_output, measurement_options, pair
+from .shared import check_output, measurement_options, pair, worker_options
 
 HELP = (
     "make stiffness maps with their simulated measurements and unregularised reconstructions, to train and "
@@ -62,7 +62,7 @@ def add_options(option) -> None:
         help="draws of the error of a reconstruction for each map; critics are trained on them",
     )
     option("--seed", type=int, default=0, help="seed of the maps and the noise")
-    option("--jobs", type=int, help="number of processes (default: one for each processor)")
+    worker_options(option, "number of processes (default: one for each processor)")
     option("--force", action="store_true", help="replace OUT, and discard an interrupted run with other options")
     option("--quiet", action="store_true", help="show no progress bar")
 

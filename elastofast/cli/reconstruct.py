@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,16 @@ from ..priors.registry import DEFAULT_LEARNED, LEARNED, NAMED, load
 from ..result import made_by
 from .batch import files_of, reconstruct_all
 from .repeat import asked_for, compare, take_over
-from .shared import FAILED, INTERRUPTED, ReconstructionBar, check_output, digest, set_option, version
+from .shared import (
+    FAILED,
+    INTERRUPTED,
+    ReconstructionBar,
+    check_output,
+    digest,
+    set_option,
+    version,
+    worker_options,
+)
 
 HELP = (
     "reconstruct the modulus map of a measurement file, or those of several files or a folder, with a table of all; a "
@@ -41,7 +51,7 @@ def add_options(option) -> None:
         metavar="FILE",
         nargs="*",
         help="measurement in elastofast's own layout, or with a sidecar in any other (docs/files.md); several files or "
-        "a folder are reconstructed one after the other",
+        "a folder are reconstructed each by itself",
     )
     option(
         "--joint",
@@ -130,6 +140,7 @@ def add_options(option) -> None:
         "several files one page with a table and small pictures of all maps",
     )
     option("--format", choices=("h5", "npz", "mat", "vtu"), default="h5", help="for several files: format of the maps")
+    worker_options(option, "for several files: processes of one thread each (default: 1, with all threads)")
     option("--quiet", action="store_true", help="show no progress bar")
 
 
@@ -142,6 +153,9 @@ def run(options) -> int:
     work = Work(options)
     if not options.joint and (len(options.files) > 1 or os.path.isdir(options.files[0])):
         return reconstruct_all(work, options)
+    for name in ("jobs", "scheduler"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} is for several files, each of which has a map of its own")
     check_output(options.output, (".npz", ".h5", ".hdf5", ".mat", ".vtu"))
     if options.plot:
         check_output(options.plot, FIGURES)
@@ -194,7 +208,12 @@ class Work:
         self.joint = options.joint
         self.known = options.known
         self.weights = options.weights
-        self.prior = options.prior if options.weights is None else load(options.prior, options.weights)
+        _ = self.prior  # wrong weights are told before the work
+
+    @property
+    def prior(self):
+        """The name of the prior, or the prior itself with weights of one's own, which each process reads once."""
+        return self.settings["prior"] if self.weights is None else _loaded(self.settings["prior"], self.weights)
 
     def load(self, path):
         """The measurement in a file."""
@@ -280,6 +299,11 @@ class Work:
         if "bounds" in config:
             words += ["--bounds", *map(str, config["bounds"])]
         return shlex.join(words)
+
+
+@lru_cache(1)
+def _loaded(prior, weights):
+    return load(prior, weights)
 
 
 def _print_result(result, m):

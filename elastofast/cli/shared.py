@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -27,6 +28,7 @@ OPTIONAL = {
     "tensorboard": "train --log",
     "pillow": "data sets from lesion masks, PNG and TIFF files",
     "nibabel": "NIfTI files",
+    "distributed": "work on a Dask cluster (--scheduler)",
 }
 
 
@@ -108,6 +110,24 @@ def measurement_options(option) -> None:
     option("--poisson", type=float, default=0.495, help="Poisson ratio")
     option("--snr", type=float, default=35.0, help="signal-to-noise ratio of the displacement in decibels")
     option("--noise", choices=NOISES, default="white", help="noise model")
+
+
+def worker_options(option, jobs: str) -> None:
+    """Options of who does the work: ``--jobs``, whose help text is given, or ``--scheduler``."""
+    option("--jobs", type=_number, group="workers", metavar="N", help=jobs)
+    option(
+        "--scheduler",
+        metavar="ADDRESS",
+        group="workers",
+        help="address of a Dask scheduler, such as tcp://10.0.0.1:8786: its workers do the work, on as many machines "
+        "as they are on (docs/howto/many.md)",
+    )
+
+
+def _number(text) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more, got {text!r}")
+    return int(text)
 
 
 def pair(name, values) -> tuple:

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
+from ..backend.tasks import check_workers, worked_on
 from ..learning.dataset import Dataset, OtherDatasetError, build_dataset, whole_number
-from ..learning.workers import in_processes
 from ..metrics import evaluate, lesion_diameter
 from ..progress import progress_bar
 from ..resumable import ResumableFolder, RowFile
@@ -44,7 +44,8 @@ def compare(
     world=("clean",),
     methods=None,
     weights=None,
-    jobs=1,
+    jobs=None,
+    scheduler=None,
     progress=False,
 ) -> Comparison:
     """Reconstruct held-out maps with several methods, and report their errors and times.
@@ -71,13 +72,16 @@ def compare(
         Scenarios, by their names in `elastofast.evaluation.scenarios.SCENARIOS`.
     methods : sequence of str or (str, callable), optional
         Names in `METHODS`, or a new name with a function from a `Measurement` to a `Result`, which must be picklable if
-        ``jobs`` is above 1. Default all of `METHODS`. The last method is tested against each other one.
+        runs are made in other processes. Default all of `METHODS`. The last method is tested against each other one.
     weights : dict of str to path-like, optional
         Weights files by kind of network, one of `methods.WEIGHTS`; default those shipped with the package.
     jobs : int, optional
-        With 1, runs are made in this process with its threads; otherwise in this number of spawned processes of one
-        thread each, and the report says that times are not comparable. A script that asks for more than 1 needs
-        ``if __name__ == "__main__":``.
+        With 1, the default, runs are made in this process with its threads; otherwise in this number of spawned
+        processes of one thread each, and the report says that times are not comparable. A script that asks for more
+        than 1 needs ``if __name__ == "__main__":``.
+    scheduler : str, optional
+        Address of a Dask scheduler (`distributed`), such as ``"tcp://10.0.0.1:8786"``, whose workers make the runs in
+        place of this process. They need a file system that is shared with it: docs/howto/many.md.
     progress : bool, optional
         Show a progress bar where stderr is a terminal.
 
@@ -108,11 +112,14 @@ def compare(
     out = Path(out)
     weights = {name: Path(path) for name, path in (weights or {}).items() if path is not None}
     functions = chosen_methods(methods, weights)
-    jobs = whole_number("jobs", jobs)
+    jobs = jobs if jobs is None else whole_number("jobs", jobs)
     _check_conditions(world, snr)
-    options = {"data": data, "size": size, "maps": maps, "seed": seed, "snr": snr, "world": world, "jobs": jobs}
+    check_workers(jobs, scheduler)
+    options = {"data": data, "size": size, "maps": maps, "seed": seed, "snr": snr, "world": world}
+    options |= {"jobs": jobs, "scheduler": scheduler}
     command = _command(out, options, [name for name, f in functions.items() if f.function is None], weights)
-    path = _test_maps(out, data, size, maps, seed, jobs, progress)
+    where = {"jobs": None if scheduler else jobs or 1, "scheduler": scheduler}
+    path = _test_maps(out, data, size, maps, seed, where, progress)
     with Dataset.open(path) as opened:
         geometry, indices = opened.geometry, _check_maps(opened, maps)
         levels = [opened.snr] if snr is None else [float(level) for level in snr]
@@ -132,7 +139,10 @@ def compare(
     runs = [
         _Run(c, k, int(i), name) for c, (k, i), name in itertools.product(conditions, enumerate(indices), functions)
     ]
-    interrupted = _make(runs, _Bench(path, functions, seed, jobs), folder, progress)
+    bench = _Bench(path, functions, seed, where["jobs"], folder)
+    processes = 0 if jobs in (None, 1) else jobs
+    how = {"processes": processes, "scheduler": scheduler, "files": (path, *weights.values())}
+    interrupted = _make(runs, bench, folder, how, progress)
     rows = [folder.rows[run.key] for run in runs if run.key in folder.rows]
     comparison = Comparison(out, config, rows, len(runs) - len(rows), command)
     if not interrupted:
@@ -141,18 +151,16 @@ def compare(
     return comparison
 
 
-def _make(runs, bench, folder, progress) -> bool:
+def _make(runs, bench, folder, how, progress) -> bool:
     """Make the runs that are not in the folder yet; whether Ctrl-C kept some of them from being made."""
     missing = [run for run in runs if run.key not in folder.rows]
-    one_by_one = (bench(run) for run in missing)
-    results = one_by_one if bench.jobs == 1 else in_processes(bench, missing, bench.jobs)
     try:
         with (
-            closing(results),
+            closing(worked_on(bench, missing, **how)) as results,
             progress_bar("comparing", "run", progress, len(runs), len(runs) - len(missing)) as bar,
         ):
-            for run, row, modulus, truth in results:
-                folder.add_run(run, row, modulus, truth)
+            for run, row in results:
+                folder.add_row(run, row)
                 bar.update()
     except KeyboardInterrupt:
         if not folder.rows:
@@ -185,10 +193,11 @@ class _Bench:
     path: Path
     methods: dict[str, Method]
     seed: int
-    jobs: int
+    jobs: int | None  # for the row; None on a cluster
+    folder: _Folder
 
     def __call__(self, run):
-        """The run itself, its row, its map in pascals or None, and the true map."""
+        """The run itself and its row, once its map in pascals, if there is one, and the true map are kept."""
         m, mask = _measured(self.path, run.index, run.condition, self.seed)
         row = dict.fromkeys(COLUMNS)
         row |= {"condition": run.condition.name, "snr": run.condition.snr, "world": run.condition.scenario}
@@ -213,7 +222,8 @@ class _Bench:
             row["status"] = "error"
             row["message"] = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
         row = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
-        return run, row, modulus, m.reference.astype(np.float32)
+        self.folder.add_maps(run, modulus, m.reference.astype(np.float32))
+        return run, row
 
 
 @lru_cache(1)  # all methods reconstruct a measurement one after the other
@@ -235,13 +245,21 @@ class _Folder(ResumableFolder):
         self.packed, self._lines = self.path / "maps.h5", RowFile(self.path / "results.jsonl")
         self.rows = {(row["condition"], row["map"], row["method"]): row for row in self._lines.rows}
 
-    def add_run(self, run, row, modulus, truth):
-        """Keep a finished run: first its map, then its line, by which the run counts as finished."""
+    def __getstate__(self):
+        """Without the lines: workers elsewhere add maps."""
+        return {name: value for name, value in vars(self).items() if name not in ("rows", "_lines")}
+
+    def add_maps(self, run, modulus, truth):
+        """Keep the map of a run, if it has one, and the true one."""
+        self.confirm()
         name = _part(run.condition.name, run.map, "truth")
         if not self.holds(name):
             self.add(name, truth)
         if modulus is not None:
             self.add(_part(run.condition.name, run.map, run.method), modulus)
+
+    def add_row(self, run, row):
+        """Keep the line of a run whose maps are kept; by it the run counts as finished."""
         self._lines.add(row)
         self.rows[run.key] = row
 
@@ -289,7 +307,7 @@ def _check_conditions(world, snr):
         raise ValueError(f"snr must list finite decibels, each once, got {snr!r}")
 
 
-def _test_maps(out, data, size, maps, seed, jobs, progress) -> Path:
+def _test_maps(out, data, size, maps, seed, where, progress) -> Path:
     """The data set file, which is made first if none is given."""
     if data is not None:
         if size is not None:
@@ -300,7 +318,7 @@ def _test_maps(out, data, size, maps, seed, jobs, progress) -> Path:
     path = out / "test-maps.h5"
     count = {"count": 1, "validation": 0, "errors": 0, "test": 30 if maps is None else whole_number("maps", maps)}
     try:
-        build_dataset(path, shape=(size, size), seed=seed, jobs=jobs, unregularised=False, progress=progress, **count)
+        build_dataset(path, shape=(size, size), seed=seed, unregularised=False, progress=progress, **where, **count)
     except OtherDatasetError as error:
         text = f"{out} holds a comparison with {error.difference}; give another folder or its arguments"
         raise ValueError(text) from error
@@ -337,4 +355,5 @@ def _command(out, options, methods, weights) -> str:
     words += ["--world", *options["world"], "--methods", *methods]
     for name, path in weights.items():
         words += [f"--{name}", path]
-    return shlex.join(map(str, [*words, "--jobs", options["jobs"]]))
+    words += ["--scheduler", options["scheduler"]] if options["scheduler"] else ["--jobs", options["jobs"] or 1]
+    return shlex.join(map(str, words))

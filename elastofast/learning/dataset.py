@@ -1,8 +1,9 @@
 """Data sets of stiffness maps: true modulus, noisy measurement and unregularised map, in one HDF5 file.
 
 Every sample is a function of the configuration and of its own seed alone, so it does not matter in which process or in
-which run it is made. Finished samples are kept in a `ResumableFolder` beside the output. When all of them are there,
-they are packed into the output file, which appears under its name only when it is complete. Layout: docs/datasets.md.
+which run it is made. Whoever makes a sample writes it to a `ResumableFolder` beside the output. When all of them are
+there, they are packed into the output file, which appears under its name only when it is complete. Layout:
+docs/datasets.md.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 
 from .. import __version__, phantoms
 from ..backend.processors import processors
+from ..backend.tasks import check_workers, worked_on
 from ..boundary import compression
 from ..geometry import Grid
 from ..laws import LAWS
@@ -33,7 +35,6 @@ from ..simulation import NOISES, simulate
 from .masks import Scan, collect, describe, on_grid, read_mask
 from .posterior import posterior_errors
 from .settings import Setting
-from .workers import in_processes
 
 FORMAT = "elastofast data set"
 VERSION = 1  # of the layout
@@ -274,6 +275,7 @@ def build_dataset(
     errors=2,
     seed=0,
     jobs=None,
+    scheduler=None,
     force=False,
     progress=False,
 ) -> None:
@@ -336,6 +338,9 @@ def build_dataset(
     seed : int, optional
     jobs : int, optional
         Number of processes of one thread each; by default one for each processor.
+    scheduler : str, optional
+        Address of a Dask scheduler (`distributed`), such as ``"tcp://10.0.0.1:8786"``, whose workers make the samples
+        in place of processes here. They need a file system that is shared with this process: docs/howto/many.md.
     force : bool, optional
         Replace an existing file, and discard an interrupted run with other arguments.
     progress : bool, optional
@@ -350,7 +355,9 @@ def build_dataset(
     OSError
         If a file cannot be read or written.
     RuntimeError
-        If a process died or a sample cannot be made.
+        If a process died, a cluster is of no use, or a sample cannot be made.
+    ImportError
+        If ``scheduler`` is given and `distributed` is not installed.
     KeyboardInterrupt
         After Ctrl-C, with a message that says how many samples are kept.
 
@@ -389,20 +396,22 @@ def build_dataset(
     if world != "lesions":  # not written otherwise, so that files from before there were worlds are known again
         config |= {"world": world, "tissue": float(tissue)}
         _check_world(config, masks)
-    jobs = processors() if jobs is None else whole_number("jobs", jobs, 1)
+    jobs = jobs if jobs is None else whole_number("jobs", jobs, 1)
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the folder of the output does not exist", str(path))
     grid = _check(config)
+    check_workers(jobs, scheduler)
+    where = {"processes": jobs or processors(), "scheduler": scheduler, "files": () if masks is None else (masks,)}
     if masks is None:
         tasks = _plan_shapes(config, count, validation, test)
     else:
         tasks = _plan_masks(config, collect(masks, grid, layout, progress), masks, count, validation, test)
     config |= {split: sum(t.split == k for t in tasks) for k, split in enumerate(SPLITS)}
 
-    _build(path, config, tasks, jobs, force, progress)
+    _build(path, config, tasks, where, force, progress)
 
 
-def _build(path, config, tasks, jobs, force, progress):
+def _build(path, config, tasks, where, force, progress):
     """Make the file, or the rest of it, unless it is there already."""
     folder = ResumableFolder(path.with_name(path.name + ".parts"))
     if path.exists() and not force:
@@ -415,7 +424,7 @@ def _build(path, config, tasks, jobs, force, progress):
         advice = "go on with its arguments, delete it, or force"
         folder.begin(config, content="an interrupted run", advice=advice)
         try:
-            _make(config, tasks, folder, jobs, progress)
+            _make(config, tasks, folder, where, progress)
             _pack(config, tasks, folder, path, progress)
         except KeyboardInterrupt:
             made = sum(folder.holds(task.part) for task in tasks)
@@ -640,25 +649,29 @@ def _of_wide_world(config, rng, grid):
 # all samples --------------------------------------------------------------------------------------
 
 
-def _make(config, tasks, folder, jobs, progress):
-    """Make the missing samples. Only this process writes files, so workers that outlive it do no harm."""
+def _make(config, tasks, folder, where, progress):
+    """Make the missing samples."""
     missing = [task for task in tasks if not folder.holds(task.part)]
     if not missing:
         return
     with (
         progress_bar("making maps", "map", progress, len(tasks), len(tasks) - len(missing)) as bar,
-        closing(in_processes(partial(_work, config), missing, jobs)) as samples,
+        closing(worked_on(partial(_work, config, folder), missing, **where)) as samples,
     ):
-        for task, arrays in samples:
-            folder.add(task.part, arrays)
+        for _ in samples:
             bar.update()
 
 
-def _work(config, task):
+def _work(config, folder, task):
+    """Make a sample and keep it in the folder, unless that was done by a worker that was lost just after."""
+    if folder.holds(task.part):
+        return
     try:
-        return task, _sample(config, task)
+        arrays = _sample(config, task)
     except (ValueError, RuntimeError, OSError) as error:
         raise RuntimeError(f"sample {task.index} ({task.source}, seed {task.seed}): {error}") from error
+    folder.confirm()
+    folder.add(task.part, arrays)
 
 
 def _pack(config, tasks, folder, path, progress):

@@ -6,10 +6,12 @@ import contextlib
 import copy
 import dataclasses
 import datetime
+import itertools
 import json
 import math
 import os
 import signal
+import tempfile
 import threading
 import time
 import zlib
@@ -62,6 +64,8 @@ def train(
     random numbers of a step depend on the seed, the step and the process alone.
 
     Under ``torchrun`` each process draws its own batches, the gradients are averaged, and process 0 writes the files.
+    Only process 0 needs the checkpoint, so machines need not share a file system; each of them needs the data set.
+    Where torchrun starts all processes again, because one was lost, they go on from the checkpoint: docs/training.md.
 
     Parameters
     ----------
@@ -89,7 +93,7 @@ def train(
         Data set whose training measurements are reconstructed with the network as it is, for recipes that ask for that;
         default ``data``. It needs neither unregularised maps nor drawn errors, only maps of the same shape.
     resume : bool, optional
-        Go on from the checkpoint beside ``out`` if there is one.
+        Go on from the checkpoint beside ``out`` if there is one, as processes do that torchrun has started again.
     validate : callable, optional
         ``validate(network) -> dict`` of figures, in place of the validation of the recipe. The best weights are those
         with the smallest ``relative_error``; without that figure the latest weights are kept.
@@ -112,7 +116,7 @@ def train(
     Raises
     ------
     ValueError
-        If an argument, the data set or the checkpoint does not fit.
+        If an argument, the data set or the checkpoint does not fit, or not all processes have the same ones.
     RuntimeError
         If the loss is not finite any more.
     """
@@ -134,12 +138,14 @@ def train(
         measured = data if reconstruct is None else _opened(reconstruct, stack)
         maps = Maps.read(data, "train", recipe.standard, count=count, device=team.device)
         run = _Run(recipe, maps, data, measured, team, seed=seed, amp=amp, init=init, blend=blend, out=out)
+        team.agree(run.settings)
         if team.leads:
             run.validate = validate or recipe.validator(data, team.device)
-        if run.checkpoint.exists():
-            if not resume:
-                raise ValueError(f"{run.checkpoint} is of an earlier run: resume it, or remove it to start anew")
-            run.restore()
+        with team.file_of_leader(run.checkpoint) as checkpoint:
+            if checkpoint is not None:
+                if not resume and not team.restarts:
+                    raise ValueError(f"{run.checkpoint} is of an earlier run: resume it, or remove it to start anew")
+                run.restore(checkpoint)
         log_file = stack.enter_context(_Log(out.with_suffix(".jsonl"), log, run, progress)) if team.leads else None
         stop = stack.enter_context(_StopSignal(patient=team.size > 1))
         return run.go(stop, log_file, validate_every, checkpoint_every, log_every)
@@ -307,9 +313,8 @@ class _Run:
         header = {"settings": self.settings, "step": self.step, "best": self.best, "seconds": self.seconds}
         weights_file.write_tensors(self.checkpoint, CHECKPOINT, VERSION, tensors, header)
 
-    def restore(self):
-        """Set the state to that of the checkpoint."""
-        path = self.checkpoint
+    def restore(self, path):
+        """Set the state to that of a checkpoint."""
         tensors, header = weights_file.read_tensors(path, CHECKPOINT, VERSION)
         _compare(path, header.get("settings"), self.settings)
         current = {name: tensors.pop(f"current.{name}") for name in CURRENT if f"current.{name}" in tensors}
@@ -341,6 +346,8 @@ class _Team:
     by which the slopes of critics are computed. The networks are small, so one reduction of all gradients costs little.
     """
 
+    trainings = itertools.count()  # of this process
+
     def __init__(self, device):
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -348,8 +355,10 @@ class _Team:
             raise ValueError(f"device must be cpu or cuda, got {device!r}")
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device is cuda, but torch finds no CUDA device here")
-        environment = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}  # variables that torchrun sets, and their defaults
-        self.size, self.rank, local = (int(os.environ.get(name, value)) for name, value in environment.items())
+        # variables that torchrun sets, and their defaults
+        environment = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "TORCHELASTIC_RESTART_COUNT": 0}
+        given = (int(os.environ.get(name, value)) for name, value in environment.items())
+        self.size, self.rank, local, self.restarts = given
         self.device = torch.device(device, local) if device == "cuda" else torch.device(device)
 
     @property
@@ -361,12 +370,51 @@ class _Team:
         if self.size > 1:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
-            distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            # torchrun may keep one store (torch 2.13 does) for all trainings and all lives of its processes; a new
+            # group must not find there the addresses of an earlier one
+            store, _, _ = next(distributed.rendezvous("env://"))
+            store = distributed.PrefixStore(f"life {self.restarts}, training {next(self.trainings)}", store)
+            distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
         return self
 
     def __exit__(self, *error):
         if self.size > 1:
             distributed.destroy_process_group()
+
+    def agree(self, settings):
+        """Raise ValueError unless all processes have the same settings, which a digest of the data is part of."""
+        if self.size == 1:
+            return
+        mark = zlib.crc32(json.dumps(settings).encode())
+        extremes = torch.tensor([mark, -mark], device=self.device)
+        distributed.all_reduce(extremes, distributed.ReduceOp.MAX)
+        if extremes.sum().item() != 0:
+            raise ValueError("the processes have not the same options and data; give all the same command and data set")
+
+    @contextlib.contextmanager
+    def file_of_leader(self, path):
+        """A path under which a file of process 0 can be read here; None if it is not there."""
+        if self.size == 1:
+            yield path if path.exists() else None
+            return
+        content = path.read_bytes() if self.leads and path.exists() else b""
+        length = torch.tensor([len(content)], device=self.device)
+        distributed.broadcast(length, 0)
+        if not length.item():
+            yield None
+            return
+        data = torch.zeros(length.item(), dtype=torch.uint8, device=self.device)
+        if self.leads:
+            data.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        distributed.broadcast(data, 0)
+        if self.leads:
+            yield path
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            here = Path(folder) / path.name
+            here.write_bytes(data.cpu().numpy().tobytes())
+            yield here
 
     def average(self, network):
         """Replace gradients and floating-point buffers by their means over the processes."""

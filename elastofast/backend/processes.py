@@ -1,20 +1,22 @@
-"""Work in spawned processes, which end with their parent and leave the answer to Ctrl-C to it."""
+"""Tasks in spawned processes, which end with their parent and leave the answer to Ctrl-C to it."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import signal
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 
-from ..backend.processors import processors
+from .processors import processors
 
-__all__ = ["in_processes"]
+__all__ = ["attended", "in_processes", "told", "use_one_thread"]
 
 QUEUED = 2  # tasks for each process at a time, so that none has to wait for its next one
 # What torch and the libraries of linear algebra read when they are loaded, which is before a process gets to our code.
@@ -23,8 +25,6 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 
 def in_processes(make, tasks, jobs) -> Generator:
     """Results ``make(task)`` of all tasks in the order in which they are finished, from processes of one thread each.
-
-    Close the generator (`contextlib.closing`) if its loop may be left early; that ends the processes.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def in_processes(make, tasks, jobs) -> Generator:
                 if not pending:
                     return
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
+                yield from (told(future.result()) for future in done)
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "a working process died: out of memory, or the calling script lacks 'if __name__ == \"__main__\":'; "
@@ -61,6 +61,34 @@ def in_processes(make, tasks, jobs) -> Generator:
         except BaseException:
             writer.close()  # ends the processes
             raise
+
+
+def attended(make, task) -> tuple:
+    """``make(task)`` in a working process, and the warnings that it gave; `told` passes them on where it was asked."""
+    with warnings.catch_warnings(record=True) as caught:
+        result = make(task)
+    return result, [(str(warning.message), warning.category) for warning in caught]
+
+
+def told(attended) -> object:
+    """The result alone, once its warnings have been given."""
+    result, caught = attended
+    for text, category in caught:
+        warnings.warn(text, category, stacklevel=2)
+    return result
+
+
+def use_one_thread() -> None:
+    """Let this thread, and torch in this process, compute with one thread from now on.
+
+    The rounding of sums depends on the number of threads, and tasks that run side by side keep the processors busy.
+    """
+    from .. import _core
+
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by torch where that is not loaded yet
+    _core.set_num_threads(1)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
 
 
 @contextmanager
@@ -104,5 +132,4 @@ def _start(reader, make):
 
 
 def _work(task):
-    assert _make is not None
-    return _make(task)
+    return attended(_make, task)
