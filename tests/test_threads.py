@@ -17,9 +17,9 @@ from test_fidelity import SIGMA, measure
 
 import elastofast as ef
 from elastofast import _core
+from elastofast.backend.processes import in_processes
 from elastofast.backend.processors import processors, thread_pool, threads
 from elastofast.forward.krylov import semi_iteration
-from elastofast.learning.workers import in_processes
 
 THREADS, ROUNDS = 8, 3
 GEOMETRIES = [pytest.param("65 x 40", id="grid"), pytest.param("mesh", id="mesh")]
