@@ -60,7 +60,7 @@ def field_operator(
 
 
 @cache
-def _operator_class(base):
+def _operator_class(base: Any) -> Any:
     """The subclass of a library's `LinearOperator` that pickles by a recipe."""
 
     class FieldOperator(base):

@@ -747,8 +747,8 @@ class _Misfit(Function):
             slopes.append(-_inner(z, _Force.apply(part, double, u)) if wanted else None)
         slopes.append(None)
         if by_u:
-            fixed = np.stack([_measurement(one).load.fixed.reshape(u.shape[1:]) for one in ctx.members])
-            fixed = as_tensor(fixed, x).repeat(len(u) // len(fixed), 1, 1)
+            held = np.stack([_measurement(one).load.fixed.reshape(u.shape[1:]) for one in ctx.members])
+            fixed = as_tensor(held, x).repeat(len(u) // len(held), 1, 1)
             slopes[-1] = (-_force(form, double, z, *lame)).masked_fill(fixed, 0.0)
         return *slopes, z if by_f else None
 
