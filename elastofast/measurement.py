@@ -237,7 +237,8 @@ class Measurement:
         places = [np.array(geometry.spacing)] if isinstance(geometry, Grid) else [geometry.points, geometry.cells]
         loads = [load.fixed, load.displacement, load.force, load.open, *map(np.asarray, load.total_force or ())]
         noise = [m.displacement_std, m.force_std, *(m.displacement_correlation or ())]
-        for own in (*places, *loads, m.displacement, *noise):
+        poisson = np.asarray(self.law.poisson)  # which may be a map
+        for own in (*places, poisson, *loads, m.displacement, *noise):
             found.update(np.ascontiguousarray(own).data)
         return found.hexdigest()
 

@@ -104,7 +104,7 @@ def uncertainty(
     if known is None and not (result.relative or m.load.force.any() or m.load.total_force):
         raise ValueError(
             "known must be given: no force is known, but the result is in pascals, so that reconstruct was given "
-            "known moduli"
+            "known moduli, which this result does not have"
         )
     prior_used: Any = prior
     if result.prior in NAMED:

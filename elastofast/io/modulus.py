@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def save_modulus(
     write_atomically(path, to_vtu(fields) if kind == "vtu" else encode(kind, fields))
 
 
-_RESULT = (
+_RESULT: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("displacement", to_host),
     ("relative", int),
     ("chi2", float),
