@@ -34,7 +34,7 @@ def test_forward_solve(measure, request, n, body, method):
         measure(group, ef.solve_forward, form, x, load, rtol=peers.RTOL, **size)
         return
     if method == "PETSc GAMG":
-        remote = peers.petsc(request.config.getoption("--other-python"), peers.System(form, x, load))
+        remote = peers.petsc(request.getfixturevalue("other_python"), peers.System(form, x, load))
         assert measure(group, remote, **size)["residual"] < 10 * peers.RTOL
         remote.close()
         return
