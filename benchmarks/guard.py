@@ -108,7 +108,7 @@ def tasks():
             f"set-up of multigrid, {name}": repeated(form.solver, x, load.loaded, calls=1),
             f"forward solve, {name}": repeated(solver.solve, force, rtol=1e-8, calls=1),
             f"solve with Gamma, {name}": repeated(gamma.solve, gamma.apply(1e6 * u * load.loaded), calls=1),
-            f"data term and gradient, {name}": repeated(ef.Fidelity(m), x, calls=1),
+            f"data term and gradient, {name}": repeated(at_two(ef.Fidelity(m), x), calls=1),
         }
         if name == "plane stress":
             found[SEEDED] = repeated(form.force, x, u, calls=CALLS + 1)
@@ -121,6 +121,16 @@ def repeated(function, *arguments, calls=CALLS, **options):
     def run():
         for _ in range(calls):
             function(*arguments, **options)
+
+    return run
+
+
+def at_two(fidelity, x):
+    """The data term at two maps: at the one where it was last, it would go on from what it knows."""
+
+    def run():
+        fidelity(x)
+        fidelity(1.1 * x)
 
     return run
 

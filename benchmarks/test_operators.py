@@ -75,7 +75,7 @@ def test_stiffness(measure, request, n, law, method):
         measure(group, matrix.data.fill, 1.0, moved=matrix.data.nbytes, **size)
         return
     if method == "dolfinx":
-        remote = peers.dolfinx(request.config.getoption("--other-python"), form, x)
+        remote = peers.dolfinx(request.getfixturevalue("other_python"), form, x)
         norm = remote.ready["norm"]
         measure(group, remote, **size)
         remote.close()
