@@ -76,6 +76,9 @@ def test_solves_are_those_of_the_matrix(law, shifted):
     expected[active] = spsolve(matrix[active][:, active].tocsc(), b.ravel()[active])
     found = solver.solve(b, rtol=1e-10).value
     assert np.abs(found.ravel() - expected).max() < 1e-7 * np.abs(expected).max()
+    solver.update(2 * x.ravel(), None if shift is None else 2 * shift.reshape(2, -1))
+    assert np.allclose(solver.solve(b, rtol=1e-10).value.ravel(), expected / 2, atol=1e-7 * np.abs(expected).max())
+    solver.update(x.ravel(), None if shift is None else shift.reshape(2, -1))
     product = np.where(active, matrix @ np.where(active, expected, 0.0), 0.0)
     assert np.allclose(solver.apply(expected.reshape(2, -1)).ravel(), product)
     energy = expected @ (matrix @ expected)

@@ -134,9 +134,9 @@ class MappedBackend:
         """What multigrid on a mesh needs of the body, whatever its moduli."""
         return self.constant.hierarchy
 
-    def constant_solver(self, x, active, shift):
-        """The solver of the form with constant Lame numbers, for the modulus at which it is nearest to K(x)."""
-        return self.constant.solver(x * self._scaling, active, shift)
+    def constant_modulus(self, x):
+        """The modulus at which the form with constant Lame numbers is nearest to K(x)."""
+        return x * self._scaling
 
 
 class _MappedSolver:
@@ -146,17 +146,26 @@ class _MappedSolver:
     """
 
     def __init__(self, backend, x, active, shift=None):
-        self._backend, xp = backend, backend.device.xp
+        self._backend = backend
         d, n = backend.geometry.dim, backend.geometry.n_nodes
+        self._mask = backend.device.upload(np.asarray(active, bool).reshape(d, n))
+        self._constant = backend.constant.solver(backend.constant_modulus(x), active, shift)
+        self._take(x, shift)
+        settings = backend.law.multigrid
+        low = 1 - (1 - settings.spectrum[0]) ** settings.curvature_cycles  # of the cycles in one `precondition`
+        self._spectrum = low / backend.spread, settings.spectrum[1] * backend.spread
+
+    def update(self, x, shift=None):
+        """Take another modulus and shift, see `Solver`."""
+        self._constant.update(self._backend.constant_modulus(x), shift)
+        self._take(x, shift)
+
+    def _take(self, x, shift):
+        xp, (d, n) = self._backend.device.xp, self._mask.shape
         self._x = xp.ascontiguousarray(x, xp.float64).reshape(-1, n)
         self._fields = (len(self._x), d, n)
         self.shape = (d, n) if x.ndim == 1 else self._fields
-        self._mask = backend.device.upload(np.asarray(active, bool).reshape(d, n))
         self._shift = None if shift is None else xp.asarray(shift, xp.float64).reshape(-1, d, n)
-        self._constant = backend.constant_solver(x, active, shift)
-        low, high = backend.constant.law.multigrid.spectrum
-        low = 1 - (1 - low) ** backend.constant.law.multigrid.curvature_cycles  # of the cycles in one `precondition`
-        self._spectrum = low / backend.spread, high * backend.spread
 
     def solve(self, b, x0=None, rtol=1e-8, maxiter=200) -> Solution:
         """Solve to a true relative residual of ``rtol``; see `GridSolver.solve`."""

@@ -259,7 +259,7 @@ def _with_noise(m, progress, options):
     again at the ratio that is found with the first estimate.
     """
     found = [None if frame.noise_known else estimate_noise(frame, progress) for frame in m.frames]
-    if options is not None:  # of one frame
+    if options is not None and found[0] is not None:  # of one frame
         ratio = estimate_poisson(found[0].applied(m), options)
         if ratio.told:
             found = [estimate_noise(with_poisson(m, ratio.value), progress)]
