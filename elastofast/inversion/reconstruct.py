@@ -236,7 +236,7 @@ def reconstruct(  # type: ignore[misc]  # mypy sees no place for `joint` among t
         "optimizer": optimizer, "noise": noise, "poisson": poisson, "max_iterations": max_iterations, "step": step,
     }  # fmt: skip
     for k, result in results.items():
-        own = weights[k] if isinstance(weights[k], str) else float(weights[k])
+        own: Any = weights[k] if isinstance(weights[k], str) else float(weights[k])  # type: ignore[arg-type]
         results[k] = replace(
             result, bounds=bounds, known=known, checksum=given[k].checksum,
             settings={**settings, "weight": own, "started": starts[k] is not None},

@@ -92,8 +92,8 @@ def undetermined(
         point, first = point._replace(data=None), first and first._replace(data=None)
     hats = xp.asarray(basis)
 
-    def evaluated(at):
-        return at if at.data is not None else at._replace(data=fidelity.evaluate(np.exp(at.z), rtol))
+    def evaluation(at):
+        return at.data if at.data is not None else fidelity.evaluate(np.exp(at.z), rtol)
 
     def hessians(at):
         """Those in the coefficients of the hats, (B, K, K)."""
@@ -101,11 +101,13 @@ def undetermined(
         return np.stack([to_host(curvature(xp.zeros_like(at.z) + hat) @ hats.T) for hat in hats], axis=1)
 
     try:
-        point = evaluated(point)
+        now = evaluation(point)
+        point = point._replace(data=now)
         flat = np.zeros(len(measurements), bool)
         if first is not None:
-            first = evaluated(first)
-            flat = np.ravel(2 * (first.data.value - point.data.value) < NOISE * fidelity.n_data)
+            before = evaluation(first)
+            first = first._replace(data=before)
+            flat = np.ravel(2 * (before.value - now.value) < NOISE * fidelity.n_data)
         found = hessians(first if flat.all() else point)
         if flat.any() and not flat.all():
             found = np.where(flat[:, None, None], hessians(first), found)

@@ -399,12 +399,13 @@ class _Team:
             yield path if path.exists() else None
             return
         content = path.read_bytes() if self.leads and path.exists() else b""
-        length = torch.tensor([len(content)], device=self.device)
-        distributed.broadcast(length, 0)
-        if not length.item():
+        header = torch.tensor([len(content)], device=self.device)
+        distributed.broadcast(header, 0)
+        length = int(header.item())
+        if not length:
             yield None
             return
-        data = torch.zeros(length.item(), dtype=torch.uint8, device=self.device)
+        data = torch.zeros(length, dtype=torch.uint8, device=self.device)
         if self.leads:
             data.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
         distributed.broadcast(data, 0)
