@@ -301,7 +301,7 @@ def test_kills_around_the_end_lose_nothing(small, inline, tmp_path, monkeypatch)
     assert not path.exists()
     with monkeypatch.context() as patch:  # between its renaming and the removal of the parts
         patch.setattr(dataset, "_sample", die)  # nothing is left to make
-        patch.setattr(resumable.shutil, "rmtree", die)
+        patch.setattr(resumable.ResumableFolder, "remove_items", die)
         with pytest.raises(KeyboardInterrupt):
             build_dataset(path, **SMALL)
     assert_same(path, small)

@@ -414,25 +414,33 @@ def build_dataset(
 def _build(path, config, tasks, where, force, progress):
     """Make the file, or the rest of it, unless it is there already."""
     folder = ResumableFolder(path.with_name(path.name + ".parts"))
-    if path.exists() and not force:
+    if not force and _is_made(path, config) and (not folder.path.exists() or folder.difference(config)):
+        return
+    advice = "go on with its arguments, delete it, or force"
+    with folder.begin(config, content="an interrupted run", advice=advice, force=force):
+        if force or not _is_made(path, config):
+            try:
+                _make(config, tasks, folder, where, progress)
+                _pack(config, tasks, folder, path, progress)
+            except KeyboardInterrupt:
+                made = sum(folder.holds(task.part) for task in tasks)
+                raise KeyboardInterrupt(
+                    f"with {made} of {len(tasks)} samples kept in {folder.path}; the same again goes on from there"
+                ) from None
+        folder.remove_items()  # also those of a run that was killed just before
+
+
+def _is_made(path, config) -> bool:
+    """Whether the file is there; errors if it is damaged or was made with other arguments."""
+    if not path.exists():
+        return False
+    try:
         with Dataset.open(path) as finished:
             if other := difference(finished.config, config):
                 raise OtherDatasetError(path, other)
-    else:
-        if force and folder.difference(config):
-            folder.remove_items()
-        advice = "go on with its arguments, delete it, or force"
-        folder.begin(config, content="an interrupted run", advice=advice)
-        try:
-            _make(config, tasks, folder, where, progress)
-            _pack(config, tasks, folder, path, progress)
-        except KeyboardInterrupt:
-            made = sum(folder.holds(task.part) for task in tasks)
-            raise KeyboardInterrupt(
-                f"with {made} of {len(tasks)} samples kept in {folder.path}; the same again goes on from there"
-            ) from None
-    if folder.belongs_to(config):  # the file is complete, whether by this run or by one that was killed just before
-        folder.remove_items()
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it, or force, to build it anew") from error
+    return True
 
 
 class OtherDatasetError(FileExistsError):
