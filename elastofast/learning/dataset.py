@@ -27,6 +27,7 @@ from ..backend.processors import processors
 from ..backend.tasks import check_workers, worked_on
 from ..boundary import compression
 from ..geometry import Grid
+from ..io.sizes import check_size
 from ..laws import LAWS
 from ..measurement import Measurement
 from ..progress import progress_bar
@@ -107,6 +108,7 @@ class Dataset:
         self.config = json.loads(attributes["config"])
         self.snr = float(attributes["snr"])
         self.geometry = Grid(tuple(attributes["grid_shape"].tolist()), tuple(attributes["grid_spacing"].tolist()))
+        check_size("modulus", self.geometry.shape, FIELDS["modulus"][0]().itemsize, path.stat().st_size)
         self.law = LAWS[attributes["law"]](float(attributes["poisson"]))
         self.load = compression(self.geometry, pressure=float(attributes["pressure"]))
         n = len(file["seed"])
@@ -236,6 +238,7 @@ class Dataset:
         if ((index < -n) | (index >= n)).any():
             raise IndexError(f"index out of range: the data set has {n} samples, got {i!r}")
         data = self._file[name]
+        check_size(name, data.shape[1:], data.dtype.itemsize, self.path.stat().st_size)
         out = np.empty((index.size, *data.shape[1:]), data.dtype)
         for row, k in zip(out, index.ravel().astype(np.int64) % n, strict=True):
             try:

@@ -165,6 +165,7 @@ class Batch:
     """`elastofast reconstruct` of several files into a folder."""
 
     name = "batch"
+    more = ("--plot", "png")
 
     def prepare(self, folder):
         import elastofast as ef
@@ -182,7 +183,7 @@ class Batch:
 
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
             code = cli.main(["reconstruct", *map(str, self.files), "-o", str(out / "b"), "--prior", "tv", "--quiet",
-                             "--format", "h5", "--plot", "png"])  # fmt: skip
+                             "--format", "h5", *self.more])  # fmt: skip
         if code:
             text = errors.getvalue()
             raise (BlockingIOError if "another process" in text else OSError)(text)
@@ -230,8 +231,10 @@ class Work:
     def __init__(self, work, folder):
         self.work, self.folder = work, folder
 
-    def start(self, out, until=None, limit=None):
-        """A process at work; with ``until``, it kills itself before its operation of that number on a file in out."""
+    def start(self, out, until=None, limit=None, count=None):
+        """A process at work; with ``until``, it kills itself before its operation of that number on a file in out, with
+        ``count``, it writes their number to a file at the end.
+        """
         out.mkdir(parents=True, exist_ok=True)
         sys.stdout.flush()
         pid = os.fork()
@@ -243,11 +246,13 @@ class Work:
             if limit is not None:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-            if until is not None:
-                _kill_before(until, str(out))
+            if until is not None or count is not None:
+                made = _kill_before(until, str(out))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.work.run(out)
+            if count is not None:
+                count.write_text(str(made[0]))
             code = 0
         except BlockingIOError:
             code = BUSY
@@ -267,15 +272,14 @@ class Work:
 
 
 def _kill_before(number, out):
-    """Kill this process before its operation of that number on files below ``out``."""
-    left = number
+    """Kill this process before its operation of that number on files below ``out``; a list with the number so far."""
+    made = [0]
     watched = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 
     def step(event, arguments=()):
-        nonlocal left
         if event == "os.fsync" or (event in watched and str(arguments[0]).startswith(out)):
-            left -= 1
-            if left <= 0:
+            made[0] += 1
+            if made[0] == number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     fsync = os.fsync
@@ -286,6 +290,7 @@ def _kill_before(number, out):
 
     os.fsync = counted
     sys.addaudithook(step)
+    return made
 
 
 def whole(out):
@@ -334,25 +339,15 @@ class Trial:
         work.prepare(folder)
         self.runner = Work(work, folder)
         began = time.monotonic()
-        out = folder / "undisturbed"
-        if code := self.runner(out):
+        out, count = folder / "undisturbed", folder / "count"
+        if code := self.runner(out, count=count):
             raise RuntimeError(f"{work.name}: the undisturbed run ended with {code}: {self.runner.error()}")
+        self.operations = int(count.read_text())
         self.seconds = time.monotonic() - began
         self.expected = work.result(out)
         self.size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
         self.number = 0
-        self.operations = self._count_operations()
         self.failures = []
-
-    def _count_operations(self):
-        """Operations on files in an undisturbed run: the least number before which none is killed."""
-        low, high = 1, 2
-        while self.runner(self.fresh(), until=high) < 0:
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.runner(self.fresh(), until=middle) < 0 else (low, middle)
-        return low
 
     def fresh(self):
         """A new folder for the output."""
