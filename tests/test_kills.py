@@ -93,7 +93,10 @@ def test_an_output_belongs_to_one_process_at_a_time(tmp_path):
     lock = tmp_path / ".lock"
     lock.touch()  # left by a killed process
     with only_process(lock, "out"):
-        with pytest.raises(BlockingIOError, match="another process is working on it") as caught, only_process(lock, "out"):
+        with (
+            pytest.raises(BlockingIOError, match="another process is working on it") as caught,
+            only_process(lock, "out"),
+        ):
             pass
         assert caught.value.filename == "out"
     assert not lock.exists()

@@ -1,6 +1,6 @@
-"""Any input whatever: public functions either do what they say, or raise a documented exception that names the argument.
+"""Any input whatever: public functions do what they say, or raise a documented exception that names the argument.
 
-ELASTOFAST_EXAMPLES=2000 pytest tests/test_properties.py tries so many random inputs for each property, others each time.
+ELASTOFAST_EXAMPLES=2000 pytest tests/test_properties.py tries as many random inputs for each property.
 """
 
 import os
@@ -131,7 +131,7 @@ def meshes(draw):
     h = 10 ** draw(st.floats(-9, 6))
     points = h * np.stack([np.repeat(np.arange(n), 2), np.tile([0, 1], n)], axis=1)
     left = 2 * np.arange(n - 1)[:, None]
-    cells = np.concatenate([left + [0, 2, 1], left + [2, 3, 1]])
+    cells = np.concatenate([left + np.array(corners) for corners in ([0, 2, 1], [2, 3, 1])])
     what = draw(
         st.sampled_from(
             ["nothing", "inverted", "doubled", "flat", "apart", "over", "nan", "number", "negative", "float",
@@ -277,7 +277,9 @@ def arguments(draw):
     holes = draw(st.sampled_from([0.0, 0.0, 0.3, 0.97, 1.0]))
     std[rng.random(u.shape) < holes] = np.inf
     given = {"displacement": u, "displacement_std": std}
-    change = draw(st.sampled_from(["none", "none", "value", "scalar", "masked", "force_std", "reference", "shape", "type"]))
+    change = draw(
+        st.sampled_from(["none", "none", "value", "scalar", "masked", "force_std", "reference", "shape", "type"])
+    )
     if change == "value":
         name = draw(st.sampled_from(["displacement", "displacement_std"]))
         given[name][tuple(rng.integers(u.shape))] = draw(special)
@@ -316,7 +318,9 @@ def test_the_data_term_is_finite_and_not_negative(given, x, lead):
 
 
 @tried(12)
-@given(arguments(), st.sampled_from(["none", "tikhonov", "tv"]), st.sampled_from([None, 0.0, 1e-3, "auto", -1.0, np.nan]))
+@given(
+    arguments(), st.sampled_from(["none", "tikhonov", "tv"]), st.sampled_from([None, 0.0, 1e-3, "auto", -1.0, np.nan])
+)
 def test_reconstructions_are_maps_or_errors(given, prior, weight):
     m = outcome(lambda: ef.Measurement(SMALL, ef.PlaneStress(0.45), LOAD, **given), *NAMES)
     if m is None:
@@ -335,6 +339,6 @@ def test_bounds_without_an_order_and_uncertainties_that_are_none_are_refused():
         with pytest.raises(TypeError, match=r"bounds must be a pair \(low, high\)"):
             ef.reconstruct(m, prior="tv", bounds=bounds, max_iterations=1)
     result = ef.reconstruct(m, prior="tv", max_iterations=1)
-    with pytest.raises(TypeError, match="uncertainty must be what .* gives, got int"):
+    with pytest.raises(TypeError, match=r"uncertainty must be what .* gives, got int"):
         result.uncertainty = 3
     assert result.uncertainty is None and result.std is None

@@ -30,7 +30,10 @@ def test_differences_are_named_however_deep_and_long_values_are_cut():
 def test_a_folder_belongs_to_one_configuration_and_to_one_process(folder, tmp_path):
     again = ResumableFolder(folder.path, items="parts")
     assert again.difference(CONFIG) == ""
-    with pytest.raises(BlockingIOError, match="another process is working on it") as caught, again.begin(CONFIG, **TEXTS):
+    with (
+        pytest.raises(BlockingIOError, match="another process is working on it") as caught,
+        again.begin(CONFIG, **TEXTS),
+    ):
         pass
     assert caught.value.filename == str(folder.path)
     other = ResumableFolder(tmp_path / "other", items="parts")

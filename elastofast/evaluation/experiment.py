@@ -288,9 +288,7 @@ class _Folder(ResumableFolder):
             with h5py.File(self.packed) as file:
                 return file[condition][method][k]
         except (OSError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"{self.packed}: damaged: {error}; delete the folder {self.path} and run again"
-            ) from error
+            raise ValueError(f"{self.packed}: damaged: {error}; delete the folder {self.path} and run again") from error
 
     def pack(self, conditions, methods, count, shape):
         """Gather all maps in one file once all are there."""

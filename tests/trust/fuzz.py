@@ -162,6 +162,7 @@ def _weights(folder):
 
 def _checkpoint(folder):
     import torch
+
     from elastofast.learning.training import CHECKPOINT, VERSION
     from elastofast.priors import weights_file
 
@@ -412,6 +413,7 @@ def child(kind, seconds, folder, seed):
             print(json.dumps(figures), flush=True)
 
         if atheris is not None:
+
             def once(data):
                 if time.process_time() - began > seconds:
                     report()
@@ -432,9 +434,6 @@ def child(kind, seconds, folder, seed):
 
 def _import_libraries(kind):
     """The libraries that are too large to be instrumented."""
-    import h5py
-    import numpy
-    import PIL.Image
     import scipy.io  # noqa: F401
 
     if kind in ("weights", "checkpoint"):
@@ -445,14 +444,14 @@ def _import_readers(kind):
     """What reads, so that it is instrumented, and nothing is imported for the first time under the memory limit."""
     import elastofast.io.recognise
     import elastofast.resumable
-    import elastofast.tracking.frames  # noqa: F401
+    import elastofast.tracking.frames
 
     if kind in ("vtu", "gmsh"):
         import meshio  # noqa: F401
     elif kind == "nifti":
         import nibabel  # noqa: F401
     elif kind in ("weights", "checkpoint"):
-        import elastofast.learning.training  # noqa: F401
+        import elastofast.learning.training
     elif kind == "dataset":
         import elastofast.learning.dataset  # noqa: F401
 
@@ -495,12 +494,16 @@ def main():
             command = [sys.executable, __file__, "--child", kind, "--seconds", str(left), "--seed", str(seed),
                        "--findings", options.findings]  # fmt: skip
             began = resource.getrusage(resource.RUSAGE_CHILDREN)
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
             lines = done.stdout.splitlines()
             print("\n".join(line for line in lines if line.startswith(("  ", "{"))), flush=True)
             last = next((json.loads(line) for line in reversed(lines) if line.startswith("{")), None)
             if done.returncode == 0 and last:
-                inputs, seconds, findings = inputs + last["inputs"], seconds + last["seconds"], findings + last["findings"]
+                inputs, seconds, findings = (
+                    inputs + last["inputs"],
+                    seconds + last["seconds"],
+                    findings + last["findings"],
+                )
                 break
             findings, deaths = findings + 1, deaths + 1
             print(f"  {kind}: the process died with {done.returncode}: {done.stderr[-600:]}", flush=True)

@@ -8,7 +8,7 @@ Each work runs in a process that is forked from this one, so that a start costs 
 kill          SIGKILL, half of them at a random time, half at a random operation on a file (audit events of Python:
               open, rename, remove, mkdir; and fsync). Several kills in a row, then a run to the end.
 truncated     a file that was written last is cut at a random place, as a power cut might do; then a run to the end,
-              which must give the undisturbed result, or an error. Once the file named there is removed, so must the next.
+              which must give the undisturbed result, or an error that names a file; without it, so must the next.
 full disk     the output is on a disk (tmpfs, which takes root; otherwise files are limited by RLIMIT_FSIZE) with less
               space than it needs: an OSError; and once there is space again, a run to the end.
 two           two processes on one output at once, started at random distances: each must end with the undisturbed
