@@ -71,7 +71,7 @@ def start(path, made=5):
         command(path), stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen
     )
     parts = Path(f"{path}.parts")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # processes may take long to start on a busy machine
     while len(list(parts.glob("[0-9]*.npz"))) < made or not parts.exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)

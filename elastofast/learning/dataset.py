@@ -108,7 +108,7 @@ class Dataset:
         self.config = json.loads(attributes["config"])
         self.snr = float(attributes["snr"])
         self.geometry = Grid(tuple(attributes["grid_shape"].tolist()), tuple(attributes["grid_spacing"].tolist()))
-        check_size("modulus", self.geometry.shape, FIELDS["modulus"][0]().itemsize, path.stat().st_size)
+        check_size("modulus", self.geometry.shape, np.dtype(FIELDS["modulus"][0]).itemsize, path.stat().st_size)
         self.law = LAWS[attributes["law"]](float(attributes["poisson"]))
         self.load = compression(self.geometry, pressure=float(attributes["pressure"]))
         n = len(file["seed"])
