@@ -194,7 +194,7 @@ class Batch:
             "files": sorted(str(p.relative_to(out)) for p in out.rglob("*")),
             "maps": {p.name: _arrays(p) for p in sorted(out.glob("b/*.h5"))},
             "pictures": sorted(p.name for p in out.glob("b/*.png")),
-            "rows": {row["file"]: _timeless(row) for row in rows},  # the last one of each, as earlier ones may be errors
+            "rows": {row["file"]: _timeless(row) for row in rows},  # the last of each: others are errors
             "table": _table(out / "b/summary.csv"),
         }
 
