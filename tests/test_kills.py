@@ -53,7 +53,7 @@ def test_disturbed_work_ends_with_the_undisturbed_result(tmp_path, one_thread, n
     if name == "dataset":  # undone afterwards
         from elastofast.learning import dataset
 
-        monkeypatch.setattr(dataset, "in_processes", dataset.in_processes)
+        monkeypatch.setattr(dataset, "worked_on", dataset.worked_on)
     trial = kill.Trial(kill.WORKS[name](), tmp_path, random.Random(1))
     trial.kill(2)
     trial.truncated(1)

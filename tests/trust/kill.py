@@ -48,7 +48,7 @@ BUSY, ERROR = 3, 4  # exit statuses of a work
 # works --------------------------------------------------------------------------------------------
 
 
-def _inline(make, tasks, jobs):
+def _inline(make, tasks, **where):
     yield from map(make, tasks)
 
 
@@ -60,7 +60,7 @@ class Dataset:
     def prepare(self, folder):
         from elastofast.learning import dataset
 
-        dataset.in_processes = _inline
+        dataset.worked_on = _inline
 
     def run(self, out):
         from elastofast.learning.dataset import build_dataset
