@@ -137,8 +137,17 @@ class Mesh:
     """
 
     def __init__(self, points: ArrayLike, cells: ArrayLike, mean_dilatation: bool = True) -> None:
-        points = np.array(points, dtype=np.float64, order="C")
-        cells = np.array(cells)
+        for name, array in (("points", points), ("cells", cells)):
+            if np.ma.is_masked(array):
+                raise ValueError(f"{name} has masked entries, of which there is no value: leave them out")
+        try:
+            points = np.array(points, dtype=np.float64, order="C")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"points must hold numbers (metres), one row a node: {error}") from None
+        try:
+            cells = np.array(cells)
+        except ValueError as error:
+            raise ValueError(f"cells must hold node numbers, one row a cell: {error}") from None
         if points.ndim != 2 or points.shape[1] not in (2, 3):
             raise ValueError(f"points must have shape (N, 2) or (N, 3), got {points.shape}")
         if not np.isfinite(points).all():

@@ -604,6 +604,10 @@ def _check_strain(m):
 
 def _real(value, name) -> np.ndarray:
     """An argument as real numbers: a float64 array in host memory, not copied where it is one already."""
+    if np.ma.is_masked(value):  # whose mask asarray would drop
+        raise DataError(
+            f"{name} has masked entries, of which there is no value: fill them, for example by .filled(...)"
+        )
     try:
         value = np.asarray(to_host(value))
     except Exception as error:  # arrays of some libraries refuse to be copied to host memory implicitly

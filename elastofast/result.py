@@ -125,6 +125,13 @@ class Result:
     settings: dict[str, Any] = field(default_factory=dict)
     checksum: str = ""
 
+    def __setattr__(self, name, value):
+        if name == "uncertainty" and not (value is None or isinstance(value, Uncertainty)):
+            raise TypeError(
+                f"uncertainty must be what ef.uncertainty(result, measurement) gives, got {type(value).__name__}"
+            )
+        super().__setattr__(name, value)
+
     @property
     def std(self) -> np.ndarray | None:
         """Standard deviation of log modulus at each node, shape node_shape; None without `uncertainty`."""

@@ -10,19 +10,20 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from .io import write_atomically
+from .io.atomic import only_process, sync_folder, write_atomically
 
 __all__ = ["ResumableFolder", "RowFile", "difference"]
 
+LOCK = ".lock"  # file in the folder that the process which works on it holds locked
 SHOWN = 80  # characters of a value in a message; longer values are cut
 
 
@@ -49,8 +50,12 @@ class ResumableFolder:
         self._config = self.path / "config.json"
         self._begun = b""
 
-    def begin(self, config: dict[str, Any], *, content: str, advice: str, indent: int | None = None) -> None:
-        """Make the folder, or check that the one which is there belongs to this configuration.
+    @contextmanager
+    def begin(
+        self, config: dict[str, Any], *, content: str, advice: str, indent: int | None = None, force: bool = False
+    ) -> Iterator[None]:
+        """Make the folder, or check that the one which is there belongs to this configuration; for a ``with`` statement
+        around the work, during which no other process can begin.
 
         Parameters
         ----------
@@ -60,20 +65,30 @@ class ResumableFolder:
             For the message if the folder belongs to another configuration: what it holds, and what to do.
         indent : int, optional
             Of the JSON file.
+        force : bool, optional
+            Whether to discard what belongs to another configuration.
 
         Raises
         ------
         ValueError
             If the folder belongs to another configuration, or its own is damaged.
         OSError
-            If the folder cannot be made.
+            If the folder cannot be made, or another process is working on it (BlockingIOError).
         """
-        if other := self.difference(config):
-            raise ValueError(f"{self.path} holds {content} with {other}; {advice}")
         self.items.mkdir(parents=True, exist_ok=True)
-        if not self._config.exists():
-            write_atomically(self._config, json.dumps(config, indent=indent).encode())
-        self._begun = self._config.read_bytes()
+        with only_process(self.path / LOCK, self.path):
+            if other := self.difference(config):
+                if not force:
+                    raise ValueError(f"{self.path} holds {content} with {other}; {advice}")
+                self.remove_items()
+                self._config.unlink(missing_ok=True)  # which is not beside all items
+            self.items.mkdir(parents=True, exist_ok=True)
+            if not self._config.exists():
+                write_atomically(self._config, json.dumps(config, indent=indent).encode())
+            self._begun = self._config.read_bytes()
+            yield
+        with suppress(OSError):  # there is something in it unless all has been removed
+            self.path.rmdir()
 
     def confirm(self) -> None:
         """Raise an error unless the folder is still the one that was begun: for copies of this object elsewhere.
@@ -90,10 +105,6 @@ class ResumableFolder:
         if self._config.read_bytes() != self._begun:
             raise RuntimeError(f"{self.path} was begun again with other arguments; this work is not needed any more")
 
-    def belongs_to(self, config: dict[str, Any]) -> bool:
-        """Whether the folder is there and was begun with this configuration."""
-        return self._config.exists() and not self.difference(config)
-
     def difference(self, config: dict[str, Any]) -> str:
         """How the configuration of the folder differs from another one, in words; empty where there is no folder."""
         if not self._config.exists():
@@ -104,8 +115,14 @@ class ResumableFolder:
             raise ValueError(f"{self._config}: damaged: {error}; delete the folder") from error
 
     def holds(self, name: str) -> bool:
-        """Whether an item is finished."""
-        return (self.items / name).exists()
+        """Whether an item is finished: its file is there, and not cut short as a power cut might leave it."""
+        path = self.items / name
+        if path.suffix == ".npz":
+            return zipfile.is_zipfile(path)  # by the list of contents, which is at the end
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False) is not None
+        except (OSError, ValueError, EOFError):
+            return False
 
     def add(self, name: str, item) -> None:
         """Keep a finished item: an array under a name that ends in .npy, a dict of arrays under one in .npz."""
@@ -125,7 +142,7 @@ class ResumableFolder:
                 return found
             with found:
                 return dict(found)
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path}: damaged: {error}; delete it and run again") from error
 
     @contextmanager
@@ -135,21 +152,30 @@ class ResumableFolder:
         try:
             with open(temporary, "w+b") as file:
                 yield file
+                file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
+            sync_folder(Path(target).parent)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise OSError(error.errno, f"cannot write: {error.strerror or error}", str(target)) from error
 
     def remove_items(self) -> None:
-        """Remove the folder of the items."""
-        shutil.rmtree(self.items)
+        """Remove all that is in the folder of the items, the configuration last if it is in there."""
+        with suppress(FileNotFoundError):
+            for path in sorted(self.items.iterdir(), key=lambda path: path == self._config):
+                if path.name != LOCK:
+                    path.unlink()
+        if self.items != self.path:
+            with suppress(FileNotFoundError):
+                self.items.rmdir()
 
 
 class RowFile:
     """A file of rows, one JSON object a line, to which a row is added for each finished item.
 
-    A kill while a row is written leaves a line cut short, which is removed when the file is opened again.
+    A kill or a power cut while a row is written leaves a line cut short or of other bytes at the end, which is removed
+    when the file is opened again.
 
     Parameters
     ----------
@@ -160,15 +186,30 @@ class RowFile:
     ----------
     rows : list of dict
         All rows, in the order in which they were added.
+
+    Raises
+    ------
+    ValueError
+        If a line before the last one is damaged.
     """
 
     def __init__(self, path):
         self._path = Path(path)
-        text = self._path.read_text() if self._path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            write_atomically(self._path, whole.encode())
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+        self.rows: list[dict[str, Any]] = []
+        found = self._path.read_bytes() if self._path.exists() else b""
+        *lines, last = found.split(b"\n")
+        whole = len(found) - len(last)
+        for number, line in enumerate(lines, 1):
+            try:
+                self.rows.append(dict(json.loads(line)))
+            except (ValueError, TypeError) as error:
+                if number < len(lines):
+                    raise ValueError(
+                        f"{self._path}: line {number} is damaged: {error}; delete the line and run again"
+                    ) from error
+                whole -= len(line) + 1
+        if whole < len(found):
+            write_atomically(self._path, found[:whole])
 
     def add(self, row: dict[str, Any]) -> None:
         """Add a row, which is on the disk when this returns."""

@@ -57,8 +57,11 @@ def run(code, **environment):
         "grid = elastofast.Grid((9, 9), (1e-3, 1e-3)); "
         "form = elastofast.ElasticForm(grid, elastofast.PlaneStress(0.3)); "
         "elastofast.solve_forward(form, numpy.ones((9, 9)), elastofast.compression(grid, pressure=1.0))",
+        "grid = elastofast.Grid((9, 9), (1e-3, 1e-3)); load = elastofast.compression(grid, pressure=1.0); "
+        "m = elastofast.simulate(grid, elastofast.PlaneStress(0.3), load, numpy.full((9, 9), 1e4), snr=35.0); "
+        "elastofast.reconstruct(m, prior='tv', max_iterations=1)",
     ],
-    ids=["import", "forward solve"],
+    ids=["import", "forward solve", "reconstruction"],
 )
 def test_import_and_core_need_no_optional_package(work):
     code = f"import json, sys, numpy, elastofast; {work}\nprint(json.dumps([*sys.modules]))"

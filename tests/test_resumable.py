@@ -13,8 +13,8 @@ TEXTS = {"content": "a run", "advice": "delete it"}
 @pytest.fixture
 def folder(tmp_path):
     folder = ResumableFolder(tmp_path / "work", items="parts")
-    folder.begin(CONFIG, **TEXTS)
-    return folder
+    with folder.begin(CONFIG, **TEXTS):
+        yield folder
 
 
 def test_differences_are_named_however_deep_and_long_values_are_cut():
@@ -27,16 +27,44 @@ def test_differences_are_named_however_deep_and_long_values_are_cut():
     assert difference({"maps": [*range(100)]}, {"maps": []}).endswith("... (100) in place of []")
 
 
-def test_a_folder_belongs_to_one_configuration(folder):
+def test_a_folder_belongs_to_one_configuration_and_to_one_process(folder, tmp_path):
     again = ResumableFolder(folder.path, items="parts")
-    again.begin(CONFIG, **TEXTS)
-    assert again.belongs_to(CONFIG) and not again.belongs_to(CONFIG | {"seed": 2})
-    with pytest.raises(ValueError, match="work holds a run with seed 1 in place of 2; delete it"):
-        again.begin(CONFIG | {"seed": 2}, **TEXTS)
-    (folder.path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json: damaged: .*; delete the folder"):
-        again.begin(CONFIG, **TEXTS)
-    assert not ResumableFolder(folder.path / "none").belongs_to(CONFIG)
+    assert again.difference(CONFIG) == ""
+    with (
+        pytest.raises(BlockingIOError, match="another process is working on it") as caught,
+        again.begin(CONFIG, **TEXTS),
+    ):
+        pass
+    assert caught.value.filename == str(folder.path)
+    other = ResumableFolder(tmp_path / "other", items="parts")
+    with other.begin(CONFIG, **TEXTS):
+        other.add("x.npy", np.ones(3))
+    with other.begin(CONFIG, **TEXTS):
+        assert other.holds("x.npy")
+    with (
+        pytest.raises(ValueError, match="other holds a run with seed 1 in place of 2; delete it"),
+        other.begin(CONFIG | {"seed": 2}, **TEXTS),
+    ):
+        pass
+    with other.begin(CONFIG | {"seed": 2}, **TEXTS, force=True):
+        assert not other.holds("x.npy")
+    (other.path / "config.json").write_text("{")
+    with (
+        pytest.raises(ValueError, match=r"config.json: damaged: .*; delete the folder"),
+        other.begin(CONFIG, **TEXTS),
+    ):
+        pass
+    assert not (other.path / ".lock").exists()
+
+
+def test_a_folder_vanishes_with_its_items_if_they_are_beside_the_configuration(tmp_path):
+    folder = ResumableFolder(tmp_path / "parts")
+    with folder.begin(CONFIG, **TEXTS):
+        folder.add("x.npy", np.ones(3))
+    assert {path.name for path in folder.path.iterdir()} == {"config.json", "x.npy"}
+    with folder.begin(CONFIG, **TEXTS):
+        folder.remove_items()
+    assert not folder.path.exists()
 
 
 def test_items_come_back_as_they_were_added(folder):
@@ -48,11 +76,15 @@ def test_items_come_back_as_they_were_added(folder):
     assert all(np.array_equal(value, several[name]) for name, value in folder.read("y.npz").items())
     for name in ("x.npy", "y.npz"):
         path = folder.items / name
-        path.write_bytes(path.read_bytes()[:70])
+        whole = path.read_bytes()
+        for length in range(len(whole)):
+            path.write_bytes(whole[:length])
+            assert not folder.holds(name)
+        path.write_bytes(whole[:70])
         with pytest.raises(ValueError, match=f"{name}: damaged: .*; delete it and run again"):
             folder.read(name)
     folder.remove_items()
-    assert not folder.items.exists() and folder.belongs_to(CONFIG)
+    assert not folder.items.exists() and folder.difference(CONFIG) == ""
 
 
 def test_what_is_packed_appears_complete_or_not_at_all(folder):

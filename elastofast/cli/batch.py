@@ -66,17 +66,33 @@ def reconstruct_all(work, options) -> int:
         check_output(options.html, (".html", ".htm"))
     folder = ResumableFolder(out)
     config = {**work.config(), "format": options.format, "plot": figure}
-    folder.begin(config, content="reconstructions", advice="give another folder or its options", indent=1)
+    with folder.begin(config, content="reconstructions", advice="give another folder or its options", indent=1):
+        done, stopped = _reconstruct(work, paths, outputs, folder, figure, options)
+    finished = [done[path] for path in paths if path in done]
+    _print_table(finished)
+    print(f"\nwrote {out / 'summary.csv'}")
+    if options.html:
+        from ..report import write_overview
+
+        write_overview(options.html, finished, {row["file"]: _picture(out, row) for row in finished})
+        print(f"wrote {options.html}")
+    failed = [row for row in finished if row["status"] == "error"]
+    for row in failed:
+        print(f"elastofast: error: {row['message']}", file=sys.stderr)
+    if stopped:
+        print(f"stopped with {len(paths) - len(finished)} files missing; the same command goes on from there")
+        return INTERRUPTED
+    if failed:
+        return 2
+    return FAILED if any(row["status"] == "failed" for row in finished) else 0
+
+
+def _reconstruct(work, paths, outputs, folder, figure, options) -> tuple[dict[Path, dict[str, Any]], bool]:
+    """Reconstruct the files that are not done yet; the rows of all that are, and whether Ctrl-C left some undone."""
+    out = folder.path
     lines = RowFile(out / "results.jsonl")
     rows = {row["file"]: row for row in lines.rows}
-    done = {
-        path: row
-        for path in paths
-        if (row := rows.get(str(path)))
-        and row["status"] != "error"
-        and row["sha256"] == digest(path)
-        and folder.holds(row["output"])
-    }
+    done = {path: row for path in paths if (row := rows.get(str(path))) and _is_done(path, row, out)}
     missing = [(path, f"{outputs[path]}.{options.format}") for path in paths if path not in done]
     needed = dict.fromkeys((*(path.parent for path in paths), *filter(None, (work.known, work.weights))))
     how = {
@@ -99,24 +115,16 @@ def reconstruct_all(work, options) -> int:
                     written = time.monotonic()
     except KeyboardInterrupt:
         stopped = True
-    finished = [done[path] for path in paths if path in done]
-    _write_table(out / "summary.csv", finished)
-    _print_table(finished)
-    print(f"\nwrote {out / 'summary.csv'}")
-    if options.html:
-        from ..report import write_overview
+    _write_table(out / "summary.csv", [done[path] for path in paths if path in done])
+    return done, stopped
 
-        write_overview(options.html, finished, {row["file"]: _picture(out, row) for row in finished})
-        print(f"wrote {options.html}")
-    failed = [row for row in finished if row["status"] == "error"]
-    for row in failed:
-        print(f"elastofast: error: {row['message']}", file=sys.stderr)
-    if stopped:
-        print(f"stopped with {len(paths) - len(finished)} files missing; the same command goes on from there")
-        return INTERRUPTED
-    if failed:
-        return 2
-    return FAILED if any(row["status"] == "failed" for row in finished) else 0
+
+def _is_done(path, row, out) -> bool:
+    """Whether a file was reconstructed as it is now, and what was written is still there as it was."""
+    if row["status"] == "error" or row["sha256"] != digest(path):
+        return False
+    written = row.get("written", {row["output"]: None})  # rows from before there were checksums have only a name
+    return all((out / name).exists() and sha in (None, digest(out / name)) for name, sha in written.items())
 
 
 def _one(work, folder, figure, task) -> tuple[Path, dict[str, Any]]:
@@ -140,9 +148,9 @@ def _row(work, folder, figure, path, name) -> dict[str, Any]:
     if result.status == "interrupted":
         raise KeyboardInterrupt
     folder.confirm()
-    output = folder.path / name
+    files = [folder.path / name] + ([(folder.path / name).with_suffix(figure)] if figure else [])
     try:
-        work.save([path], m, result, output, output.with_suffix(figure) if figure else None)
+        work.save([path], m, result, files[0], files[1] if figure else None)
     except ERRORS as error:
         return _failed(row, error)
     low, median, high = np.quantile(np.asarray(result.modulus), [0.05, 0.5, 0.95])
@@ -159,6 +167,7 @@ def _row(work, folder, figure, path, name) -> dict[str, Any]:
         "modulus_median": float(median),
         "modulus_95": float(high),
         "seconds": result.seconds,
+        "written": {file.name: digest(file) for file in files},
     }
 
 

@@ -12,7 +12,8 @@ import math
 import shlex
 import time
 import traceback
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -135,19 +136,19 @@ def compare(
             "methods": [*functions],
             "weights": {name: f.digest for name, f in functions.items() if f.digest},
         }
-    folder = _Folder(out, config)
     runs = [
         _Run(c, k, int(i), name) for c, (k, i), name in itertools.product(conditions, enumerate(indices), functions)
     ]
-    bench = _Bench(path, functions, seed, where["jobs"], folder)
     processes = 0 if jobs in (None, 1) else jobs
     how = {"processes": processes, "scheduler": scheduler, "files": (path, *weights.values())}
-    interrupted = _make(runs, bench, folder, how, progress)
-    rows = [folder.rows[run.key] for run in runs if run.key in folder.rows]
-    comparison = Comparison(out, config, rows, len(runs) - len(rows), command)
-    if not interrupted:
-        folder.pack(conditions, functions, len(indices), geometry.shape)
-    write_report(comparison, geometry, folder.map)
+    with _Folder(out).at_work(config) as folder:
+        bench = _Bench(path, functions, seed, where["jobs"], folder)
+        interrupted = _make(runs, bench, folder, how, progress)
+        rows = [folder.rows[run.key] for run in runs if run.key in folder.rows]
+        comparison = Comparison(out, config, rows, len(runs) - len(rows), command)
+        if not interrupted:
+            folder.pack(conditions, functions, len(indices), geometry.shape)
+        write_report(comparison, geometry, folder.map)
     return comparison
 
 
@@ -238,12 +239,23 @@ def _measured(path, index, condition, seed):
 class _Folder(ResumableFolder):
     """A comparison on disk: its configuration, a line for each finished run, and the maps."""
 
-    def __init__(self, path, config):
+    def __init__(self, path):
         super().__init__(path, items="parts")
-        advice = "give another folder or its arguments"
-        self.begin(config, content="a comparison", advice=advice, indent=1)
-        self.packed, self._lines = self.path / "maps.h5", RowFile(self.path / "results.jsonl")
-        self.rows = {(row["condition"], row["map"], row["method"]): row for row in self._lines.rows}
+        self.packed = self.path / "maps.h5"
+
+    @contextmanager
+    def at_work(self, config) -> Iterator[_Folder]:
+        """The folder with its finished runs, for a ``with`` statement; see `begin`."""
+        with self.begin(config, content="a comparison", advice="give another folder or its arguments", indent=1):
+            self._lines = RowFile(self.path / "results.jsonl")
+            rows = ((row["condition"], row["map"], row["method"], row) for row in self._lines.rows)
+            self.rows = {(c, k, method): row for c, k, method, row in rows if self._has_maps(c, k, method, row)}
+            yield self
+
+    def _has_maps(self, condition, k, method, row):
+        """Whether the maps of a run are there, as they are before its line unless the disk lost them."""
+        names = ("truth",) if row["status"] == "error" else ("truth", method)
+        return self.packed.exists() or all(self.holds(_part(condition, k, name)) for name in names)
 
     def __getstate__(self):
         """Without the lines: workers elsewhere add maps."""
@@ -272,8 +284,11 @@ class _Folder(ResumableFolder):
             return self.read(part)
         if not self.packed.exists():
             return None
-        with h5py.File(self.packed) as file:
-            return file[condition][method][k]
+        try:
+            with h5py.File(self.packed) as file:
+                return file[condition][method][k]
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(f"{self.packed}: damaged: {error}; delete the folder {self.path} and run again") from error
 
     def pack(self, conditions, methods, count, shape):
         """Gather all maps in one file once all are there."""

@@ -434,6 +434,10 @@ def check_body(geometry, law):
 
 def as_float(value, name) -> np.ndarray:
     """Array of float64 or float32, on a device as it is, else in NumPy; other real numbers become float64."""
+    if np.ma.is_masked(value):  # whose mask asarray would drop
+        raise ValueError(
+            f"{name} has masked entries, of which there is no value: fill them, for example by .filled(...)"
+        )
     try:
         array = namespace(value).asarray(value)
     except Exception as error:  # arrays of other libraries' devices refuse to be copied silently

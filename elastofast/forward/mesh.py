@@ -27,9 +27,9 @@ from functools import cache, cached_property
 from types import SimpleNamespace
 
 import numpy as np
-from numba import njit
 from scipy.sparse import csr_array
 
+from .compile import njit
 from .sparsity import SparsityPattern, contraction_pattern, stiffness_pattern
 
 __all__ = ["MeshBackend"]

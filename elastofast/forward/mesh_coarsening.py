@@ -13,11 +13,11 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numba import njit
 from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 
 from ..geometry import Mesh
+from .compile import njit
 
 __all__ = ["CoarseMesh", "coarser"]
 

@@ -16,11 +16,11 @@ from threading import Lock
 from types import SimpleNamespace
 
 import numpy as np
-from numba import njit
 from scipy.linalg import eigvalsh_tridiagonal
 from scipy.sparse import csr_array
 
 from ..boundary import rigid_modes
+from .compile import njit
 from .krylov import semi_iteration
 from .mesh_coarsening import coarser
 

@@ -7,7 +7,6 @@ from scipy.sparse import csr_array, diags_array
 from scipy.sparse.linalg import cg
 
 from ..boundary import Boundary, check_support
-from ..forward.mesh_coarsening import coarser
 
 __all__ = ["coarsen_mesh", "refine_mesh", "sample_mesh", "shared_nodes"]
 
@@ -33,6 +32,8 @@ def coarsen_mesh(m, smallest):
     smallest : int
         The coarse mesh has at least as many nodes as a square with this many along each edge.
     """
+    from ..forward.mesh_coarsening import coarser  # needs Numba, which reconstructions on grids do without
+
     coarse = coarser(m.geometry) if m.geometry.n_nodes >= smallest**2 else None
     if coarse is None or coarse.mesh.n_nodes < smallest**2:
         return None
@@ -115,6 +116,8 @@ def refine_mesh(field, fine):
 
 def _made(mesh):
     """The coarser mesh of a mesh that is known to have one."""
+    from ..forward.mesh_coarsening import coarser
+
     found = coarser(mesh)
     assert found is not None
     return found

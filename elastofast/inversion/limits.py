@@ -5,6 +5,7 @@ A known modulus is a pair of equal bounds, so that every optimiser keeps to it b
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,8 @@ class Limits:
 
 def _checked_bounds(bounds, geometry):
     """Logarithms of both bounds, each a number or an array (N,)."""
+    if isinstance(bounds, Mapping | Set):  # whose order, or values, would be lost
+        raise TypeError(f"bounds must be a pair (low, high) in pascals, got a {type(bounds).__name__}: {bounds!r}")
     try:
         low, high = (np.asarray(to_host(own), dtype=float) for own in bounds)
     except (TypeError, ValueError):

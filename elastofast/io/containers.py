@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
+from .matlab import load_matlab
+from .sizes import check_size
 from .tables import read_table, stated_unit
 
 __all__ = ["Container", "Variable", "read_container"]
@@ -60,7 +63,7 @@ class Variable:
     @property
     def is_field(self) -> bool:
         """Whether it is an array of real numbers or truth values with more than one entry."""
-        return self.dtype.kind in "fiub" and int(np.prod(self.shape)) > 1
+        return self.dtype.kind in "fiub" and prod(self.shape) > 1
 
 
 @dataclass
@@ -95,17 +98,20 @@ class Container:
         ValueError
             If it cannot be read.
         """
-        variable = self.variables[name]
-        with _reading(self.path, self.kind):
-            return _plain(variable.read())
+        return _plain(self._read(name))
 
     def array(self, name: str) -> np.ndarray:
         """The values of a variable as an array of numbers; errors as in `get`."""
         variable = self.variables[name]
         if variable.dtype.kind not in "fiub":
             raise DataError(f"{self.path}: {name} must hold real numbers, it is of type {variable.dtype}")
+        return np.asarray(self._read(name))
+
+    def _read(self, name):
+        variable = self.variables[name]
         with _reading(self.path, self.kind):
-            return np.asarray(variable.read())
+            check_size(name, variable.shape, variable.dtype.itemsize, self.path.stat().st_size)
+            return variable.read()
 
     def fields(self) -> dict[str, Variable]:
         """Those variables that are arrays of numbers."""
@@ -176,7 +182,7 @@ def _reading(path, kind) -> Iterator[None]:
     """Errors of the readers with the name of the file."""
     try:
         yield
-    except (ImportError, MemoryError, FileNotFoundError, KeyError):
+    except (ImportError, FileNotFoundError):
         raise
     except Exception as error:  # for damaged bytes the parsers raise nearly any exception
         raise DataError(f"{path}: cannot be read as a {kind} file, it is damaged or cut short: {error}") from error
@@ -202,13 +208,18 @@ def _read_hdf5(path):
     notes: list[str] = []
 
     def visit(name, data):
-        if name.startswith("#") or not isinstance(data, h5py.Dataset):  # #refs# has the cells, which are named below
+        # #refs# has the cells, which are named below; an empty dataset has no shape
+        if name.startswith("#") or not isinstance(data, h5py.Dataset) or data.shape is None:
             return
         label = name.replace("/", ".") if "MATLAB_class" in data.attrs else name
+        if data.external or data.is_virtual:  # a file from elsewhere must not make us read any other one
+            notes.append(f"{label} is kept in another file, which is not read; save it in this one")
+            return
         if h5py.check_ref_dtype(data.dtype) is not None:
+            check_size(label, data.shape, data.dtype.itemsize, path.stat().st_size)
             cells = [data.file[reference] for reference in data[()].T.ravel()[:CELLS] if reference]
             for k, cell in enumerate(cells):
-                if isinstance(cell, h5py.Dataset):
+                if isinstance(cell, h5py.Dataset) and cell.shape is not None:
                     variables[f"{label}{{{k + 1}}}"] = Variable(
                         _hdf5_shape(cell), cell.dtype, partial(_hdf5_value, path, cell.name)
                     )
@@ -277,11 +288,9 @@ def _npy_header(file):
 
 
 def _read_mat(path):
-    from scipy.io import loadmat
-
     variables: dict[str, Variable] = {}
     notes: list[str] = []
-    for name, value in loadmat(path).items():
+    for name, value in load_matlab(path).items():
         if not name.startswith("__"):
             _mat_leaves(name, value, variables, notes)
     return variables, notes
@@ -325,5 +334,7 @@ def _read_image(path):
     from PIL import Image, ImageSequence
 
     with Image.open(path) as image:
+        number = getattr(image, "n_frames", 1)
+        check_size("its pages", (number, *image.size), len(image.getbands()), path.stat().st_size)
         pages = [np.asarray(page) for page in ImageSequence.Iterator(image)]
     return {UNNAMED: Variable.of(pages[0] if len(pages) == 1 else np.stack(pages))}, []

@@ -27,6 +27,7 @@ from ..backend.processors import processors
 from ..backend.tasks import check_workers, worked_on
 from ..boundary import compression
 from ..geometry import Grid
+from ..io.sizes import check_size
 from ..laws import LAWS
 from ..measurement import Measurement
 from ..progress import progress_bar
@@ -107,6 +108,7 @@ class Dataset:
         self.config = json.loads(attributes["config"])
         self.snr = float(attributes["snr"])
         self.geometry = Grid(tuple(attributes["grid_shape"].tolist()), tuple(attributes["grid_spacing"].tolist()))
+        check_size("modulus", self.geometry.shape, np.dtype(FIELDS["modulus"][0]).itemsize, path.stat().st_size)
         self.law = LAWS[attributes["law"]](float(attributes["poisson"]))
         self.load = compression(self.geometry, pressure=float(attributes["pressure"]))
         n = len(file["seed"])
@@ -236,6 +238,7 @@ class Dataset:
         if ((index < -n) | (index >= n)).any():
             raise IndexError(f"index out of range: the data set has {n} samples, got {i!r}")
         data = self._file[name]
+        check_size(name, data.shape[1:], data.dtype.itemsize, self.path.stat().st_size)
         out = np.empty((index.size, *data.shape[1:]), data.dtype)
         for row, k in zip(out, index.ravel().astype(np.int64) % n, strict=True):
             try:
@@ -414,25 +417,33 @@ def build_dataset(
 def _build(path, config, tasks, where, force, progress):
     """Make the file, or the rest of it, unless it is there already."""
     folder = ResumableFolder(path.with_name(path.name + ".parts"))
-    if path.exists() and not force:
+    if not force and _is_made(path, config) and (not folder.path.exists() or folder.difference(config)):
+        return
+    advice = "go on with its arguments, delete it, or force"
+    with folder.begin(config, content="an interrupted run", advice=advice, force=force):
+        if force or not _is_made(path, config):
+            try:
+                _make(config, tasks, folder, where, progress)
+                _pack(config, tasks, folder, path, progress)
+            except KeyboardInterrupt:
+                made = sum(folder.holds(task.part) for task in tasks)
+                raise KeyboardInterrupt(
+                    f"with {made} of {len(tasks)} samples kept in {folder.path}; the same again goes on from there"
+                ) from None
+        folder.remove_items()  # also those of a run that was killed just before
+
+
+def _is_made(path, config) -> bool:
+    """Whether the file is there; errors if it is damaged or was made with other arguments."""
+    if not path.exists():
+        return False
+    try:
         with Dataset.open(path) as finished:
             if other := difference(finished.config, config):
                 raise OtherDatasetError(path, other)
-    else:
-        if force and folder.difference(config):
-            folder.remove_items()
-        advice = "go on with its arguments, delete it, or force"
-        folder.begin(config, content="an interrupted run", advice=advice)
-        try:
-            _make(config, tasks, folder, where, progress)
-            _pack(config, tasks, folder, path, progress)
-        except KeyboardInterrupt:
-            made = sum(folder.holds(task.part) for task in tasks)
-            raise KeyboardInterrupt(
-                f"with {made} of {len(tasks)} samples kept in {folder.path}; the same again goes on from there"
-            ) from None
-    if folder.belongs_to(config):  # the file is complete, whether by this run or by one that was killed just before
-        folder.remove_items()
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it, or force, to build it anew") from error
+    return True
 
 
 class OtherDatasetError(FileExistsError):

@@ -14,6 +14,7 @@ import signal
 import tempfile
 import threading
 import time
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import torch
 from torch import distributed
 
 from .. import __version__
-from ..io import write_atomically
+from ..io.atomic import only_process, write_atomically
 from ..priors import weights_file
 from ..progress import progress_bar
 from .recipes import Maps, Recipe
@@ -117,6 +118,8 @@ def train(
     ------
     ValueError
         If an argument, the data set or the checkpoint does not fit, or not all processes have the same ones.
+    OSError
+        If a file cannot be read or written, or another process is training the same weights (BlockingIOError).
     RuntimeError
         If the loss is not finite any more.
     """
@@ -140,6 +143,7 @@ def train(
         run = _Run(recipe, maps, data, measured, team, seed=seed, amp=amp, init=init, blend=blend, out=out)
         team.agree(run.settings)
         if team.leads:
+            stack.enter_context(only_process(out.with_name(f".{out.name}.lock"), out))
             run.validate = validate or recipe.validator(data, team.device)
         with team.file_of_leader(run.checkpoint) as checkpoint:
             if checkpoint is not None:
@@ -337,6 +341,12 @@ class _Run:
                 if value.shape == parameter.shape:
                     state[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
         self.step, self.best, self.seconds = header["step"], header["best"], header["seconds"]
+        if self.best is not None and self.team.leads:
+            try:
+                weights_file.load(self.out)
+            except (OSError, ValueError) as error:
+                warnings.warn(f"the best weights up to step {self.step} are lost: {error}", stacklevel=3)
+                self.best = None
 
 
 class _Team:
