@@ -7,7 +7,6 @@
 #include <cstdint>
 
 #include "cell_multigrid.h"
-#include "element.h"
 
 namespace elastofast {
 
@@ -92,7 +91,7 @@ void element_matrix(const ElementLaw<double, D>& law, int corner, double* matrix
     double x[1 << D], u[D][1 << D] = {}, f[D][1 << D];
     for (int c = 0; c < 1 << D; ++c) x[c] = corner < 0 || c == corner;
     u[q >> D][q % (1 << D)] = 1;
-    element_force<D>(law, x, u, f);
+    element_force<true, D>(law, x, u, f);
     for (int p = 0; p < kDofs; ++p) matrix[p * kDofs + q] = f[p >> D][p % (1 << D)];
   }
 }

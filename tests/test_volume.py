@@ -283,3 +283,100 @@ def test_uniform_compression_is_exact(law):
     for axis in (1, 2):
         strain = np.diff(u[axis], axis=axis) / SPACING[axis]
         np.testing.assert_allclose(strain, law.poisson * 100 / modulus, rtol=1e-6)
+
+
+# ---------------------------------------------------------------- analytic fields
+
+
+class StiffSphere:
+    """A sphere of another modulus in an infinite body under a pure shear strain e at infinity (Eshelby, Proc. R. Soc. A
+    241, 1957; Goodier 1933): inside the strain is uniform, outside decay two solutions of the Navier equations. Their
+    amounts follow here from the continuity of displacement and traction.
+    """
+
+    def __init__(self, law, radius, contrast):
+        self.law, self.radius, self.contrast = law, radius, contrast
+        self.strain = np.array([[0.0, 0.4, 0.0], [0.4, 0.5, 0.3], [0.0, 0.3, -0.5]])
+        rng = np.random.default_rng(0)
+        points = rng.standard_normal((20, 3))
+        points *= radius / np.linalg.norm(points, axis=1, keepdims=True)
+        columns = []
+        for field, modulus in [(self._far, 1.0), (self._inside, contrast), (self._first, 1.0), (self._second, 1.0)]:
+            columns.append(np.concatenate([field(points).ravel() / radius, self._traction(field, points, modulus).ravel()]))
+        far, inside, first, second = columns
+        self.amounts, rest, *_ = np.linalg.lstsq(np.stack([inside, -first, -second], axis=1), far, rcond=None)
+        assert rest < 1e-12  # the three amounts satisfy all conditions at all points
+
+    def __call__(self, points):
+        inside, first, second = self.amounts
+        r = np.linalg.norm(points, axis=1, keepdims=True)
+        safe = np.where(r > 0, points, self.radius)
+        outside = self._far(safe) + first * self._first(safe) + second * self._second(safe)
+        return np.where(r <= self.radius, inside * self._inside(points), outside)
+
+    def _far(self, x):
+        return x @ self.strain
+
+    _inside = _far
+
+    def _first(self, x):  # gradient of the harmonic function x.e.x / r^5
+        r2 = (x**2).sum(axis=1, keepdims=True)
+        ex = x @ self.strain
+        return self.radius**5 * (2 * ex / r2**2.5 - 5 * x * (x * ex).sum(axis=1, keepdims=True) / r2**3.5)
+
+    def _second(self, x):  # Papkovich and Neuber: 4 (1 - nu) B - grad(x.B) with the harmonic field B = e.x / r^3
+        r2 = (x**2).sum(axis=1, keepdims=True)
+        ex = x @ self.strain
+        gradient = 2 * ex / r2**1.5 - 3 * x * (x * ex).sum(axis=1, keepdims=True) / r2**2.5
+        return self.radius**3 * (4 * (1 - self.law.poisson) * ex / r2**1.5 - gradient)
+
+    def _traction(self, field, points, modulus):
+        step = 1e-6 * self.radius
+        gradient = np.stack(
+            [(field(points + d) - field(points - d)) / (2 * step) for d in step * np.eye(3)], axis=2
+        )  # [point, component, axis]
+        strain = (gradient + gradient.transpose(0, 2, 1)) / 2
+        trace = np.trace(strain, axis1=1, axis2=2)[:, None, None]
+        stress = modulus * (self.law.lame_lambda * trace * np.eye(3) + 2 * self.law.lame_mu * strain)
+        return np.einsum("pij,pj->pi", stress, points / self.radius)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=repr)
+def test_a_stiff_sphere_moves_as_eshelby_says(law):
+    """The error falls with the cell size, as it must where the modulus jumps inside cells."""
+    sphere, errors = StiffSphere(law, 0.011, 4.0), []
+    for n in (17, 33):
+        grid = ef.Grid((n, n, n), (0.04 / (n - 1),) * 3)
+        centred = grid.points - 0.02
+        exact = sphere(centred).T.reshape(3, *grid.shape)
+        # the share of a node's surroundings that lies in the sphere, by its distance
+        inside = np.clip(0.5 + (sphere.radius - np.linalg.norm(centred, axis=1)) / grid.spacing[0], 0, 1)
+        x = 1e4 * (1 + 3 * inside.reshape(grid.shape))
+        fixed = fixed_dofs(grid, "edges")
+        load = ef.Boundary(fixed=fixed, displacement=np.where(fixed, exact, 0.0))
+        u = ef.solve_forward(ef.ElasticForm(grid, law), x, load)
+        errors.append(relative(u, exact))
+        middle = (slice(None), *(slice(n // 2 - n // 8, n // 2 + n // 8 + 1),) * 3)
+        strain = np.gradient(u[middle], *grid.spacing, axis=(1, 2, 3))
+        found = sum(float((s * e[:, None, None, None]).sum()) for s, e in zip(strain, sphere.strain, strict=True))
+        found /= strain[0][0].size * (sphere.strain**2).sum()
+        assert abs(found - sphere.amounts[0]) < 0.1 * sphere.amounts[0] * 16 / (n - 1)
+    assert errors[1] < 0.65 * errors[0] < 0.02, errors
+
+
+def test_smooth_fields_converge_with_the_second_power_of_the_cell_size():
+    """A smooth displacement under its own body force, by the energy of the error of a finer solution."""
+    errors, law = [], ef.Solid(0.45)
+    fields = {}
+    for n in (9, 17, 33):
+        grid = ef.Grid((n, n, n), (1 / (n - 1),) * 3)
+        s, t, r = np.moveaxis(grid.points.reshape(*grid.shape, 3), -1, 0)
+        x = 1 + 0.5 * np.sin(3 * s) * np.cos(2 * t + r)
+        force = np.stack([np.sin(2 * s + t), np.cos(3 * t * r), s * t]) * grid.node_weights.reshape(grid.shape)
+        fixed = fixed_dofs(grid, "edges")
+        load = ef.Boundary(fixed=fixed, force=np.where(fixed, 0.0, force))
+        fields[n] = ef.solve_forward(ef.ElasticForm(grid, law), x, load)
+    for n in (9, 17):
+        step = 32 // (n - 1)
+        errors.append(relative(fields[n], fields[33][:, ::step, ::step, ::step]))
+    assert errors[1] < 0.25 * errors[0]  # errors of 1 - 1/16 and 1/4 - 1/16 of that of the coarsest grid: a ratio of 1/5

@@ -220,9 +220,8 @@ inline void sensitivity_rows(const GridForm<T>& g, const T* u, const T* v, T* ou
         const T *__restrict v0 = v + o, *__restrict v1 = v0 + g.n1, *__restrict z0 = v0 + n, *__restrict z1 = z0 + g.n1;
         return [=](int c, auto kind) EF_LAMBDA {
           using V = decltype(kind);
-          const Strain<V> e = strain(law, corners<V>(u0, u1, c), corners<V>(w0, w1, c));
-          const Strain<V> f = strain(law, corners<V>(v0, v1, c), corners<V>(z0, z1, c));
-          return CellValues<V, 1>{{cell_sensitivity<kReduced>(law, e, f)}};
+          return CellValues<V, 1>{{cell_sensitivity<kReduced>(law, corners<V>(u0, u1, c), corners<V>(w0, w1, c),
+                                                              corners<V>(v0, v1, c), corners<V>(z0, z1, c))}};
         };
       },
       NoFix{},
@@ -408,11 +407,10 @@ inline void patch_rows(const Patch<T>& B, Rows<const T> r, T a, T b, Rows<T> d, 
         const T *__restrict u0 = r.row(0, j), *__restrict u1 = r.row(0, j + 1), *__restrict v0 = r.row(1, j),
                 *__restrict v1 = r.row(1, j + 1);
         const T* __restrict scale = B.scale + size_t(j) * m1;
-        T p[4], q[4], w[4];
-        for (int k = 0; k < 4; ++k) p[k] = B.p[k], q[k] = B.q[k], w[k] = B.r[k];
+        const Blocks<T> own = B.blocks;
         return [=](int i, auto kind) EF_LAMBDA {
           using V = decltype(kind);
-          const CornerForces<V> f = patch_solve(p, q, w, load<V>(scale + i), corners<V>(u0, u1, i), corners<V>(v0, v1, i));
+          const CornerForces<V> f = patch_solve(own.data, load<V>(scale + i), corners<V>(u0, u1, i), corners<V>(v0, v1, i));
           return CellValues<V, 2>{{f.u, f.v}};
         };
       },

@@ -133,7 +133,7 @@ PlanarHierarchy::PlanarHierarchy(const GridForm<double>& form, const double* x, 
                                  std::vector<long> deflated_dofs, Steps smoother)
     : form_(form),
       form32_{form.n0, form.n1, form.reduced,
-              {float(form.law.g0), float(form.law.g1), float(form.law.lambda), float(form.law.mu)}},
+              {{float(form.law.g[0]), float(form.law.g[1])}, float(form.law.lambda), float(form.law.mu)}},
       deflated_dofs_(std::move(deflated_dofs)),
       plan_(form, fixed, deflated_dofs_.empty() ? -1 : deflated_dofs_[0]),
       smoother_(std::move(smoother)),

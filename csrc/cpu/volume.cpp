@@ -89,7 +89,6 @@ struct VolumeHierarchy::Level {
     modulus.allocate(nodes, kRoom);
     for (Field* f : {&x, &d, &r, &s}) f->allocate(3 * nodes, kRoom);
   }
-  const float* shift_data() const { return shift.data; }
 };
 
 // Direct solve of the coarsest level.
@@ -130,8 +129,8 @@ struct VolumeHierarchy::Coarsest {
               if (number[dof[q]] <= number[dof[p]] && !level.plan.fixed[dof[p]] && !level.plan.fixed[dof[q]])
                 band[shape.at(number[dof[p]], number[dof[q]])] += cell[p * 24 + q];
         }
-    for (size_t k = 0; level.shift_data() && k < number.size(); ++k)
-      if (!level.plan.fixed[k]) band[shape.at(number[k], number[k])] += level.shift_data()[k];
+    for (size_t k = 0; level.shift.data && k < number.size(); ++k)
+      if (!level.plan.fixed[k]) band[shape.at(number[k], number[k])] += level.shift.data[k];
     shape.factor(regularization, band.data());
   }
 
@@ -164,17 +163,15 @@ void VolumeHierarchy::set_up(const double* x, const double* shift) {
     for (size_t k = begin * layer; k < end * layer; ++k) s += x_[k];
     return s;
   }) / double(n);
-  for (const auto& level : levels_) {
-    level->shift = {};
-    if (shift) level->shift.allocate(3 * level->nodes, kRoom);
-  }
+  for (const auto& level : levels_) level->shift = {};
   Level& finest = *levels_[0];
+  if (shift) finest.shift.allocate(3 * n, kRoom);
   for (size_t k = 0; k < n; ++k) finest.modulus.data[k] = float(x_[k] / modulus_);
   for (size_t k = 0; shift && k < 3 * n; ++k) finest.shift.data[k] = float(shift_[k] / modulus_);
   for (size_t l = 0; l + 1 < levels_.size(); ++l) {
     stop_if_interrupted();
     Level &fine = *levels_[l], &coarse = *levels_[l + 1];
-    set_scale(fine);
+    const Floats carried = set_scale(fine);
     estimate_eigenvalue(fine);
     std::vector<Averages> means, sums;
     for (int a = 0; a < 3; ++a)
@@ -182,30 +179,39 @@ void VolumeHierarchy::set_up(const double* x, const double* shift) {
         (mean ? means : sums)
             .emplace_back(fine.plan.axis[a], spacing(fine.plan.form.law[0], a), spacing(fine.plan.form.law[1 << a], a), mean);
     average(fine.plan, means, fine.modulus.data, coarse.modulus.data);
-    for (int k = 0; shift && k < 3; ++k)
-      average(fine.plan, sums, fine.shift.data + k * fine.nodes, coarse.shift.data + k * coarse.nodes);
+    if (carried.empty()) continue;
+    coarse.shift.allocate(3 * coarse.nodes, kRoom);
+    for (int k = 0; k < 3; ++k)
+      average(fine.plan, sums, carried.data() + k * fine.nodes, coarse.shift.data + k * coarse.nodes);
   }
   coarsest_.reset(new Coarsest(*levels_.back(), plan_->coarsest_form, deflated_dofs().empty() ? 0 : kCoarsestRegularization));
 }
 
-// One over the square root of the stiffness of dofs over that in a homogeneous body of modulus one.
-void VolumeHierarchy::set_scale(Level& L) {
+// Sets the scale of the patches: one over the square root of the stiffness of dofs over that in a homogeneous body of modulus
+// one. Returns what the coarse level is to be shifted by, or nothing: the shift, and the stiffness of fixed dofs. That of a
+// fixed dof which the coarse level does not have is what its coarse displacements cost there (the truncated interpolation of
+// a Galerkin matrix would have the same effect).
+Floats VolumeHierarchy::set_scale(Level& L) {
   const VolumeCycle& k = *kernels().volume->cycle;
   Field ones;
   ones.allocate(L.nodes, kRoom);
   std::fill(ones.memory.begin(), ones.memory.end(), 1.f);
   L.scale.allocate(3 * L.nodes, kRoom);
+  const bool carries = L.shift.data || !L.fixed.dof.empty();
+  Floats carried(carries ? 3 * L.nodes : 0);
   for_bands(L.plan.n[0], L.layer, [&](int begin, int end) {
     k.diagonal(L.plan.form, L.plan.diagonal.data(), L.modulus.data, L.scale.data, begin, end);
     k.diagonal(L.plan.form, L.plan.diagonal.data(), ones.data, L.d.data, begin, end);
     for (int c = 0; c < 3; ++c)
       for (size_t i = c * L.nodes + begin * L.layer; i < c * L.nodes + end * L.layer; ++i) {
-        const float stiffness = L.scale.data[i] + (L.shift_data() ? L.shift_data()[i] : 0.f);
+        const float shift = L.shift.data ? L.shift.data[i] : 0.f, stiffness = L.scale.data[i] + shift;
+        if (carries) carried[i] = L.plan.fixed[i] ? stiffness : shift;
         L.scale.data[i] = std::sqrt(L.d.data[i] / stiffness);
         L.d.data[i] = 0;
       }
   });
   L.patches.scale = L.scale.data;
+  return carried;
 }
 
 void VolumeHierarchy::estimate_eigenvalue(Level& L) {
@@ -248,7 +254,7 @@ void VolumeHierarchy::estimate_eigenvalue(Level& L) {
 
 void VolumeHierarchy::residual_minus_product(const Level& L, const float* d, const float* r, float* out) const {
   for_bands(L.plan.n[0], L.layer, [&](int begin, int end) {
-    kernels().volume->cycle->residual_minus_product(L.plan.form, L.modulus.data, L.shift_data(), d, r, out, begin, end);
+    kernels().volume->cycle->residual_minus_product(L.plan.form, L.modulus.data, L.shift.data, d, r, out, begin, end);
     L.fixed.clear(out, L.plan.n[0], int(L.layer), begin, end);
   });
 }

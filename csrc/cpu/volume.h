@@ -37,7 +37,7 @@ class VolumeHierarchy {
   struct Level;
   struct Coarsest;
 
-  void set_scale(Level& level);
+  Floats set_scale(Level& level);
   void estimate_eigenvalue(Level& level);
   void smooth(Level& level, bool after);
   void residual_minus_product(const Level& level, const float* d, const float* r, float* out) const;

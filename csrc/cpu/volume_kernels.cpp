@@ -112,8 +112,12 @@ EF_HD void for_laws(const VolumeForm<T>& g, int j, int i, Body body) {
   body(m2 - 1, m2, g.law[kind | 4]);
 }
 
+// Whether a vector may be read from every cell of the row whose first node is `at`: the fields end behind the last node.
 template <class T>
-EF_HD bool spare(const VolumeForm<T>& g, int j, int i) { return j < g.n[0] - 2 || i < g.n[1] - 2; }
+EF_HD bool spare(const int* n, size_t at) {
+  const size_t row = n[2], layer = n[1] * row;
+  return at + layer + row + row + kWidth<T> <= n[0] * layer;
+}
 
 template <class T, class Out>
 inline void force_layers(const VolumeForm<T>& g, const T* x, const T* u, int begin, int end, Out out) {
@@ -123,12 +127,12 @@ inline void force_layers(const VolumeForm<T>& g, const T* x, const T* u, int beg
       [&](int j, int i, const CellRow<T>& row) {
         const size_t at = j * layer + i * n2;
         for_laws(g, j, i, [&](int lo, int hi, const ElementLaw<T, 3>& law) {
-          for_cells<T>(lo, hi, spare(g, j, i), [&](int c, auto number) EF_LAMBDA {
+          for_cells<T>(lo, hi, spare<T>(g.n, at), [&](int c, auto number) EF_LAMBDA {
             using V = decltype(number);
             V xc[8], uc[3][8], f[3][8];
             corner_values(x + at + c, n2, layer, xc);
             for (int k = 0; k < 3; ++k) corner_values(u + k * n + at + c, n2, layer, uc[k]);
-            element_force<3>(law, xc, uc, f);
+            element_force<true, 3>(law, xc, uc, f);
             store_cells(row, c, f);
           });
         });
@@ -156,14 +160,14 @@ double sensitivity(const VolumeForm<T>& g, const T* u, const T* v, T* out, int b
       [&](int j, int i, const CellRow<T>& row) {
         const size_t at = j * layer + i * n2;
         for_laws(g, j, i, [&](int lo, int hi, const ElementLaw<T, 3>& law) {
-          for_cells<T>(lo, hi, spare(g, j, i), [&](int c, auto number) EF_LAMBDA {
+          for_cells<T>(lo, hi, spare<T>(g.n, at), [&](int c, auto number) EF_LAMBDA {
             using V = decltype(number);
             V uc[3][8], vc[3][8], q[8];
             for (int k = 0; k < 3; ++k) {
               corner_values(u + k * n + at + c, n2, layer, uc[k]);
               corner_values(v + k * n + at + c, n2, layer, vc[k]);
             }
-            element_sensitivity<3>(law, uc, vc, q);
+            element_sensitivity<true, 3>(law, uc, vc, q);
             unrolled<8>([&](auto p) EF_LAMBDA { store(row.at(decltype(p)::value, c), q[decltype(p)::value]); });
           });
         });
@@ -305,7 +309,7 @@ void patch(const VolumePatches& B, const float* r, float a, float b, float* d, f
       B.n, begin, end,
       [&](int j, int i, const CellRow<float>& row) {
         const size_t at = j * layer + i * n2;
-        const bool room = j < B.n[0] - 2 || i < m1 - 1;
+        const bool room = spare<float>(B.n, at);
         auto smooth = [&](const PatchRun& run, auto solve) EF_LAMBDA {
           for_cells<float>(run.first, run.last, room, [&](int c, auto number) EF_LAMBDA {
             using V = decltype(number);
@@ -323,7 +327,7 @@ void patch(const VolumePatches& B, const float* r, float a, float b, float* d, f
         for (int k = B.row[cell_row]; k < B.row[cell_row + 1]; ++k) {
           const PatchRun run = B.runs[k];
           const float* inverse = B.dense + size_t(run.kind) * 576;
-          if (run.kind == 0) smooth(run, [&](const auto& in, auto& z) EF_LAMBDA { element_smooth<3>(B.blocks, in, z); });
+          if (run.kind == 0) smooth(run, [&](const auto& in, auto& z) EF_LAMBDA { element_smooth<3>(B.blocks, 1.f, in, z); });
           else smooth(run, [&](const auto& in, auto& z) EF_LAMBDA { dense_smooth(inverse, in, z); });
         }
       },
