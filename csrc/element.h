@@ -24,9 +24,8 @@ struct ElementLaw {
 template <class T, int D>
 EF_HD ElementLaw<T, D> element_law(const double* spacing, double lambda, double mu) {
   ElementLaw<T, D> law{};
-  double volume = 1;
-  for (int a = 0; a < D; ++a) law.g[a] = T(2 / spacing[a]), volume *= spacing[a];
-  law.lambda = T(lambda * volume), law.mu = T(mu * volume);
+  for (int a = 0; a < D; ++a) law.g[a] = T(2 / spacing[a]), lambda *= spacing[a], mu *= spacing[a];
+  law.lambda = T(lambda), law.mu = T(mu);
   return law;
 }
 

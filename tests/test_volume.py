@@ -189,7 +189,7 @@ def check(grid, law, kind, shift=None, x=None):
 
 
 @pytest.mark.parametrize("law", LAWS, ids=repr)
-@pytest.mark.parametrize("shape", [(2, 2, 2), (3, 9, 4), (8, 8, 8), (11, 10, 13), (7, 25, 9)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 2, 2), (3, 9, 4), (8, 8, 8), (6, 13, 7)], ids=str)
 def test_solutions_are_those_of_elimination(shape, law):
     grid = ef.Grid(shape, (1e-3,) * 3)
     for kind in ("compression", "bonded", "edges", "random"):
@@ -201,7 +201,7 @@ def test_solutions_are_those_of_elimination(shape, law):
 
 @pytest.mark.parametrize("spacing", [(1e-3, 3e-3, 3e-3), (2e-3, 1e-3, 2e-3), (3e-3, 3e-3, 1e-3)], ids=str)
 def test_flat_cells_are_coarsened_along_their_short_sides_first(spacing):
-    check(ef.Grid((11, 10, 12), spacing), LAWS[1], "bonded")
+    assert check(ef.Grid((9, 8, 10), spacing), LAWS[1], "bonded") <= 25
 
 
 @pytest.mark.parametrize("kind", ["compression", "bonded", "edges"])
@@ -241,7 +241,7 @@ def test_preconditioner_is_symmetric_and_positive(kind, shift):
 
 @pytest.mark.parametrize("law", LAWS, ids=repr)
 def test_eigenvalues_of_the_preconditioned_matrix_lie_in_the_stated_spectrum(law):
-    grid = ef.Grid((10, 10, 10), (1e-3,) * 3)
+    grid = ef.Grid((8, 8, 8), (1e-3,) * 3)
     form, active = ef.ElasticForm(grid, law), ~fixed_dofs(grid, "bonded")
     x = inclusions(grid)
     solver, rows = form.solver(x.ravel(), active), np.flatnonzero(active)
@@ -260,7 +260,7 @@ def test_eigenvalues_of_the_preconditioned_matrix_lie_in_the_stated_spectrum(law
 
 def test_solutions_do_not_depend_on_the_number_of_threads():
     grid = ef.Grid((33, 20, 27), (1e-3,) * 3)
-    form, before, values = ef.ElasticForm(grid, LAWS[1]), _core.get_num_threads(), []
+    form, before, values = ef.ElasticForm(grid, LAWS[0]), _core.get_num_threads(), []
     try:
         for count in (1, 2):
             _core.set_num_threads(count)
