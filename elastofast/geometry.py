@@ -27,8 +27,8 @@ class Grid:
     Parameters
     ----------
     shape : tuple of int
-        Number of nodes along each axis, two or more each. Axis 0 is axial (depth), the last one lateral. A volume has the
-        elevational axis between them, so that ``field[:, k]`` is an image as a two-dimensional grid has it.
+        Number of nodes along each axis, two or more each. Axis 0 is axial (depth), the last one lateral. A volume has
+        the elevational axis between them, so that ``field[:, k]`` is an image as a two-dimensional grid has it.
     spacing : tuple of float
         Distance between neighbouring nodes along each axis, in metres. Component i of a displacement is along axis i.
 

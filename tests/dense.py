@@ -45,9 +45,7 @@ def _multilinear(place, h):
     """The 2^d shape functions at a place in [0, 1]^d and their gradients (1/m); corners in the order of np.ndindex."""
     place, plus = np.asarray(place), np.array(list(np.ndindex((2,) * len(h))))
     factors = np.where(plus, place, 1 - place)
-    gradients = [
-        np.where(plus[:, i], 1, -1) * np.delete(factors, i, axis=1).prod(axis=1) / h[i] for i in range(len(h))
-    ]
+    gradients = [np.where(plus[:, i], 1, -1) * np.delete(factors, i, axis=1).prod(axis=1) / h[i] for i in range(len(h))]
     return factors.prod(axis=1), np.stack(gradients, axis=1)
 
 

@@ -22,9 +22,9 @@ __all__ = ["ElasticForm"]
 class ElasticForm:
     """Elastic energy form of one body: linear in the modulus x and in both displacements u and v.
 
-    The modulus is nodal and interpolated inside each cell: bilinear or trilinear on the cells of a `Grid` (2 Gauss points
-    along each axis; in plane strain and in three dimensions the volumetric term acts on the mean dilatation of the cell),
-    the mean of its nodes on a simplex of a `Mesh`.
+    The modulus is nodal and interpolated inside each cell: bilinear or trilinear on the cells of a `Grid` (2 Gauss
+    points along each axis; in plane strain and in three dimensions the volumetric term acts on the mean dilatation of
+    the cell), the mean of its nodes on a simplex of a `Mesh`.
 
     Parameters
     ----------

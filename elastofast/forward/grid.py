@@ -22,8 +22,8 @@ __all__ = ["GridBackend", "GridSolver"]
 # shapes the preconditioner, never the solution. Not studied.
 MODE_RTOL, MODE_MAX_ITERATIONS = 1e-3, 50
 ROUNDING = 1e-12  # relative size below which the parts of a rigid mode are rounding errors
-# Condition number of the values of rigid motions at the dofs that alone hold them, above which they hardly hold them and
-# are not deflated. Not studied.
+# Condition number of the values of rigid motions at the dofs that alone hold them, above which they hardly hold them
+# and are not deflated. Not studied.
 WORST_CONDITION = 1e6
 
 # A forked process inherits GCC's record of OpenMP's threads, but not the threads, and would wait for them for ever. Its
@@ -261,12 +261,13 @@ def smoother(settings: MultigridSettings) -> list[tuple[float, float]]:
 def _deflation(grid, fixed):
     """The fixed dofs to be deflated, if any, and the rigid modes that they alone hold.
 
-    Multigrid reduces the reaction of a single fixed dof slowly, because coarse grids do not represent it. Where such dofs
-    alone hold the body against rigid motions (the lateral pin of `compression`), the hierarchy leaves them free and each
-    cycle removes the rigid modes from its result exactly (deflation). Measured iterations in plane strain: 11 instead of
-    14 to 17. In two dimensions with several such motions deflation costs more than it gains (31 to 42 iterations instead
-    of 15 to 21), so the dofs stay in the hierarchy. In three dimensions, where `compression` leaves two translations and a
-    rotation to three lone dofs, all are deflated.
+    Multigrid reduces the reaction of a single fixed dof slowly, because coarse grids do not represent it. Where such
+    dofs alone hold the body against rigid motions (the lateral pin of `compression`), the hierarchy leaves them free
+    and each cycle removes the rigid modes from its result exactly (deflation). Measured iterations in plane strain: 11
+    instead of 14 to 17. In two dimensions with several such motions deflation costs more than it gains (31 to 42
+    iterations instead of 15 to 21), so the dofs stay in the hierarchy. In three dimensions, where `compression` leaves
+    two translations and a rotation to three lone dofs, all are deflated (11 iterations instead of 18 at a Poisson ratio
+    of .495).
 
     Returns
     -------
@@ -283,7 +284,8 @@ def _deflation(grid, fixed):
     wide = np.pad(fixed.reshape(d, *grid.shape), ((0, 0), *[(1, 1)] * d))
     component, *place = np.unravel_index(held, (d, *grid.shape))
     around = sum(
-        wide[component, *(p + o for p, o in zip(place, offset, strict=True))].astype(int) for offset in np.ndindex((3,) * d)
+        wide[component, *(p + o for p, o in zip(place, offset, strict=True))].astype(int)
+        for offset in np.ndindex((3,) * d)
     )
     alone, rest = held[around == 1], held[around > 1]
 

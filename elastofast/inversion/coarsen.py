@@ -20,7 +20,8 @@ __all__ = ["at_nodes_of", "coarsen", "coarsest", "refine", "sample"]
 
 # Nodes along the shortest axis of the coarsest grid: on fewer, coarse maps hardly help as a start. Not studied.
 COARSEST_NODES = 48
-# Of that, in grids of three axes: coarse levels save more there, and a volume has fewer nodes along each axis. Not studied.
+# Of that, in grids of three axes: coarse levels save more there, and a volume has fewer nodes along each axis. Not
+# studied.
 VOLUME_SHARE = 1 / 3
 # Largest ratio of two noise levels of one component that a plain average of neighbours may mix; beyond it, and where
 # something was not measured, the coarse displacement is a weighted fit. Not studied.

@@ -34,7 +34,7 @@ MIN_OPEN = 0.5
 
 
 class EdgeSymbol:
-    """Approximate inverse of S: the inverse symbol on open edges of a grid of two axes, a diagonal on all other open dofs.
+    """Approximate inverse of S: the inverse symbol on open edges of a grid of two axes, else a diagonal.
 
     Parameters
     ----------
