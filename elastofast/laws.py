@@ -171,7 +171,7 @@ class Solid(Law):
     name = "solid"
     dim = 3
     mean_dilatation = True
-    multigrid = MultigridSettings(smoother_degree=6, smoother_ratio=70.0, spectrum=(0.5, 1.25), curvature_cycles=2)
+    multigrid = MultigridSettings(smoother_degree=6, smoother_ratio=70.0, spectrum=(0.5, 1.3), curvature_cycles=2)
 
 
 class LameNumbers(Law):
