@@ -39,14 +39,17 @@ else:
     INSTRUCTION_SETS = {"baseline": []}
 
 
+KERNELS = ["csrc/cpu/kernels.cpp", "csrc/cpu/volume_kernels.cpp"]
+
+
 class BuildExt(build_ext):
-    """Compiles csrc/cpu/kernels.cpp once for each instruction set and .cu files by nvcc, all units side by side."""
+    """Compiles the kernels once for each instruction set and .cu files by nvcc, all units side by side."""
 
     def build_extension(self, ext):
         """Compile whatever is out of date, then let setuptools link."""
         units = [(source, "", []) for source in ext.sources]
         if ext is core:
-            units = [("csrc/cpu/kernels.cpp", name, march) for name, march in INSTRUCTION_SETS.items()] + units
+            units = [(source, name, march) for name, march in INSTRUCTION_SETS.items() for source in KERNELS] + units
 
         def compile_unit(unit):
             source, name, march = unit
@@ -133,8 +136,8 @@ def cuda_extension():
 
 core = extension(
     "_core",
-    ["csrc/cpu/module.cpp", "csrc/cpu/solver.cpp", "csrc/cpu/dispatch.cpp"],
-    ["csrc/cpu/kernels.cpp", *CPU],
+    ["csrc/cpu/module.cpp", "csrc/cpu/planar.cpp", "csrc/cpu/volume.cpp", "csrc/cpu/dispatch.cpp"],
+    [*KERNELS, *CPU],
     define_macros=[
         ("EF_COMPILER", f'"{os.environ.get("CXX", sysconfig.get_config_var("CXX") or "c++")}"'),
         ("EF_FLAGS", f'"{" ".join(FLAGS + OPENMP)}"'),

@@ -1,28 +1,15 @@
-// Mathematics of one rectangular bilinear cell with a bilinear modulus. Shared by CPU and CUDA.
+// One rectangular bilinear cell with a bilinear modulus: the mathematics of element.h in two dimensions, for values at named
+// corners, and the entries of the cell's stiffness matrix. Shared by CPU and CUDA.
 //
-// Local coordinates s (axis 0) and t (axis 1) run over [-1, 1]. Every bilinear field is written in modes
-//     g(s, t) = g_m + g_s s + g_t t + g_h s t,
-// and the modulus enters through its cell moments <x>, <x s>, <x t>, <x s t> (and <x s^2> = <x t^2> = <x>/3 by
-// 2 x 2 Gauss points). This "moment form" equals quadrature exactly and needs no quadrature loop.
-//
-// kReduced: the lambda term acts on the mean dilatation of the cell only (mean-dilatation / selective reduced
-// integration, Hughes 2000, section 4.4): plane strain without locking. Otherwise it is integrated fully.
+// The local coordinates are s (axis 0) and t (axis 1), and the modes of a field are
+//     g(s, t) = g_m + g_s s + g_t t + g_h s t.
 #pragma once
-#include "host_device.h"
+#include "element.h"
 
 namespace elastofast {
 
-// Constants of all cells of a grid, with the area of the cell folded into the Lame numbers.
 template <class T>
-struct CellLaw {
-  T g0, g1;      // 2 / spacing: d/d(axis 0) = g0 d/ds, d/d(axis 1) = g1 d/dt
-  T lambda, mu;  // Lame numbers per unit modulus, times cell area
-};
-
-template <class T>
-EF_HD CellLaw<T> cell_law(double h0, double h1, double lambda, double mu) {
-  return {T(2 / h0), T(2 / h1), T(lambda * h0 * h1), T(mu * h0 * h1)};
-}
+using CellLaw = ElementLaw<T, 2>;
 
 // The form on a grid of n0 x n1 nodes.
 template <class T>
@@ -39,7 +26,8 @@ struct FormSpec {
   bool reduced;
   template <class T>
   GridForm<T> form() const {
-    return {n0, n1, reduced, cell_law<T>(h0, h1, lambda, mu)};
+    const double spacing[2] = {h0, h1};
+    return {n0, n1, reduced, element_law<T, 2>(spacing, lambda, mu)};
   }
   long nodes() const { return long(n0) * n1; }
 };
@@ -62,86 +50,29 @@ EF_HD Moments<V> moments(const Corners<V>& x) {
   return {(p + q) * T(0.25), (q - p) * T(1.0 / 12), (e + f) * T(1.0 / 12), (f - e) * T(1.0 / 36)};
 }
 
-// Strains of a bilinear displacement:
-//   e00 = e0 + e0t t,  e11 = e1 + e1s s,  2 e01 = g + gs s + gt t.
-template <class V>
-struct Strain {
-  V e0, e0t, e1, e1s, g, gs, gt;
-};
-
-template <class V, class T>
-EF_HD Strain<V> strain(const CellLaw<T>& k, const Corners<V>& u, const Corners<V>& v) {
-  const T q0 = k.g0 * T(0.25), q1 = k.g1 * T(0.25);
-  const V us = (u.c - u.a) + (u.d - u.b), ut = (u.b - u.a) + (u.d - u.c), uh = (u.d - u.c) - (u.b - u.a);
-  const V vs = (v.c - v.a) + (v.d - v.b), vt = (v.b - v.a) + (v.d - v.c), vh = (v.d - v.c) - (v.b - v.a);
-  return {us * q0, uh * q0, vt * q1, vh * q1, ut * q1 + vs * q0, uh * q1, vh * q0};
-}
-
 // Contributions of a cell to its corners, for each component.
 template <class V>
 struct CornerForces {
   Corners<V> u, v;
 };
 
-// K(x) (u, v) of one cell. Modes and moments are computed without their constant factors, and strains are divided by
-// g0 / 4; the constants of the law contain all these factors instead.
+// K(x) (u, v) of one cell.
 template <bool kReduced, class V, class T>
 EF_HD CornerForces<V> cell_force(const CellLaw<T>& k, const Corners<V>& x, const Corners<V>& u, const Corners<V>& v) {
-  const T third = T(1.0 / 3), ratio = k.g1 / k.g0, unit = k.g0 * k.g0 * T(1.0 / 64);
-  const T mu = k.mu * unit, lambda = k.lambda * unit, c = kReduced ? mu + mu : lambda + mu + mu;
-  const T mu1 = mu * ratio, lambda1 = lambda * ratio, c1 = c * ratio;
-  V p = x.a + x.b, q = x.c + x.d, r = x.b - x.a, s = x.d - x.c;
-  const V xm = p + q, xs = q - p, xt = r + s, xh = s - r;
-  r = u.b - u.a, s = u.d - u.c;  // differences first: they are exact where displacements hardly vary
-  const V e0 = (u.c - u.a) + (u.d - u.b), ut = r + s, e0t = s - r;
-  r = v.b - v.a, s = v.d - v.c;
-  const V vs = (v.c - v.a) + (v.d - v.b), e1 = (r + s) * ratio, gt = s - r;
-  const V e1s = gt * ratio, g = ut * ratio + vs, gs = e0t * ratio;
-  const V e0t3 = e0t * third, e1s3 = e1s * third, gs3 = gs * third, gt3 = gt * third;
-  const V xe0 = xm * e0 + xt * e0t3, xe0t = xt * e0 + xm * e0t;
-  const V xe1 = xm * e1 + xs * e1s3, xe1s = xs * e1 + xm * e1s;
-  const V w = xm * g + xs * gs3 + xt * gt3, ws = xs * g + xm * gs + xh * gt3, wt = xt * g + xh * gs3 + xm * gt;
-  V fus, fvt, fuh = xe0t * (c * third) + ws * (mu1 * third), fvh = xe1s * (c1 * third) + wt * (mu * third);
-  if constexpr (kReduced) {
-    const V mean = xm * (e0 + e1);
-    fus = xe0 * c + mean * lambda;
-    fvt = xe1 * c1 + mean * lambda1;
-  } else {
-    fus = xe0 * c + xe1 * lambda;
-    fvt = xe1 * c1 + xe0 * lambda1;
-    fuh += (xt * e1 + xh * e1s3) * (lambda * third);
-    fvh += (xs * e0 + xh * e0t3) * (lambda1 * third);
-  }
-  const V fut = w * mu1, fvs = w * mu;
-  const V um = fuh - fus, up = fuh + fus, vm = fvh - fvs, vp = fvh + fvs;
-  return {{um - fut, fut - up, -um - fut, fut + up}, {vm - fvt, fvt - vp, -vm - fvt, fvt + vp}};
+  const V modulus[4] = {x.a, x.b, x.c, x.d}, in[2][4] = {{u.a, u.b, u.c, u.d}, {v.a, v.b, v.c, v.d}};
+  V f[2][4];
+  element_force<kReduced, 2>(k, modulus, in, f);
+  return {{f[0][0], f[0][1], f[0][2], f[0][3]}, {f[1][0], f[1][1], f[1][2], f[1][3]}};
 }
 
-// Derivative of v^T K(x) u by the modulus at each corner of one cell.
+// Derivative of (w, z)^T K(x) (u, v) by the modulus at each corner of one cell.
 template <bool kReduced, class V, class T>
-EF_HD Corners<V> cell_sensitivity(const CellLaw<T>& k, const Strain<V>& e, const Strain<V>& f) {
-  const T third = T(1.0 / 3);
-  const T c = kReduced ? k.mu + k.mu : k.lambda + k.mu + k.mu;
-  V qm = (e.e0 * f.e0 + e.e1 * f.e1 + (e.e0t * f.e0t + e.e1s * f.e1s) * third) * c;
-  V qs = (e.e1 * f.e1s + e.e1s * f.e1) * c;
-  V qt = (e.e0 * f.e0t + e.e0t * f.e0) * c;
-  V qh = (e.gs * f.gt + e.gt * f.gs) * k.mu;
-  if constexpr (kReduced) {
-    qm += (e.e0 + e.e1) * (f.e0 + f.e1) * k.lambda;
-  } else {
-    qm += (e.e0 * f.e1 + e.e1 * f.e0) * k.lambda;
-    qs += (e.e0 * f.e1s + e.e1s * f.e0) * k.lambda;
-    qt += (e.e0t * f.e1 + e.e1 * f.e0t) * k.lambda;
-    qh += (e.e0t * f.e1s + e.e1s * f.e0t) * k.lambda;
-  }
-  qm += (e.g * f.g + (e.gs * f.gs + e.gt * f.gt) * third) * k.mu;
-  qs += (e.g * f.gs + e.gs * f.g) * k.mu;
-  qt += (e.g * f.gt + e.gt * f.g) * k.mu;
-  qm = qm * T(0.25);
-  qs = qs * T(1.0 / 12);
-  qt = qt * T(1.0 / 12);
-  qh = qh * T(1.0 / 36);
-  return {qm - qs - qt + qh, qm - qs + qt - qh, qm + qs - qt - qh, qm + qs + qt + qh};
+EF_HD Corners<V> cell_sensitivity(const CellLaw<T>& k, const Corners<V>& u, const Corners<V>& v, const Corners<V>& w,
+                                  const Corners<V>& z) {
+  const V one[2][4] = {{u.a, u.b, u.c, u.d}, {v.a, v.b, v.c, v.d}}, other[2][4] = {{w.a, w.b, w.c, w.d}, {z.a, z.b, z.c, z.d}};
+  V out[4];
+  element_sensitivity<kReduced, 2>(k, one, other, out);
+  return {out[0], out[1], out[2], out[3]};
 }
 
 // Nine numbers of a cell, of which every entry of its stiffness matrix is a short sum.
@@ -165,7 +96,7 @@ EF_HD StiffnessFactors<V> stiffness_factors(const Moments<V>& x) {
 template <bool kReduced, int kA, int kS, int kT, int kB, int kS2, int kT2, class V, class T>
 EF_HD V stiffness_entry(const CellLaw<T>& k, const StiffnessFactors<V>& f) {
   constexpr int sp = kS ? 1 : -1, tp = kT ? 1 : -1, sq = kS2 ? 1 : -1, tq = kT2 ? 1 : -1;
-  const T q00 = k.g0 * k.g0 * T(1.0 / 16), q11 = k.g1 * k.g1 * T(1.0 / 16), q01 = k.g0 * k.g1 * T(1.0 / 16);
+  const T q00 = k.g[0] * k.g[0] * T(1.0 / 16), q11 = k.g[1] * k.g[1] * T(1.0 / 16), q01 = k.g[0] * k.g[1] * T(1.0 / 16);
   const V m23 = f.m * T(2.0 / 3);
   if constexpr (kA == kB) {
     const V dd0 = kT == kT2 ? (kT ? f.tp : f.tm) : m23;  // mean of x d/ds d/ds without sign and scale

@@ -77,12 +77,15 @@ EF_HD void sweep_inverse(At at) {
 
 // Patch smoother of a level (additive Schwarz): the sum of the inverses of the 4-node blocks of the matrix, one for each
 // cell. Away from edges and fixed dofs a block is approximated by that of a homogeneous body with the same trace, whose
-// inverse is block-diagonal in the modes of cell.h: 2 x 2 blocks [p q; q r] for (u_m, v_h), (v_m, u_h), (u_s, v_t) and
-// (u_t, v_s).
+// inverse is block-diagonal in the modes of cell.h: 2 x 2 blocks for (u_s, v_t), (u_m, v_h), (u_h, v_m) and (u_t, v_s).
+template <class T>
+struct Blocks {
+  T data[4][kBlockEntries<2>];  // see `element_smooth`
+};
 template <class T>
 struct Patch {
   int n0, n1;
-  T p[4], q[4], r[4];
+  Blocks<T> blocks;
   const T* scale;          // (n0-1, n1-1): traces of homogeneous over actual block; for a special patch 0 on the CPU,
                            // special_mark(number) on the GPU
   const int* special_row;  // CPU only: special patches (at edges, with fixed dofs) sorted by row: [n0] offsets
@@ -92,18 +95,11 @@ struct Patch {
 
 // Inverse of the homogeneous block times `scale`, times the residual (u, v) at the corners.
 template <class V, class T>
-EF_HD CornerForces<V> patch_solve(const T* p, const T* q, const T* r, V scale, const Corners<V>& u, const Corners<V>& v) {
-  V e = u.a + u.b, f = u.c + u.d, g = u.b - u.a, h = u.d - u.c;
-  const V um = e + f, us = f - e, ut = g + h, uh = h - g;
-  e = v.a + v.b, f = v.c + v.d, g = v.b - v.a, h = v.d - v.c;
-  const V vm = e + f, vs = f - e, vt = g + h, vh = h - g;
-  const V s = scale * T(0.25);
-  const V fm = s * (p[0] * um + q[0] * vh), gh = s * (q[0] * um + r[0] * vh);
-  const V gm = s * (p[1] * vm + q[1] * uh), fh = s * (q[1] * vm + r[1] * uh);
-  const V fs = s * (p[2] * us + q[2] * vt), gt = s * (q[2] * us + r[2] * vt);
-  const V ft = s * (p[3] * ut + q[3] * vs), gs = s * (q[3] * ut + r[3] * vs);
-  const V fb = fm - fs, ff = fm + fs, fr = ft - fh, fd = ft + fh, gb = gm - gs, gf = gm + gs, gr = gt - gh, gd = gt + gh;
-  return {{fb - fr, fb + fr, ff - fd, ff + fd}, {gb - gr, gb + gr, gf - gd, gf + gd}};
+EF_HD CornerForces<V> patch_solve(const T (*blocks)[kBlockEntries<2>], V scale, const Corners<V>& u, const Corners<V>& v) {
+  const V r[2][4] = {{u.a, u.b, u.c, u.d}, {v.a, v.b, v.c, v.d}};
+  V z[2][4];
+  element_smooth<2>(blocks, scale * T(0.25), r, z);
+  return {{z[0][0], z[0][1], z[0][2], z[0][3]}, {z[1][0], z[1][1], z[1][2], z[1][3]}};
 }
 
 // Packed inverse of a special cell times the residual at its corners.
@@ -132,7 +128,7 @@ EF_CALL void homogeneous_cell(const CellLaw<double>& law, bool reduced, double* 
   reduced ? packed_cell<true>(law, ones, cell) : packed_cell<false>(law, ones, cell);
 }
 
-// Sets the blocks p, q, r of a patch for a homogeneous body of such cells; returns the trace of the 4-node block.
+// Sets the blocks of a patch for a homogeneous body of such cells; returns the trace of the 4-node block.
 template <class T>
 EF_HD double patch_modes(const double* cell, Patch<T>& patch) {
   double block[kEntries];
@@ -145,13 +141,15 @@ EF_HD double patch_modes(const double* cell, Patch<T>& patch) {
       for (int b = 0; b < 4; ++b) sum += mode[ma][a] * mode[mb][b] * block[entry(4 * ca + a, 4 * cb + b)];
     return sum;
   };
-  const int pairs[4][4] = {{0, 0, 1, 3}, {1, 0, 0, 3}, {0, 1, 1, 2}, {0, 2, 1, 1}};  // component, mode; component, mode
+  // component, mode; component, mode; number of the block, and which of its rows comes first
+  const int pairs[4][6] = {{0, 0, 1, 3, 1, 0}, {1, 0, 0, 3, 2, 1}, {0, 1, 1, 2, 0, 0}, {0, 2, 1, 1, 3, 0}};
   double trace = 0;
   for (int k = 0; k < 4; ++k) {
     const int* w = pairs[k];
     const double a = project(w[0], w[1], w[0], w[1]), b = project(w[0], w[1], w[2], w[3]),
                  c = project(w[2], w[3], w[2], w[3]), d = a * c - b * b;
-    patch.p[k] = T(c / d), patch.q[k] = T(-b / d), patch.r[k] = T(a / d);
+    T* inverse = patch.blocks.data[w[4]];
+    inverse[2 * w[5]] = T(c / d), inverse[1] = T(-b / d), inverse[2 - 2 * w[5]] = T(a / d);
     trace += a + c;
   }
   return trace;

@@ -1,4 +1,4 @@
-// Banded Cholesky factorisation of the coarsest level. Nodes are numbered along the shorter axis first, for a small bandwidth.
+// Banded Cholesky factorisation of the coarsest level. Nodes are numbered along the shorter axes first, for a small bandwidth.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -11,37 +11,19 @@ namespace elastofast {
 // deflated dof, which each cycle removes from its result.
 constexpr double kLeastPivot = 1e-14;
 
-struct Banded {
-  int n0, n1, half;  // nodes, half bandwidth
-  bool transposed;
+// Symmetric matrix with its lower band; row r holds the columns r - half .. r.
+struct BandMatrix {
+  size_t rows;
+  int half;
 
-  EF_HD Banded(int n0, int n1) : n0(n0), n1(n1), half(2 * ((n0 < n1 ? n0 : n1) + 1) + 1), transposed(n1 > n0) {}
-  EF_HD size_t size() const { return 2 * size_t(n0) * n1; }
-  EF_HD size_t entries() const { return size() * (half + 1); }
-  EF_HD size_t number(int k, int j, int i) const {
-    return 2 * (transposed ? size_t(i) * n0 + j : size_t(j) * n1 + i) + k;
-  }
-  EF_HD size_t number(size_t dof) const {
-    const size_t n = size_t(n0) * n1, node = dof % n;
-    return number(int(dof / n), int(node / n1), int(node % n1));
-  }
-  // row r holds columns r - half .. r
+  EF_HD size_t size() const { return rows; }
+  EF_HD size_t entries() const { return rows * (half + 1); }
   EF_HD size_t at(size_t row, size_t column) const { return row * (half + 1) + (column + half - row); }
   EF_HD size_t first(size_t row) const { return row > size_t(half) ? row - half : 0; }
 
-  // Factor of the assembled cell matrices, cell(j, i, e); fixed dofs get a diagonal.
-  template <class Cell>
-  EF_HD void factor(Cell cell, double regularization, double* band) const {
-    const size_t n = size();
-    for (size_t k = 0; k < entries(); ++k) band[k] = 0;
-    for (int j = 0; j < n0 - 1; ++j)
-      for (int i = 0; i < n1 - 1; ++i)
-        for (int p = 0; p < kCellDofs; ++p)
-          for (int q = 0; q < kCellDofs; ++q) {
-            const size_t row = number(component_of(p), j + corner_row(p), i + corner_column(p));
-            const size_t col = number(component_of(q), j + corner_row(q), i + corner_column(q));
-            if (col <= row) band[at(row, col)] += cell(j, i, entry(p, q));
-          }
+  // Cholesky factor in place; rows of zeros, those of fixed dofs, get a diagonal.
+  EF_HD void factor(double regularization, double* band) const {
+    const size_t n = rows;
     double mean = 0;
     for (size_t k = 0; k < n; ++k) mean += band[at(k, k)] / double(n);
     for (size_t k = 0; k < n; ++k) {
@@ -60,7 +42,7 @@ struct Banded {
 
   // Solves in place; entry k of the vector is work[k * stride].
   EF_HD void solve(const double* band, double* work, size_t stride = 1) const {
-    const size_t n = size();
+    const size_t n = rows;
     for (size_t row = 0; row < n; ++row) {
       double sum = work[row * stride];
       for (size_t k = first(row); k < row; ++k) sum -= band[at(row, k)] * work[k * stride];
@@ -70,6 +52,37 @@ struct Banded {
       const double value = work[row * stride] /= band[at(row, row)];
       for (size_t k = first(row); k < row; ++k) work[k * stride] -= band[at(row, k)] * value;
     }
+  }
+};
+
+// That of a grid of two axes.
+struct Banded : BandMatrix {
+  int n0, n1;  // nodes
+  bool transposed;
+
+  EF_HD Banded(int n0, int n1)
+      : BandMatrix{2 * size_t(n0) * n1, 2 * ((n0 < n1 ? n0 : n1) + 1) + 1}, n0(n0), n1(n1), transposed(n1 > n0) {}
+  EF_HD size_t number(int k, int j, int i) const {
+    return 2 * (transposed ? size_t(i) * n0 + j : size_t(j) * n1 + i) + k;
+  }
+  EF_HD size_t number(size_t dof) const {
+    const size_t n = size_t(n0) * n1, node = dof % n;
+    return number(int(dof / n), int(node / n1), int(node % n1));
+  }
+
+  // Factor of the assembled cell matrices, cell(j, i, e); fixed dofs get a diagonal.
+  template <class Cell>
+  EF_HD void factor(Cell cell, double regularization, double* band) const {
+    for (size_t k = 0; k < entries(); ++k) band[k] = 0;
+    for (int j = 0; j < n0 - 1; ++j)
+      for (int i = 0; i < n1 - 1; ++i)
+        for (int p = 0; p < kCellDofs; ++p)
+          for (int q = 0; q < kCellDofs; ++q) {
+            const size_t row = number(component_of(p), j + corner_row(p), i + corner_column(p));
+            const size_t col = number(component_of(q), j + corner_row(q), i + corner_column(q));
+            if (col <= row) band[at(row, col)] += cell(j, i, entry(p, q));
+          }
+    BandMatrix::factor(regularization, band);
   }
 };
 

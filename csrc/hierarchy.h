@@ -111,7 +111,7 @@ struct HierarchyPlan {
     std::vector<double> position0, position1;
     for (int k = 0; k < form.n0; ++k) position0.push_back(k);
     for (int k = 0; k < form.n1; ++k) position1.push_back(k);
-    double h0 = 2 / form.law.g0, h1 = 2 / form.law.g1, cell[kEntries];  // cell sizes, for g = 2 / spacing
+    double h0 = 2 / form.law.g[0], h1 = 2 / form.law.g[1], cell[kEntries];  // cell sizes, for g = 2 / spacing
     homogeneous_cell(form.law, form.reduced, cell);
     while (std::min(levels.back().n0, levels.back().n1) > kCoarsestNodes) {
       LevelPlan next, &level = levels.back();

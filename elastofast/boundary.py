@@ -468,7 +468,8 @@ def free_motions(geometry: Grid | Mesh, fixed: np.ndarray) -> list[str]:
 
 def _axis_names(geometry):
     if isinstance(geometry, Grid):
-        return ["axis 0 (axial)", "axis 1 (lateral)"]
+        names = ["axial", "elevational", "lateral"] if geometry.dim == 3 else ["axial", "lateral"]
+        return [f"axis {i} ({name})" for i, name in enumerate(names)]
     return [f"coordinate {i} ({name})" for i, name in enumerate("xyz"[: geometry.dim])]
 
 

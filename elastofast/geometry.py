@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from math import factorial, prod
 
 import numpy as np
@@ -22,26 +22,29 @@ NEAR_CENTRES = 8
 
 @dataclass(frozen=True)
 class Grid:
-    """Structured grid of rectangular cells.
+    """Structured grid of rectangular cells, in three dimensions of rectangular blocks.
 
     Parameters
     ----------
     shape : tuple of int
-        Number of nodes along each axis, two or more each. Axis 0 is axial (depth), axis 1 lateral.
+        Number of nodes along each axis, two or more each. Axis 0 is axial (depth), the last one lateral. A volume has
+        the elevational axis between them, so that ``field[:, k]`` is an image as a two-dimensional grid has it.
     spacing : tuple of float
-        Distance between neighbouring nodes along each axis, in metres.
+        Distance between neighbouring nodes along each axis, in metres. Component i of a displacement is along axis i.
 
     Raises
     ------
     ValueError
-        If the grid is not two-dimensional, an axis has fewer than two nodes, or a spacing is not positive
-        and finite.
+        If the grid has not two or three axes, an axis has fewer than two nodes, or a spacing is not positive and
+        finite.
 
     Examples
     --------
     >>> import elastofast as ef
     >>> ef.Grid(shape=(512, 512), spacing=(75e-6, 75e-6)).n_nodes
     262144
+    >>> ef.Grid(shape=(64, 32, 64), spacing=(3e-4, 6e-4, 3e-4)).dim
+    3
     """
 
     shape: tuple[int, ...]
@@ -63,10 +66,9 @@ class Grid:
             raise ValueError(
                 f"spacing must have one entry per axis of shape ({len(shape)}), got {len(spacing)}: {spacing}"
             )
-        if len(shape) != 2:
+        if len(shape) not in (2, 3):
             raise ValueError(
-                f"shape must have 2 axes (axial, lateral), got {len(shape)}; "
-                "three-dimensional bodies are supported as tetrahedral Mesh"
+                f"shape must have 2 axes (axial, lateral) or 3 (axial, elevational, lateral), got {len(shape)}"
             )
         if min(shape) < 2:
             raise ValueError(f"shape needs at least 2 nodes along every axis, got {shape}")
@@ -109,7 +111,7 @@ class Grid:
             w = np.full(n, h)
             w[[0, -1]] = h / 2
             axes.append(w)
-        return np.multiply.outer(axes[0], axes[1]).ravel()
+        return reduce(np.multiply.outer, axes).ravel()
 
 
 class Mesh:

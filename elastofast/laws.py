@@ -162,11 +162,16 @@ class PlaneStrain(Law):
 
 
 class Solid(Law):
-    """Three-dimensional body (tetrahedral `Mesh`); -1 < poisson < 0.5. Mean dilatations as in plane strain."""
+    """Three-dimensional body (`Grid` of three axes or tetrahedral `Mesh`); -1 < poisson < 0.5.
+
+    Mean dilatations as in plane strain. The settings of the multigrid solver were chosen at a Poisson ratio of 0.495 on
+    grids of 17^3 to 48^3 nodes, where degrees from 3 to 8 were tried (docs/method/solvers.md, Solving with K).
+    """
 
     name = "solid"
     dim = 3
     mean_dilatation = True
+    multigrid = MultigridSettings(smoother_degree=6, smoother_ratio=70.0, spectrum=(0.5, 1.3), curvature_cycles=2)
 
 
 class LameNumbers(Law):

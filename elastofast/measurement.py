@@ -460,6 +460,8 @@ def correlation_tables(value: Any, geometry: Grid | Mesh) -> tuple[np.ndarray, .
     if not isinstance(geometry, Grid):
         raise DataError(f"{name} needs a Grid, got {geometry!r}: leave it out on a Mesh")
     d = geometry.dim
+    if d == 3:
+        raise DataError(f"{name} is not there yet for grids of three axes: leave it out")
     each = list(value) if isinstance(value, list | tuple | np.ndarray) and np.shape(value[:1]) else [value] * d
     if len(each) != d:
         raise DataError(f"{name} must be one length, or one length or array for each of {d} axes, got {len(each)}")
@@ -565,7 +567,7 @@ def _warn_of_zeros(m):
         if zero.sum() == seen.sum():
             where = f"component {k} of displacement is zero at all its {int(seen.sum())} measured nodes"
         elif isinstance(m.geometry, Grid):
-            beside = binary_dilation(zero, np.ones((3, 3), bool)) & seen & ~zero
+            beside = binary_dilation(zero, np.ones((3,) * zero.ndim, bool)) & seen & ~zero
             if not beside.any() or not m.noise_known or np.median(np.abs(u[beside])) <= CONTRADICTION * m.level:
                 continue
             where = (

@@ -6,6 +6,7 @@
     sensitivity(u, v) = einsum("i,nij,j->n", v, psi, u)     contraction(u) = einsum("nij,j->in", psi, u)
 """
 
+from itertools import product
 from math import factorial
 
 import numpy as np
@@ -40,29 +41,27 @@ def _add(psi, nodes, shape, gradients, weight, c):
         psi[n][np.ix_(dofs, dofs)] += value * k
 
 
-def _bilinear(s, t, h):
-    """The four shape functions at (s, t) in [0, 1]^2 and their gradients (1/m); corners 00, 01, 10, 11."""
-    shape = np.array([(1 - s) * (1 - t), (1 - s) * t, s * (1 - t), s * t])
-    gradients = np.array([[-(1 - t), -(1 - s)], [-t, 1 - s], [1 - t, -s], [t, s]]) / h
-    return shape, gradients
+def _multilinear(place, h):
+    """The 2^d shape functions at a place in [0, 1]^d and their gradients (1/m); corners in the order of np.ndindex."""
+    place, plus = np.asarray(place), np.array(list(np.ndindex((2,) * len(h))))
+    factors = np.where(plus, place, 1 - place)
+    gradients = [np.where(plus[:, i], 1, -1) * np.delete(factors, i, axis=1).prod(axis=1) / h[i] for i in range(len(h))]
+    return factors.prod(axis=1), np.stack(gradients, axis=1)
 
 
 def _grid_psi(grid, law):
-    n0, n1 = grid.shape
-    n_nodes, h = n0 * n1, np.array(grid.spacing)
-    psi = np.zeros((n_nodes, 2 * n_nodes, 2 * n_nodes))
+    d, n_nodes, h = grid.dim, grid.n_nodes, np.array(grid.spacing)
+    psi = np.zeros((n_nodes, d * n_nodes, d * n_nodes))
     gauss = 0.5 + np.array([-0.5, 0.5]) / np.sqrt(3)
     reduced = law.mean_dilatation  # the lambda term sees cell means only
-    for i in range(n0 - 1):
-        for j in range(n1 - 1):
-            nodes = np.array([i * n1 + j, i * n1 + j + 1, (i + 1) * n1 + j, (i + 1) * n1 + j + 1])
-            for s in gauss:
-                for t in gauss:
-                    c = elasticity(law, volumetric=not reduced, deviatoric=True)
-                    _add(psi, nodes, *_bilinear(s, t, h), h.prod() / 4, c)
-            if reduced:
-                c = elasticity(law, volumetric=True, deviatoric=False)
-                _add(psi, nodes, *_bilinear(0.5, 0.5, h), h.prod(), c)
+    for first in np.ndindex(tuple(n - 1 for n in grid.shape)):
+        nodes = np.array([np.ravel_multi_index(np.add(first, corner), grid.shape) for corner in np.ndindex((2,) * d)])
+        for place in product(gauss, repeat=d):
+            c = elasticity(law, volumetric=not reduced, deviatoric=True)
+            _add(psi, nodes, *_multilinear(place, h), h.prod() / 2**d, c)
+        if reduced:
+            c = elasticity(law, volumetric=True, deviatoric=False)
+            _add(psi, nodes, *_multilinear([0.5] * d, h), h.prod(), c)
     return psi
 
 

@@ -40,7 +40,7 @@ def test_grid_has_component_i_along_axis_i_and_weights_that_sum_to_its_area():
         ((8, 8), (1e-3, np.inf), "spacing must be positive and finite"),
         ((8, 8), (1e-3,), "spacing must have one entry per axis of shape"),
         ((8, 8), 1e-3, "spacing must have one entry per axis of shape"),
-        ((8, 8, 8), (1e-3, 1e-3, 1e-3), "shape must have 2 axes"),
+        ((8, 8, 8, 8), (1e-3,) * 4, "shape must have 2 axes"),
         ((8,), (1e-3,), "shape must have 2 axes"),
     ],
 )

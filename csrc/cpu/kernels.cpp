@@ -4,63 +4,10 @@
 
 #include <type_traits>
 
+#include "vectors.h"
+
 namespace elastofast {
 namespace {
-
-// Cells are worked on several at a time in vectors of the processor's own width: the functions of cell.h take either
-// one number or a vector of them.
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-template <class T>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(kVectorBytes)));
-};
-template <class T>
-using Vector = typename VectorOf<T>::type;
-
-template <class V, class T>
-EF_HD V load(const T* p) {
-  V v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
-template <class T, class V>
-EF_HD void store(T* p, const V& v) {
-  __builtin_memcpy(p, &v, sizeof v);
-}
-
-// Every second value from p on: p[0], p[2], ... or p[1], p[3], ...
-template <class V, class T, size_t... Is>
-EF_HD V strided(const T* p, int offset, std::index_sequence<Is...>) {
-  const V a = load<V>(p), b = load<V>(p + sizeof...(Is));
-  return offset ? __builtin_shufflevector(a, b, (2 * Is + 1)...) : __builtin_shufflevector(a, b, (2 * Is)...);
-}
-template <class V, class T>
-EF_HD V even(const T* p) {
-  if constexpr (sizeof(V) == sizeof(T)) return p[0];
-  else return strided<V>(p, 0, std::make_index_sequence<sizeof(V) / sizeof(T)>{});
-}
-template <class V, class T>
-EF_HD V odd(const T* p) {
-  if constexpr (sizeof(V) == sizeof(T)) return p[1];
-  else return strided<V>(p, 1, std::make_index_sequence<sizeof(V) / sizeof(T)>{});
-}
-
-// Calls body(c, V) so that all c of [lo, hi) are covered by vectors; the last one may overlap the one before.
-template <class T, class Body>
-EF_HD void for_vectors(int lo, int hi, Body body) {
-  constexpr int kWidth = sizeof(Vector<T>) / sizeof(T);
-  if (hi - lo >= kWidth) {
-    for (int c = lo; c < hi; c += kWidth) body(c + kWidth <= hi ? c : hi - kWidth, Vector<T>{});
-  } else {
-    for (int c = lo; c < hi; ++c) body(c, T{});
-  }
-}
 
 constexpr int kStrip = 512;  // columns worked on at a time: the rows then stay in the first-level cache
 
@@ -179,15 +126,6 @@ EF_HD Corners<V> corners(const T* upper, const T* lower, int c) {
   return {load<V>(upper + c), load<V>(upper + c + 1), load<V>(lower + c), load<V>(lower + c + 1)};
 }
 
-// Sum of n values, NaN or infinite if one of them is.
-template <class T>
-inline double sum(const T* f, size_t n) {
-  T total = 0;
-#pragma omp simd reduction(+ : total)
-  for (size_t i = 0; i < n; ++i) total += f[i];
-  return total;
-}
-
 // ---------------------------------------------------------------------------------------------- the form
 
 template <bool kReduced, class T, class Out>
@@ -282,9 +220,8 @@ inline void sensitivity_rows(const GridForm<T>& g, const T* u, const T* v, T* ou
         const T *__restrict v0 = v + o, *__restrict v1 = v0 + g.n1, *__restrict z0 = v0 + n, *__restrict z1 = z0 + g.n1;
         return [=](int c, auto kind) EF_LAMBDA {
           using V = decltype(kind);
-          const Strain<V> e = strain(law, corners<V>(u0, u1, c), corners<V>(w0, w1, c));
-          const Strain<V> f = strain(law, corners<V>(v0, v1, c), corners<V>(z0, z1, c));
-          return CellValues<V, 1>{{cell_sensitivity<kReduced>(law, e, f)}};
+          return CellValues<V, 1>{{cell_sensitivity<kReduced>(law, corners<V>(u0, u1, c), corners<V>(w0, w1, c),
+                                                              corners<V>(v0, v1, c), corners<V>(z0, z1, c))}};
         };
       },
       NoFix{},
@@ -470,11 +407,10 @@ inline void patch_rows(const Patch<T>& B, Rows<const T> r, T a, T b, Rows<T> d, 
         const T *__restrict u0 = r.row(0, j), *__restrict u1 = r.row(0, j + 1), *__restrict v0 = r.row(1, j),
                 *__restrict v1 = r.row(1, j + 1);
         const T* __restrict scale = B.scale + size_t(j) * m1;
-        T p[4], q[4], w[4];
-        for (int k = 0; k < 4; ++k) p[k] = B.p[k], q[k] = B.q[k], w[k] = B.r[k];
+        const Blocks<T> own = B.blocks;
         return [=](int i, auto kind) EF_LAMBDA {
           using V = decltype(kind);
-          const CornerForces<V> f = patch_solve(p, q, w, load<V>(scale + i), corners<V>(u0, u1, i), corners<V>(v0, v1, i));
+          const CornerForces<V> f = patch_solve(own.data, load<V>(scale + i), corners<V>(u0, u1, i), corners<V>(v0, v1, i));
           return CellValues<V, 2>{{f.u, f.v}};
         };
       },
@@ -781,8 +717,9 @@ constexpr Setup kSetup = {cell_matrices, coarsen_row};
 #define EF_TEXT_(a) #a
 #define EF_TEXT(a) EF_TEXT_(a)
 
+extern const VolumeTable EF_JOIN(volume_kernels_, EF_ISA);
 extern const KernelTable EF_JOIN(kernels_, EF_ISA);
 const KernelTable EF_JOIN(kernels_, EF_ISA) = {EF_TEXT(EF_ISA), &kContractions<float>, &kContractions<double>, &kCycle,
-                                               &kOuter,          &kSetup};
+                                               &kOuter,          &kSetup,               &EF_JOIN(volume_kernels_, EF_ISA)};
 
 }  // namespace elastofast

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "../cell_multigrid.h"
+#include "../volume.h"
 
 namespace elastofast {
 
@@ -84,6 +85,39 @@ struct Setup {
                       double* coarse, int ld_coarse, double* interior, int ld_interior, double* irregular);
 };
 
+// The same on grids of three axes. Layers are those of axis 0; dof fields are three planes.
+template <class T>
+struct VolumeContractions {
+  double (*force)(const VolumeForm<T>&, const T* x, const T* u, T* f, int begin, int end);
+  double (*sensitivity)(const VolumeForm<T>&, const T* u, const T* v, T* g, int begin, int end);
+  void (*stiffness_values)(const VolumeForm<T>&, const CellTables<T>&, const T* x, const long long* indptr, T* values,
+                           int begin, int end);
+  void (*contraction_values)(const VolumeForm<T>&, const CellTables<T>&, const T* u, const long long* indptr, T* values,
+                             int begin, int end);
+};
+
+struct VolumeCycle {
+  // out = r - (K(x) + diag(shift)) d;  shift may be null, out may be r
+  void (*residual_minus_product)(const VolumeForm<float>&, const float* x, const float* shift, const float* d, const float* r,
+                                 float* out, int begin, int end);
+  // q = (K(x) + diag(shift)) p
+  void (*apply)(const VolumeForm<double>&, const double* x, const double* shift, const double* p, double* q, int begin,
+                int end);
+  // diagonal of K(x); weights [kind of cell][dof][corner of the modulus]
+  void (*diagonal)(const VolumeForm<float>&, const float* weights, const float* x, float* out, int begin, int end);
+  // d = a d + b B r with B the sum of inverted blocks, d not read where a = 0; then sum += d, or sum = d if it is the first,
+  // unless sum is null
+  void (*patch)(const VolumePatches&, const float* r, float a, float b, float* d, float* sum, bool first, int begin, int end);
+  void (*restrict_layers)(const VolumeTransfer&, const float* fine, float* coarse, int begin, int end);  // of coarse nodes
+  void (*prolong_layers)(const VolumeTransfer&, const float* coarse, float* fine, int begin, int end);   // of coarse cells
+};
+
+struct VolumeTable {
+  const VolumeContractions<float>* f32;
+  const VolumeContractions<double>* f64;
+  const VolumeCycle* cycle;
+};
+
 struct KernelTable {
   const char* name;
   const Contractions<float>* f32;
@@ -91,6 +125,7 @@ struct KernelTable {
   const Cycle* cycle;
   const Outer* outer;
   const Setup* setup;
+  const VolumeTable* volume;
 };
 
 const KernelTable& kernels();             // the table in use

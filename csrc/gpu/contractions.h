@@ -84,9 +84,8 @@ struct SensitivityCells {
   const T *u, *v;
   EF_HD CornerForces<T> operator()(int b, int j, int i) const {
     const T *p = u + 2 * n * b + long(j) * n1 + i, *q = v + (p - u);
-    const Strain<T> e = strain(law, corners_at(p, n1), corners_at(p + n, n1));
-    const Strain<T> f = strain(law, corners_at(q, n1), corners_at(q + n, n1));
-    return {cell_sensitivity<kReduced>(law, e, f), {}};
+    return {cell_sensitivity<kReduced>(law, corners_at(p, n1), corners_at(p + n, n1), corners_at(q, n1), corners_at(q + n, n1)),
+            {}};
   }
 };
 

@@ -83,7 +83,7 @@ struct PatchCells {
     const float *u = r + 2 * n * b + long(j) * n1 + i, s = patch.scale[cells * b + long(j) * (n1 - 1) + i];
     const Corners<float> cu = corners_at(u, n1), cv = corners_at(u + n, n1);
     const long number = special_number(s);
-    return number < 0 ? patch_solve(patch.p, patch.q, patch.r, s, cu, cv)
+    return number < 0 ? patch_solve(patch.blocks.data, s, cu, cv)
                       : special_solve(patch.special + (special_count * b + number) * kEntries, cu, cv);
   }
 };

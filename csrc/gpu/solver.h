@@ -124,7 +124,7 @@ inline DeviceMultigrid::DeviceMultigrid(const GridForm<double>& form, const uint
                                         long batch, const Steps& smoother)
     : form_(form),
       form32_{form.n0, form.n1, form.reduced,
-              {float(form.law.g0), float(form.law.g1), float(form.law.lambda), float(form.law.mu)}},
+              {{float(form.law.g[0]), float(form.law.g[1])}, float(form.law.lambda), float(form.law.mu)}},
       plan_(form, fixed, deflated_dof),
       shifted_(shifted),
       batch_(batch),

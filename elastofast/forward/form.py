@@ -22,9 +22,9 @@ __all__ = ["ElasticForm"]
 class ElasticForm:
     """Elastic energy form of one body: linear in the modulus x and in both displacements u and v.
 
-    The modulus is nodal and interpolated inside each cell: bilinear on the cells of a `Grid` (2 x 2 Gauss
-    points; in plane strain the volumetric term acts on the mean dilatation of the cell), the mean of its
-    nodes on a simplex of a `Mesh`.
+    The modulus is nodal and interpolated inside each cell: bilinear or trilinear on the cells of a `Grid` (2 Gauss
+    points along each axis; in plane strain and in three dimensions the volumetric term acts on the mean dilatation of
+    the cell), the mean of its nodes on a simplex of a `Mesh`.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class ElasticForm:
     ``(..., d, N)``; leading axes are a batch and broadcast. The result has the layout of the displacement
     argument. float64 and float32 are computed in their own precision; other real dtypes become float64.
     CuPy arrays and CUDA torch tensors are worked on where they are, on the current stream, and give the same
-    kind back (grids only); their values are not looked at, so NaN is not refused there.
+    kind back (grids of two axes only); their values are not looked at, so NaN is not refused there.
 
     Examples
     --------
@@ -352,9 +352,10 @@ class ElasticForm:
         if not device.is_gpu:
             return self.backend
         if device not in self._devices:
-            if not isinstance(self.geometry, Grid):
+            if not isinstance(self.geometry, Grid) or self.geometry.dim != 2:
                 raise TypeError(
-                    f"arrays on {device} need a Grid: a Mesh is computed in host memory, move the arrays there"
+                    f"arrays on {device} need a Grid of two axes: a Mesh and a Grid of three axes are computed in host "
+                    "memory, move the arrays there"
                 )
             self._devices[device] = self._made(device)
         return self._devices[device]

@@ -102,7 +102,8 @@ class _Plan:
         device = backend.device
         self.active, self.shifted, self.batch = active, shifted, batch
         fixed = ~active
-        self.dof, mode = backend.host.deflation(fixed)
+        dofs, modes = backend.host.deflation(fixed)
+        self.dof, mode = (int(dofs[0]), modes[0]) if len(dofs) else (-1, np.zeros(fixed.shape))
         self.core = device.kernels.Multigrid(
             backend.core,
             fixed.view(np.uint8),
@@ -165,7 +166,7 @@ class DeviceSolver(GridSolver):
         self._mode, self._stride = plan.mode, 0
         self._deflates = False  # the deflated dof is free until its mode is known
         if plan.dof >= 0 and shift is not None:
-            self._mode, self._stride = self._deflated_mode(plan.dof, xp.zeros(self._fields)), 2 * n
+            self._mode, self._stride = self._deflated_modes([plan.dof], xp.zeros(self._fields))[0], 2 * n
         self._deflates = plan.dof >= 0
 
     def _solve_for_mode(self, load):

@@ -228,7 +228,8 @@ def _boundary_nodes(geometry):
     """Nodes on the boundary of the body, a mask of shape node_shape."""
     nodes = np.zeros(geometry.node_shape, bool)
     if isinstance(geometry, Grid):
-        nodes[[0, -1]] = nodes[:, [0, -1]] = True
+        nodes[...] = True
+        nodes[(slice(1, -1),) * geometry.dim] = False
         return nodes
     d = geometry.dim
     faces = np.sort(np.concatenate([np.delete(geometry.cells, i, axis=1) for i in range(d + 1)]), axis=1)
@@ -253,7 +254,7 @@ def _rearranged(m) -> Iterator[_Change]:
     """The displacement with other signs, or with components or axes in another order, where a homogeneous body fits
     that better.
     """
-    if not isinstance(m.geometry, Grid):
+    if not isinstance(m.geometry, Grid) or m.geometry.dim != 2:
         return
     u, std = m.displacement, np.where(m.load.fixed, np.inf, m.displacement_std)
     sign = np.array([1.0, -1.0]).reshape(2, 1, 1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from math import prod
+
 import numpy as np
 from scipy.linalg import solve_banded, toeplitz
 from scipy.sparse import csr_array, diags_array, eye_array, kron
@@ -15,8 +18,11 @@ from .coarsen_mesh import coarsen_mesh, refine_mesh, sample_mesh, shared_nodes
 
 __all__ = ["at_nodes_of", "coarsen", "coarsest", "refine", "sample"]
 
-# Nodes along the shorter axis of the coarsest grid: on fewer, coarse maps hardly help as a start. Not studied.
+# Nodes along the shortest axis of the coarsest grid: on fewer, coarse maps hardly help as a start. Not studied.
 COARSEST_NODES = 48
+# Of that, in grids of three axes: coarse levels save more there, and a volume has fewer nodes along each axis. Not
+# studied.
+VOLUME_SHARE = 1 / 3
 # Largest ratio of two noise levels of one component that a plain average of neighbours may mix; beyond it, and where
 # something was not measured, the coarse displacement is a weighted fit. Not studied.
 MAX_STD_RATIO = 30.0
@@ -40,7 +46,7 @@ def coarsest(measurement):
 
 
 def coarsen(measurement, smallest=COARSEST_NODES):
-    """The measurement on a grid of half the nodes along each axis, or along one.
+    """The measurement on a grid of half the nodes along each axis, or along some.
 
     Displacements are fitted by linear interpolation from the coarse nodes, which keeps linear fields exact: by plain
     least squares along each axis if their noise is about even, else by least squares with their precision as weights.
@@ -48,14 +54,14 @@ def coarsen(measurement, smallest=COARSEST_NODES):
     forces are distributed by the transposed interpolation, which keeps resultants. Fixed and open dofs go to the
     nearest coarse node.
 
-    An axis is left as it is where it is short already, or where its spacing is much longer than the other's.
+    An axis is left as it is where it is short already, or where its spacing is much longer than another's.
 
     Parameters
     ----------
     measurement : Measurement or JointMeasurement
         Of a joint one, each frame.
     smallest : int
-        Least number of nodes that a coarsened axis may have.
+        Least number of nodes that a coarsened axis may have; of a grid of three axes `VOLUME_SHARE` of that.
 
     Returns
     -------
@@ -68,7 +74,7 @@ def coarsen(measurement, smallest=COARSEST_NODES):
     m, grid = measurement, measurement.geometry
     if isinstance(grid, Mesh):
         return coarsen_mesh(m, smallest)
-    shape = _coarse_shape(grid, smallest)
+    shape = _coarse_shape(grid, smallest if grid.dim == 2 else smallest * VOLUME_SHARE)
     if shape is None:
         return None
     spacing = tuple(h * (n - 1) / (k - 1) for h, n, k in zip(grid.spacing, grid.shape, shape, strict=True))
@@ -120,7 +126,7 @@ def _coarse_shape(grid, smallest):
 
 
 def _coarse_displacement(m, places):
-    """Displacement and standard deviations (2, *coarse shape), infinite where not measured."""
+    """Displacement and standard deviations (d, *coarse shape), infinite where not measured."""
     free, observed = ~m.load.fixed, m.observed
     std = np.where(observed | m.load.fixed, m.displacement_std, np.inf)
     displacements, stds = [], []
@@ -175,14 +181,15 @@ def _weighted_fit(u, std, noisy, seen, places):
     """
     best = std[seen].min()
     weights = np.where(seen, (best / np.where(seen, std, 1.0)) ** 2, np.where(noisy, 0.0, 1.0)).ravel()
-    rows, columns = (_interpolation(*place) for place in places)
-    interpolation = csr_array(kron(rows, columns))
+    interpolation = csr_array(reduce(kron, (_interpolation(*place) for place in places)))
     shape = tuple(k for _, _, k in places)
     precision = (interpolation.T @ weights).reshape(shape)
     most = (interpolation.T @ np.ones(weights.size)).reshape(shape)
     system = interpolation.T @ diags_array(weights) @ interpolation
-    rough = [_second_differences(k) for k in shape]
-    smooth = kron(rough[0], eye_array(shape[1])) + kron(eye_array(shape[0]), rough[1])
+    smooth = sum(
+        reduce(kron, (_second_differences(k) if axis == own else eye_array(k) for axis, k in enumerate(shape)))
+        for own in range(len(shape))
+    )
     system = csr_array(system + ROUGHNESS * most.max() * smooth)
     start = np.where(precision > 0, (interpolation.T @ (weights * u.ravel())).reshape(shape), 0.0)
     start = (start / np.where(precision > 0, precision, 1.0)).ravel()
@@ -248,7 +255,7 @@ def refine(field, coarse, fine):
     if isinstance(fine, Mesh):
         return refine_mesh(field, fine)
     for axis, (n, k) in enumerate(zip(fine.shape, coarse.shape, strict=True)):
-        axis += field.ndim - 2
+        axis += field.ndim - fine.dim
         xp = namespace(field)
         cell, share = (xp.asarray(a) for a in _places(n, k)[:2])
         weight = share.reshape(-1, *[1] * (field.ndim - 1 - axis))
@@ -296,11 +303,10 @@ def _fit(field, axis, cell, share, k):
 def _nearest(mask, places, shape, values=None):
     """Mask of the coarse nodes nearest to marked fine ones, and the mean of the values that meet there."""
     d = len(mask)
-    k, i, j = np.nonzero(mask)
-    rows = (places[0][0] + (places[0][1] > 0.5))[i]
-    columns = (places[1][0] + (places[1][1] > 0.5))[j]
-    index = np.ravel_multi_index((k, rows, columns), (d, *shape))
-    count = np.bincount(index, minlength=d * shape[0] * shape[1])
+    component, *fine = np.nonzero(mask)
+    nodes = [(cell + (share > 0.5))[i] for (cell, share, _), i in zip(places, fine, strict=True)]
+    index = np.ravel_multi_index((component, *nodes), (d, *shape))
+    count = np.bincount(index, minlength=d * prod(shape))
     out = (count > 0).reshape(d, *shape)
     if values is None:
         return out, None

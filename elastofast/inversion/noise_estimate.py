@@ -156,7 +156,7 @@ def _levels(residual, seen) -> np.ndarray:
 def _of_residual(residual, seen, geometry, largest) -> NoiseEstimate:
     """The noise that a residual shows; its standard deviations are at most the ``largest``."""
     levels = _levels(residual, seen)
-    if not isinstance(geometry, Grid):
+    if not isinstance(geometry, Grid) or geometry.dim == 3:  # whose noise counts as independent
         return NoiseEstimate(np.minimum(levels, largest), (0.0,) * geometry.dim, ())
     measured = np.flatnonzero(np.isfinite(levels))
     tables = [np.stack([_variogram(residual[i], seen[i], axis) for i in measured]) for axis in range(geometry.dim)]

@@ -13,7 +13,7 @@ from .layout import unpack_geometry
 
 __all__ = ["to_vtu"]
 
-VTK_QUAD, VTK_TRIANGLE, VTK_TETRA = 9, 5, 10  # cell types in VTK files
+VTK_QUAD, VTK_TRIANGLE, VTK_TETRA, VTK_HEXAHEDRON = 9, 5, 10, 12  # cell types in VTK files
 
 
 def to_vtu(fields) -> bytes:
@@ -50,12 +50,16 @@ def to_vtu(fields) -> bytes:
 
 
 def _vtk_cells(geometry):
-    """Node numbers of the cells, those of a grid being quadrilaterals, and their VTK type."""
+    """Node numbers of the cells, those of a grid being quadrilaterals or hexahedra, and their VTK type."""
     if not isinstance(geometry, Grid):
         return geometry.cells, VTK_TRIANGLE if geometry.dim == 2 else VTK_TETRA
     numbers = np.arange(geometry.n_nodes).reshape(geometry.shape)
-    corners = (numbers[:-1, :-1], numbers[1:, :-1], numbers[1:, 1:], numbers[:-1, 1:])
-    return np.stack(corners, axis=-1).reshape(-1, 4), VTK_QUAD
+    low, high = slice(None, -1), slice(1, None)
+    around = (low, low), (high, low), (high, high), (low, high)
+    if geometry.dim == 2:
+        return np.stack([numbers[place] for place in around], axis=-1).reshape(-1, 4), VTK_QUAD
+    corners = [numbers[(*place, layer)] for layer in (low, high) for place in around]
+    return np.stack(corners, axis=-1).reshape(-1, 8), VTK_HEXAHEDRON
 
 
 def _vtk_vectors(a):

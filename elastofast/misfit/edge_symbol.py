@@ -34,7 +34,7 @@ MIN_OPEN = 0.5
 
 
 class EdgeSymbol:
-    """Approximate inverse of S: the inverse symbol on open edges of a grid, a diagonal on all other open dofs.
+    """Approximate inverse of S: the inverse symbol on open edges of a grid of two axes, else a diagonal.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class EdgeSymbol:
         typical = precision[precision > 0].mean() if (precision > 0).any() else 1.0
         rest = open_.copy()
         self._edges: list[tuple[Any, Any, int]] = []
-        if isinstance(form.geometry, Grid):
+        if isinstance(form.geometry, Grid) and d == 2:  # not the faces of a volume
             shape = form.geometry.shape
             mask, weights = open_.reshape(d, *shape), precision.reshape(d, *shape)
             stencil = _stencil(form)

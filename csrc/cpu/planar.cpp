@@ -1,9 +1,7 @@
-#include "solver.h"
+#include "planar.h"
 
 #include <cmath>
 #include <cstring>
-#include <limits>
-#include <stdexcept>
 
 #include "../coarsest.h"
 #include "../lanczos.h"
@@ -14,24 +12,20 @@ namespace elastofast {
 
 namespace {
 
-// A level vector: two planes of nodes with room around them, because stencil rows read past the edges.
-struct Field {
-  Floats memory;
-  float* data = nullptr;
-  void allocate(int n0, int n1) {
-    const size_t pad = padded(n1);
-    memory.assign(2 * size_t(n0) * n1 + 2 * pad, 0.f);
-    data = memory.data() + pad;
-  }
-};
+// Removes the fixed dofs from the cell matrices of cell row j.
+void clear_cells(const FixedDofs& fixed, double* planes, int ld, int cells, int j) {
+  for (int s = 0; s < 2; ++s)
+    for (int e = fixed.row[j + s]; e < fixed.row[j + s + 1]; ++e)
+      for (int t = 0; t < 2; ++t) {
+        const int c = fixed.dof[e].second - t, p = kCorners * fixed.dof[e].first + 2 * s + t;
+        if (c < 0 || c >= cells) continue;
+        for (int q = 0; q < kCellDofs; ++q) planes[size_t(entry(p, q)) * ld + c] = 0;
+      }
+}
 
 // Bytes of a processor's own cache that a block of rows may take while it is smoothed, and the fewest and most rows of a
 // block. Sized for second-level caches of 1 MB and more; not studied.
 constexpr size_t kCache = 1 << 19, kFewestRows = 4, kMostRows = 64;
-
-// Runs of conjugate gradients at most, each of which starts from the true residual of the last one; as RUNS in
-// grid_cuda.py. Not studied.
-constexpr int kRuns = 4;
 
 // Schedule of a temporally blocked sweep over the rows [begin, end) of n0. Stage k needs the rows of stage k - 1 from the
 // one above its own to the one below, so that it can follow one row behind: stage(k, from, to) runs all stages on a block of
@@ -53,7 +47,7 @@ void temporally_blocked_sweep(int n0, int begin, int end, int stages, int block,
 
 }  // namespace
 
-struct Multigrid::Level {
+struct PlanarHierarchy::Level {
   const LevelPlan& plan;
   const int n0, n1;
   FixedDofs fixed;
@@ -68,7 +62,7 @@ struct Multigrid::Level {
 
   explicit Level(const LevelPlan& plan) : plan(plan), n0(plan.n0), n1(plan.n1), patch(plan.patch) {
     fixed.collect(plan.fixed, n0, n1);
-    x.allocate(n0, n1), d.allocate(n0, n1), r.allocate(n0, n1), s.allocate(n0, n1);
+    for (Field* f : {&x, &d, &r, &s}) f->allocate(2 * size_t(n0) * n1, padded(n1));
   }
   Rows<float> rows(const Field& f) const { return Rows<float>::field(f.data, n0, n1); }
 };
@@ -77,7 +71,7 @@ struct Multigrid::Level {
 
 // Cell matrices of the finest level. They would take more memory than all the rest, so that they are made a row at a time
 // when they are needed.
-struct Multigrid::FinestCells {
+struct PlanarHierarchy::FinestCells {
   const GridForm<double>& form;
   const double *modulus, *shift;  // scaled; a node's shift is shared out to the cells around it; null without one
   const Level& level;
@@ -86,7 +80,7 @@ struct Multigrid::FinestCells {
   static constexpr bool kStored = false;
   const double* row(int j, double* room) const {
     kernels().setup->cell_matrices(form, modulus, shift, j, room, ld);
-    level.fixed.clear_cells(room, ld, form.n1 - 1, j);
+    clear_cells(level.fixed, room, ld, form.n1 - 1, j);
     return room;
   }
   void load(int j, int i, double* out) const {
@@ -100,7 +94,7 @@ struct Multigrid::FinestCells {
 };
 
 // Stored cell matrices of a coarser level, row after row.
-struct Multigrid::CellMatrices {
+struct PlanarHierarchy::CellMatrices {
   int cells0 = 0, cells1 = 0, ld = 0;
   Doubles data;
 
@@ -116,7 +110,7 @@ struct Multigrid::CellMatrices {
 };
 
 // Direct solve of the coarsest level.
-struct Multigrid::Coarsest {
+struct PlanarHierarchy::Coarsest {
   Banded shape;
   std::vector<double> band, work;
 
@@ -133,47 +127,29 @@ struct Multigrid::Coarsest {
   }
 };
 
-Multigrid::~Multigrid() = default;
+PlanarHierarchy::~PlanarHierarchy() = default;
 
-Multigrid::Multigrid(const GridForm<double>& form, const double* x, const uint8_t* fixed, const double* shift,
-                     long deflated_dof, Steps smoother)
+PlanarHierarchy::PlanarHierarchy(const GridForm<double>& form, const double* x, const uint8_t* fixed, const double* shift,
+                                 std::vector<long> deflated_dofs, Steps smoother)
     : form_(form),
       form32_{form.n0, form.n1, form.reduced,
-              {float(form.law.g0), float(form.law.g1), float(form.law.lambda), float(form.law.mu)}},
-      plan_(form, fixed, deflated_dof),
+              {{float(form.law.g[0]), float(form.law.g[1])}, float(form.law.lambda), float(form.law.mu)}},
+      deflated_dofs_(std::move(deflated_dofs)),
+      plan_(form, fixed, deflated_dofs_.empty() ? -1 : deflated_dofs_[0]),
       smoother_(std::move(smoother)),
       n_(size_t(form.n0) * form.n1) {
   for (const LevelPlan& plan : plan_.levels) levels_.emplace_back(new Level(plan));
-  r_.resize(2 * n_), p_.resize(2 * n_), q_.resize(2 * n_);
   set_up(x, shift);
 }
 
-std::unique_lock<std::mutex> Multigrid::take() {
-  std::unique_lock<std::mutex> lock(mutex_);
-  if (!ready_) throw std::runtime_error("the last update of this solver was interrupted: update it again");
-  return lock;
-}
-
-void Multigrid::update(const double* x, const double* shift) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  clear_work();
-  set_up(x, shift);
-}
-
-// What earlier work has left is multiplied by zeros here and there, which infinite values would survive.
-void Multigrid::clear_work() {
+void PlanarHierarchy::clear_work() {
   for (const auto& level : levels_)
     for (Field* f : {&level->x, &level->d, &level->r, &level->s}) std::fill(f->memory.begin(), f->memory.end(), 0.f);
   windows_.clear();
 }
 
-void Multigrid::set_up(const double* x, const double* shift) {
-  ready_ = false;
+void PlanarHierarchy::set_up(const double* x, const double* shift) {
   x_.assign(x, x + n_);
-  fixed_ = levels_[0]->fixed;
-  deflates_ = false;
-  mode_.clear();
-  translation_[0] = translation_[1] = 0;
   const Doubles modulus = scale_modulus(), shares = shift ? scale_shift(shift) : Doubles();
   if (!shift) shift_.clear(), shift32_.clear();
 
@@ -193,11 +169,10 @@ void Multigrid::set_up(const double* x, const double* shift) {
     for (int j = 0; j < cells.cells0; ++j) finest.row(j, cells.row(j));
   }
   coarsest_.reset(new Coarsest(cells, plan_.coarsest_regularization()));
-  ready_ = true;
 }
 
 // The hierarchy works on x over its mean, so that single precision suffices in any unit. Returns x over its mean.
-Doubles Multigrid::scale_modulus() {
+Doubles PlanarHierarchy::scale_modulus() {
   const int n0 = form_.n0, n1 = form_.n1;
   modulus_ = sum_rows(n0, n1, [&](int begin, int end) {
     double s = 0;
@@ -216,7 +191,7 @@ Doubles Multigrid::scale_modulus() {
 }
 
 // The same for the shift. Returns the share of each cell around a node.
-Doubles Multigrid::scale_shift(const double* shift) {
+Doubles PlanarHierarchy::scale_shift(const double* shift) {
   const int n0 = form_.n0, n1 = form_.n1;
   shift_.assign(shift, shift + 2 * n_);
   shift32_.resize(2 * n_);
@@ -234,7 +209,7 @@ Doubles Multigrid::scale_shift(const double* shift) {
 // Sets up the transfer from level l to the next coarser one; returns the cell matrices of that level, which are Galerkin
 // products.
 template <class Cells>
-Multigrid::CellMatrices Multigrid::coarsen(size_t l, const Cells& cells) {
+PlanarHierarchy::CellMatrices PlanarHierarchy::coarsen(size_t l, const Cells& cells) {
   Level &L = *levels_[l], &C = *levels_[l + 1];
   const AxisView a0 = L.plan.a0.view(), a1 = L.plan.a1.view();
   const int c0 = C.n0 - 1, c1 = C.n1 - 1, ld = cells.ld, ld_interior = padded(c1);
@@ -248,7 +223,7 @@ Multigrid::CellMatrices Multigrid::coarsen(size_t l, const Cells& cells) {
       for (int k = 0; k < a0.width[J]; ++k) fine[k] = cells.row(a0.first[J] + k, room.data() + size_t(k) * kEntries * ld);
       kernels().setup->coarsen_row(a0, a1, J, fine, ld, coarse.row(J), coarse.ld, interior.data(), ld_interior,
                                    irregular.data());
-      C.fixed.clear_cells(coarse.row(J), coarse.ld, c1, J);
+      clear_cells(C.fixed, coarse.row(J), coarse.ld, c1, J);
       if (J >= a0.regular) continue;
       float* out = L.regular.data() + size_t(J) * interior.size();
       for (int k = 0; k < kNodeWeights; ++k)
@@ -261,7 +236,7 @@ Multigrid::CellMatrices Multigrid::coarsen(size_t l, const Cells& cells) {
 }
 
 // Stored stencil of the assembled cell matrices.
-void Multigrid::assemble_stencil(Level& L, const CellMatrices& cells) {
+void PlanarHierarchy::assemble_stencil(Level& L, const CellMatrices& cells) {
   const int n0 = L.n0, n1 = L.n1, ld = padded(n1), m0 = n0 - 1, m1 = n1 - 1;
   L.matrix = {n0, n1, nullptr};
   L.matrix_memory.resize(L.matrix.row_size() * n0);
@@ -288,7 +263,7 @@ void Multigrid::assemble_stencil(Level& L, const CellMatrices& cells) {
 }
 
 template <class Cells>
-void Multigrid::set_up_patches(Level& L, const Cells& cells) {
+void PlanarHierarchy::set_up_patches(Level& L, const Cells& cells) {
   const int m0 = L.n0 - 1, m1 = L.n1 - 1;
   const SpecialPatches& special = L.plan.special;
   L.patch_scale.resize(size_t(m0) * m1);
@@ -313,7 +288,7 @@ void Multigrid::set_up_patches(Level& L, const Cells& cells) {
 }
 
 // Traces of the 4-node blocks of one row of cells.
-void Multigrid::patch_traces(const Level& L, int j, float* trace) const {
+void PlanarHierarchy::patch_traces(const Level& L, int j, float* trace) const {
   const int n1 = L.n1;
   if (L.matrix.data) {
     auto diagonal = [&](int row, int i) {
@@ -333,10 +308,10 @@ void Multigrid::patch_traces(const Level& L, int j, float* trace) const {
   }
 }
 
-void Multigrid::estimate_eigenvalue(Level& L) {
+void PlanarHierarchy::estimate_eigenvalue(Level& L) {
   const size_t n = 2 * size_t(L.n0) * L.n1;
   Field residual, z, product;
-  residual.allocate(L.n0, L.n1), z.allocate(L.n0, L.n1), product.allocate(L.n0, L.n1);
+  for (Field* f : {&residual, &z, &product}) f->allocate(n, padded(L.n1));
   LanczosStart start;
   for (size_t i = 0; i < n; ++i) residual.data[i] = start.next();
   L.fixed.clear(L.rows(residual), 0, L.n0);
@@ -372,7 +347,7 @@ void Multigrid::estimate_eigenvalue(Level& L) {
 
 // --------------------------------------------------------------------------------------------------- V-cycle
 
-void Multigrid::cycle() {
+void PlanarHierarchy::cycle() {
   const size_t last = levels_.size() - 1;
   for (size_t l = 0; l < last; ++l) {
     presmooth(*levels_[l]);
@@ -386,20 +361,20 @@ void Multigrid::cycle() {
 }
 
 // x = smoothing of r from zero, s = r - A x.
-void Multigrid::presmooth(Level& L) { smooth(L, false); }
+void PlanarHierarchy::presmooth(Level& L) { smooth(L, false); }
 
 // Right-hand side of the coarse level from the residual s.
-void Multigrid::restrict(const Level& L, Level& C) {
+void PlanarHierarchy::restrict(const Level& L, Level& C) {
   for_rows(C.n0, C.n1 * 2, [&](int begin, int end) {
     kernels().cycle->restrict_rows(L.transfer, L.s.data, C.r.data, begin, end);
     C.fixed.clear(C.rows(C.r), begin, end);
   });
 }
 
-void Multigrid::coarse_solve() { coarsest_->solve(levels_.back()->r.data, levels_.back()->x.data); }
+void PlanarHierarchy::coarse_solve() { coarsest_->solve(levels_.back()->r.data, levels_.back()->x.data); }
 
 // Correction d from the solution of the coarse level.
-void Multigrid::prolong(Level& L, const Level& C) {
+void PlanarHierarchy::prolong(Level& L, const Level& C) {
   for_rows(C.n0 - 1, C.n1 * 2, [&](int begin, int end) {
     kernels().cycle->prolong_rows(L.transfer, C.x.data, L.d.data, begin, end);
     L.fixed.clear(L.rows(L.d), L.plan.a0.first[begin], end < C.n0 - 1 ? L.plan.a0.first[end] : L.n0);
@@ -407,10 +382,10 @@ void Multigrid::prolong(Level& L, const Level& C) {
 }
 
 // x = x + d, smoothed.
-void Multigrid::postsmooth(Level& L) { smooth(L, true); }
+void PlanarHierarchy::postsmooth(Level& L) { smooth(L, true); }
 
 // out = r - A d at rows [begin, end)
-void Multigrid::residual_minus_product(const Level& L, Rows<const float> d, Rows<const float> r, Rows<float> out,
+void PlanarHierarchy::residual_minus_product(const Level& L, Rows<const float> d, Rows<const float> r, Rows<float> out,
                                        int begin, int end) const {
   const Cycle& k = *kernels().cycle;
   if (L.matrix.data) {
@@ -428,7 +403,7 @@ void Multigrid::residual_minus_product(const Level& L, Rows<const float> d, Rows
 // step one row behind the one before, so that main memory is read by the first step and written by the last only. Between
 // them the rows of the direction d and of the residual t stand in two windows that fit in the processor's own cache. Threads
 // share the rows out in bands, and each computes the few rows beyond its band that it needs by itself.
-void Multigrid::smooth(Level& L, bool after) {
+void PlanarHierarchy::smooth(Level& L, bool after) {
   const int stages = 2 * int(smoother_.size()), n0 = L.n0, n1 = L.n1;
   const size_t row_bytes = sizeof(float) * n1 * (L.matrix.data ? 10 + kPlanes : 12);  // of all fields that a row reads
   int slots = 8;
@@ -468,198 +443,29 @@ void Multigrid::smooth(Level& L, bool after) {
   }
 }
 
-// --------------------------------------------------------------------------------------- conjugate gradients
+// ------------------------------------------------------------------------------------------------ the finest level
 
-void Multigrid::deflate(const double* mode) {
-  const auto lock = take();
-  translation_[0] = mode[0], translation_[1] = mode[n_];
-  bool constant = true;
-  for (int c = 0; c < 2 && constant; ++c)
-    constant = std::all_of(mode + c * n_, mode + (c + 1) * n_, [&](double v) { return v == translation_[c]; });
-  mode_.assign(mode, mode + (constant ? 0 : 2 * n_));
-  if (!deflates_) fixed_.add(size_t(plan_.deflated_dof), form_.n0, form_.n1);
-  deflates_ = true;
-}
+const FixedDofs& PlanarHierarchy::fixed() const { return levels_[0]->fixed; }
+float* PlanarHierarchy::residual() { return levels_[0]->r.data; }
+float* PlanarHierarchy::solution() { return levels_[0]->x.data; }
 
-// One V-cycle for a residual that is zero at every fixed dof. The result is the finest level's solution times the factor
-// that is returned; its values at fixed dofs mean nothing.
-double Multigrid::precondition(const double* r, double r_norm) {
-  Level& L = *levels_[0];
-  const int n0 = form_.n0, n1 = form_.n1;
-  if (!(r_norm > 0)) r_norm = 1;
-  const double scale = 1 / r_norm;
-  double net = 0;  // force along the mode of the deflated dof
-  for (int c = 0; c < 2; ++c) {
-    const double sum = sum_rows(n0, n1, [&](int begin, int end) {
-      const size_t from = c * n_ + size_t(begin) * n1, count = size_t(end - begin) * n1;
-      const double part = kernels().outer->lower(scale, r + from, L.r.data + from, count);
-      return mode_.empty() ? part : kernels().outer->dot(mode_.data() + from, r + from, count);
-    });
-    net += mode_.empty() ? translation_[c] * sum : sum;
-  }
-  if (deflates_) L.r.data[plan_.deflated_dof] = float(-net * scale);  // the reaction that balances it
-  cycle();
-  if (deflates_) {
-    const float at_dof = L.x.data[plan_.deflated_dof];
-    for (int c = 0; c < 2; ++c) {
-      if (mode_.empty() && translation_[c] == 0) continue;
-      for_rows(n0, n1, [&](int begin, int end) {
-        const size_t from = c * n_ + size_t(begin) * n1, to = c * n_ + size_t(end) * n1;
-        const float offset = at_dof * float(translation_[c]);
-        if (mode_.empty())
-          for (size_t i = from; i < to; ++i) L.x.data[i] -= offset;
-        else
-          for (size_t i = from; i < to; ++i) L.x.data[i] -= float(at_dof * mode_[i]);
-      });
-    }
-  }
-  return r_norm / modulus_;
-}
-
-// The sum of body(first dof, number of dofs) over chunks of both planes.
-template <class Body>
-double Multigrid::sum_planes(Body body) const {
-  return sum_rows(form_.n0, form_.n1, [&](int begin, int end) {
-    const size_t from = size_t(begin) * form_.n1, count = size_t(end - begin) * form_.n1;
-    return body(from, count) + body(n_ + from, count);
-  });
-}
-
-// r = b - product, or b without one, zero at fixed dofs; returns |r|^2.
-double Multigrid::set_residual(const double* b, const double* product) {
-  const int n0 = form_.n0, n1 = form_.n1;
-  return sum_rows(n0, n1, [&](int begin, int end) {
-    double sum = 0;
-    for (int c = 0; c < 2; ++c)
-      for (size_t i = c * n_ + size_t(begin) * n1; i < c * n_ + size_t(end) * n1; ++i)
-        r_[i] = product ? b[i] - product[i] : b[i];
-    fixed_.clear(r_.data(), n0, n1, begin, end);
-    for (int c = 0; c < 2; ++c) {
-      const double* r = &r_[c * n_ + size_t(begin) * n1];
-      sum += kernels().outer->dot(r, r, size_t(end - begin) * n1);
-    }
-    return sum;
-  });
-}
-
-void Multigrid::accelerated(const double* b, double* w, const Steps& steps) {
-  const auto lock = take();
-  const int n0 = form_.n0, n1 = form_.n1;
-  const Outer& k = *kernels().outer;
-  const double norm = std::sqrt(set_residual(b, nullptr));
-  for (size_t step = 0; step < steps.size(); ++step) {
-    stop_if_interrupted();
-    const auto [momentum, gain] = steps[step];
-    const double factor = precondition(r_.data(), norm);
-    const float* low = levels_[0]->x.data;
-    double* d = steps.size() > 1 ? p_.data() : w;  // a single one needs no room of its own
-    for_rows(n0, n1, [&](int begin, int end) {
-      const size_t count = size_t(end - begin) * n1;
-      for (int c = 0; c < 2; ++c) {
-        const size_t i = c * n_ + size_t(begin) * n1;
-        k.raise_add(gain * factor, low + i, momentum, d + i, count);
-      }
-      fixed_.clear(d, n0, n1, begin, end);
-      for (int c = 0; c < 2 && d != w; ++c) {
-        const size_t i = c * n_ + size_t(begin) * n1;
-        if (step) k.scale_add(1.0, d + i, 1.0, w + i, count);
-        else std::copy_n(d + i, count, w + i);
-      }
-    });
-    if (step + 1 == steps.size()) break;
-    apply_dot(d, q_.data());
-    set_residual(r_.data(), q_.data());
-  }
-}
-
-double Multigrid::apply_dot(const double* p, double* q) {
+double PlanarHierarchy::apply_dot(const double* p, double* q, const FixedDofs& fixed) const {
   const double* shift = shift_.empty() ? nullptr : shift_.data();
   return sum_rows(form_.n0, form_.n1, [&](int begin, int end) {
     const double s = kernels().outer->apply_dot(form_, x_.data(), shift, p, q, begin, end);
-    fixed_.clear(q, form_.n0, form_.n1, begin, end);
+    fixed.clear(q, form_.n0, form_.n1, begin, end);
     return s;
   });
 }
 
-void Multigrid::apply(const double* p, double* q) {
-  const auto lock = take();
-  std::copy(p, p + 2 * n_, p_.begin());
-  fixed_.clear(p_.data(), form_.n0, form_.n1, 0, form_.n0);
-  apply_dot(p_.data(), q);
-}
-
-SolveResult Multigrid::solve(const double* b, double* x, double rtol, int max_iterations, bool energy) {
-  const auto lock = take();
-  const int n0 = form_.n0, n1 = form_.n1;
-  const Outer& k = *kernels().outer;
-  SolveResult result;
-  fixed_.clear(x, n0, n1, 0, n0);
-  const double bb = set_residual(b, nullptr);
-  const double norm = std::sqrt(bb);
-  if (norm == 0) {
-    std::fill(x, x + 2 * n_, 0.0);
-    return result;
-  }
-  const bool from_zero = std::all_of(x, x + 2 * n_, [](double v) { return v == 0; });
-  auto residual = [&] {
-    apply_dot(x, q_.data());
-    return set_residual(b, q_.data());
-  };
-  double rr = bb, first_energy = 0;
-  if (energy) {  // the measure of b, so that a good first guess counts
-    const double factor = precondition(r_.data(), norm);
-    const float* low = levels_[0]->x.data;
-    first_energy = factor * sum_planes([&](size_t i, size_t n) { return k.dot_low(&r_[i], low + i, n); });
-  }
-  if (!from_zero) rr = residual();
-  // the recursive residual drifts from the true one at tight tolerances: begin again from the true one
-  for (int run = 0; run < kRuns; ++run) {
-    double rz = 0;
-    bool small = !energy && std::sqrt(rr) <= rtol * norm;
-    while (!small && result.iterations < max_iterations) {
-      stop_if_interrupted();
-      const double factor = precondition(r_.data(), std::sqrt(rr));
-      const float* low = levels_[0]->x.data;
-      const double next = factor * sum_planes([&](size_t i, size_t n) { return k.dot_low(&r_[i], low + i, n); });
-      if (!std::isfinite(next)) {
-        clear_work();
-        result.converged = false;
-        result.residual = std::numeric_limits<double>::quiet_NaN();
-        return result;
-      }
-      if (energy && next <= rtol * rtol * first_energy) break;
-      const double beta = rz > 0 ? next / rz : 0;
-      rz = next;
-      for_rows(n0, n1, [&](int begin, int end) {
-        for (int c = 0; c < 2; ++c) {
-          const size_t i = c * n_ + size_t(begin) * n1;
-          k.raise_add(factor, low + i, beta, &p_[i], size_t(end - begin) * n1);
-        }
-        fixed_.clear(p_.data(), n0, n1, begin, end);
-      });
-      const double alpha = rz / apply_dot(p_.data(), q_.data());
-      rr = sum_planes([&](size_t i, size_t n) { return k.cg_update(alpha, &p_[i], &q_[i], x + i, &r_[i], n); });
-      ++result.iterations;
-      small = !energy && std::sqrt(rr) <= rtol * norm;
-    }
-    if (energy) break;
-    rr = residual();
-    if (std::sqrt(rr) <= rtol * norm || result.iterations >= max_iterations) break;
-  }
-  result.residual = std::sqrt(rr) / norm;
-  result.converged = energy ? result.iterations < max_iterations : result.residual <= rtol;
-  return result;
-}
-
-std::vector<double> Multigrid::eigenvalue_bounds() const {
+std::vector<double> PlanarHierarchy::eigenvalue_bounds() const {
   std::vector<double> bounds;
   for (size_t l = 0; l + 1 < levels_.size(); ++l) bounds.push_back(levels_[l]->lmax);
   return bounds;
 }
 
-size_t Multigrid::bytes() const {
-  size_t total = sizeof(double) * (x_.size() + shift_.size() + mode_.size() + r_.size() + p_.size() + q_.size()) +
-                 sizeof(float) * (x32_.size() + shift32_.size());
+size_t PlanarHierarchy::bytes() const {
+  size_t total = sizeof(double) * (x_.size() + shift_.size()) + sizeof(float) * (x32_.size() + shift32_.size());
   for (const Floats& w : windows_) total += sizeof(float) * w.size();
   for (const auto& L : levels_)
     total += sizeof(float) * (L->regular.size() + L->irregular.size() + L->matrix_memory.size() + L->patch_scale.size() +
