@@ -247,7 +247,8 @@ def test_cuda_stub_matches_the_module():
 def test_stubtest_agrees(tmp_path):
     pytest.importorskip("mypy", reason="mypy is not installed")
     allowed = tmp_path / "allowed"
-    allowed.write_text("elastofast._core.GridForm\nelastofast._core.Multigrid\n")  # their metaclass is pybind11's own
+    classes = "GridForm", "Multigrid", "VolumeForm", "VolumePlan", "VolumeMultigrid"
+    allowed.write_text("".join(f"elastofast._core.{name}\n" for name in classes))  # their metaclass is pybind11's own
     options = ["--allowlist", allowed, "--ignore-unused-allowlist"]
     done = subprocess.run(
         [sys.executable, "-m", "mypy.stubtest", *options, "elastofast._core"],

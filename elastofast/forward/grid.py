@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy.linalg import qr
@@ -42,11 +43,12 @@ class GridBackend:
     def __init__(self, grid, law):
         self.grid = grid
         self.law = law
-        lame = law.lame_lambda, law.lame_mu
+        lame, mu = law.lame_lambda, law.lame_mu
+        self.core: Any  # of either dimension; their contractions have the same signatures
         if grid.dim == 2:
-            self.core = _core.GridForm(*grid.shape, *grid.spacing, *lame, law.mean_dilatation)
+            self.core = _core.GridForm(*grid.shape, *grid.spacing, lame, mu, law.mean_dilatation)
         else:
-            self.core = _core.VolumeForm(grid.shape, grid.spacing, *lame)
+            self.core = _core.VolumeForm(grid.shape, grid.spacing, lame, mu)
         self._last_deflation = None
         self._last_plan = None
 
@@ -299,7 +301,7 @@ def _deflation(grid, fixed):
         return nothing
     if len(free) == 1:
         at_dofs = (free @ motions(alone))[0]
-        best = np.argmax(np.abs(at_dofs))[None]
+        best = np.array([np.argmax(np.abs(at_dofs))])
         free = free / at_dofs[best]
     else:
         at_dofs = free @ motions(alone)
