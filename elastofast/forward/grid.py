@@ -46,7 +46,8 @@ class GridBackend:
         lame, mu = law.lame_lambda, law.lame_mu
         self.core: Any  # of either dimension; their contractions have the same signatures
         if grid.dim == 2:
-            self.core = _core.GridForm(*grid.shape, *grid.spacing, lame, mu, law.mean_dilatation)
+            (n0, n1), (h0, h1) = grid.shape, grid.spacing
+            self.core = _core.GridForm(n0, n1, h0, h1, lame, mu, law.mean_dilatation)
         else:
             self.core = _core.VolumeForm(grid.shape, grid.spacing, lame, mu)
         self._last_deflation = None
