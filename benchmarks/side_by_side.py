@@ -36,6 +36,14 @@ def mesh_problem(n):
     return ef.ElasticForm(mesh, form.law), x.ravel(), ef.compression(mesh, pressure=100.0)
 
 
+def volume_problem(n, poisson):
+    """The same in a cube, with a sphere in it."""
+    grid = ef.Grid((n, n, n), (40e-3 / (n - 1),) * 3)
+    inside = np.linalg.norm(grid.points - 20e-3, axis=1).reshape(grid.shape) < 8e-3
+    x = np.where(inside, 50e3, 10e3)
+    return ef.ElasticForm(grid, ef.Solid(poisson)), x, ef.compression(grid, pressure=100.0)
+
+
 def phantom(n, law, snr=35.0, seed=1):
     """The simulated measurement of a lesion in a 40 mm square under 100 Pa, and the lesion's mask."""
     grid = ef.Grid((n, n), (40e-3 / (n - 1),) * 2)
