@@ -33,7 +33,9 @@ def test_one_and_two_threads_give_the_same_bits():
     found = []
     for threads in ("1", "2", "2"):
         environment = {**os.environ, "OMP_NUM_THREADS": threads}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
         found.append(done.stdout)
     assert found[0] == found[1] == found[2] and found[0].count("\n") == 2
 

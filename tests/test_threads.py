@@ -199,7 +199,7 @@ def test_an_updated_solver_is_a_new_one(geometry):
 
 def in_new_process(code, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-P", "-c", code],
         capture_output=True,
         text=True,
         check=False,
