@@ -23,6 +23,6 @@ ef.plots.draw_misfit(result, m, middle, component="axial")
 ef.plots.draw_profile({"truth": truth, "reconstruction": result.modulus}, grid, right).legend()
 figure.savefig("pictures.png", dpi=150)
 
-ef.plot_result(result, m, "everything.png", contour=True)
-ef.plot_displacement(result, m, "displacement.png")
+ef.plot_result(result, m, "pictures_result.png", contour=True)
+ef.plot_displacement(result, m, "pictures_displacement.png")
 ef.write_report("report.html", result, m, title="Phantom with a gel pad", settings={"prior": "tv", "known": "pad"})
