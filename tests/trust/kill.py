@@ -134,7 +134,7 @@ class Compare:
             "rows": sorted(unique),
             "tables": [_table(out / f"c/{name}.csv") for name in ("results", "summary")],
             "pictures": {p.name: p.read_bytes() for p in out.glob("c/*.png")},
-            "page": re.sub(r"\d+\.\d\d|T[\d:]+", "", (out / "c/report.html").read_text()),
+            "page": re.sub(r"\d+\.\d\d|T[\d:]+", "", (out / "c/report.html").read_text().replace(str(out), "")),
         }
 
 
