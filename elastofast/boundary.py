@@ -16,7 +16,16 @@ from scipy.sparse.csgraph import connected_components
 
 from .geometry import Grid, Mesh
 
-__all__ = ["Boundary", "TotalForce", "check_support", "compression", "rigid_modes", "rigid_motion"]
+__all__ = [
+    "Boundary",
+    "TotalForce",
+    "axis_names",
+    "check_support",
+    "compression",
+    "pieces",
+    "rigid_modes",
+    "rigid_motion",
+]
 
 # tolerances far above rounding errors and far below anything that a geometry resolves
 COINCIDENT = 1e-6  # difference of coordinates over the height of the body, below which they are taken as equal
@@ -442,15 +451,15 @@ def check_support(geometry: Grid | Mesh, load: Boundary) -> None:
     if _HELD.get(load) is geometry:
         return
     load.check(geometry)
-    d, axes = geometry.dim, _axis_names(geometry)
+    d, axes = geometry.dim, axis_names(geometry)
     held = ~load.loaded.reshape(d, -1)
     nodes = np.flatnonzero(held.any(axis=0))
     held, modes = held[:, nodes], rigid_modes(geometry, nodes)
-    pieces = _pieces(geometry)
-    for piece in range(pieces.max() + 1):
-        free = _free_motions(modes[:, held & (pieces[nodes] == piece)], axes)
+    belongs = pieces(geometry)
+    for piece in range(belongs.max() + 1):
+        free = _free_motions(modes[:, held & (belongs[nodes] == piece)], axes)
         if free:
-            where = f" (the piece of the mesh with node {np.argmax(pieces == piece)})" if pieces.any() else ""
+            where = f" (the piece of the mesh with node {np.argmax(belongs == piece)})" if belongs.any() else ""
             raise ValueError(
                 f"load leaves the body{where} free to move without deforming: {', '.join(free)}. "
                 "Fix more displacement components, at different nodes against rotation, "
@@ -463,17 +472,18 @@ def free_motions(geometry: Grid | Mesh, fixed: np.ndarray) -> list[str]:
     """Names of the rigid motions of a body in one piece that its fixed dofs, a mask (d, *node_shape), allow."""
     held = fixed.reshape(geometry.dim, -1)
     nodes = np.flatnonzero(held.any(axis=0))
-    return _free_motions(rigid_modes(geometry, nodes)[:, held[:, nodes]], _axis_names(geometry))
+    return _free_motions(rigid_modes(geometry, nodes)[:, held[:, nodes]], axis_names(geometry))
 
 
-def _axis_names(geometry):
+def axis_names(geometry) -> list[str]:
+    """Each axis by its number and its direction."""
     if isinstance(geometry, Grid):
         names = ["axial", "elevational", "lateral"] if geometry.dim == 3 else ["axial", "lateral"]
         return [f"axis {i} ({name})" for i, name in enumerate(names)]
     return [f"coordinate {i} ({name})" for i, name in enumerate("xyz"[: geometry.dim])]
 
 
-def _pieces(geometry):
+def pieces(geometry) -> np.ndarray:
     """Number of the connected piece that each node belongs to, shape (N,)."""
     if isinstance(geometry, Mesh):
         first = np.repeat(geometry.cells[:, 0], geometry.dim)

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.linalg import eigh, null_space
 
 from ..backend.device import to_host
+from ..boundary import axis_names, pieces
 from ..errors import SolveError
 from ..geometry import Grid
 from ..misfit.fidelity import Fidelity
@@ -79,7 +80,9 @@ def undetermined(
         Where the modulus is known.
     """
     geometry, xp = fidelity.measurement.geometry, fidelity.device.xp
-    basis, along = _hats(geometry)
+    (basis, along), parts = _hats(geometry), _parts(geometry)
+    basis = np.concatenate([basis, parts])
+    along = [np.concatenate([own, np.zeros((len(parts), own.shape[1]))]) for own in along]
     movable = limits.movable(geometry, point.z)
     if movable is not None:
         basis = basis * to_host(movable)
@@ -133,6 +136,12 @@ def _hats(geometry):
     return hats, [np.eye(n)[index[:, axis]] for axis in range(dim)]
 
 
+def _parts(geometry):
+    """The nodes of each unconnected piece of a body but one, (pieces - 1, N)."""
+    piece = pieces(geometry)
+    return (piece == np.arange(piece.max())[:, None]).astype(float)
+
+
 def _weakest(hessian, basis, along, weights, geometry, relative):
     """The `Undetermined` of one member, from its Hessian in the coefficients of the hats."""
     mass = (basis * weights) @ basis.T
@@ -151,6 +160,8 @@ def _named(weak, vectors, mass, basis, along, geometry):
     density = (weak.T @ basis) ** 2
     share = density.sum(axis=0) / np.maximum(((vectors.T @ basis) ** 2).sum(axis=0), np.finfo(float).tiny)
     region = share > REGION
+    if 0 < weak.shape[1] <= (parts := len(_parts(geometry))):
+        return f"the ratio of the moduli of the {parts + 1} unconnected pieces of the body"
     if region.mean() > SMALLEST_REGION:
         inside = geometry.points[region]
         axes = ("axial", "lateral") if isinstance(geometry, Grid) else "xyz"[: geometry.dim]
@@ -164,6 +175,5 @@ def _named(weak, vectors, mass, basis, along, geometry):
         inner = own.T @ mass @ own
         projected = np.linalg.solve(inner, own.T @ mass @ weak)
         if (projected * (inner @ projected)).sum() > ALONG_ONE_AXIS * weak.shape[1]:
-            way = "along the axis of the load" if axis == geometry.axial else "across the axis of the load"
-            return f"how the modulus varies {way}"
+            return f"how the modulus varies along {axis_names(geometry)[axis]}"
     return f"{weak.shape[1]} of {vectors.shape[1]} smooth variations of the modulus"
