@@ -6,9 +6,11 @@ ValueError themselves.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-__all__ = ["DataError", "ElastofastError", "ModulusError", "PriorError", "SingularError", "SolveError"]
+__all__ = ["DataError", "ElastofastError", "ModulusError", "PriorError", "SingularError", "SolveError", "refuse_masked"]
 
 
 class ElastofastError(Exception):
@@ -17,6 +19,14 @@ class ElastofastError(Exception):
 
 class DataError(ElastofastError, ValueError):
     """What was measured, or the file that it comes from, cannot be used as it is."""
+
+
+def refuse_masked(value: Any, name: str) -> None:
+    """Raise DataError for an array with masked entries, whose mask NumPy would drop."""
+    if np.ma.is_masked(value):
+        raise DataError(
+            f"{name} has masked entries, of which there is no value: fill them, for example by .filled(...)"
+        )
 
 
 class ModulusError(ElastofastError, ValueError):

@@ -10,6 +10,8 @@ from math import factorial, prod
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .errors import refuse_masked
+
 # Difference of areas, relative to them, below which the two diagonals of a quadrilateral count as equally good.
 EQUAL = 1e-9
 # Distance of two nodes over the size of the body, below which they count as one.
@@ -140,8 +142,7 @@ class Mesh:
 
     def __init__(self, points: ArrayLike, cells: ArrayLike, mean_dilatation: bool = True) -> None:
         for name, array in (("points", points), ("cells", cells)):
-            if np.ma.is_masked(array):
-                raise ValueError(f"{name} has masked entries, of which there is no value: leave them out")
+            refuse_masked(array, name)
         try:
             points = np.array(points, dtype=np.float64, order="C")
         except (TypeError, ValueError) as error:

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .errors import refuse_masked
+
 # Step of the central difference in `poisson_rate`, over the distance from the law's limit, at which the Lame numbers
 # grow without bound. Truncation costs 1e-9, and rounding 1e-8 at a Poisson ratio of .4995.
 RATE_STEP = 3e-5
@@ -84,6 +86,7 @@ class Law:
     multigrid: ClassVar[MultigridSettings] = MultigridSettings()  # on a Grid
 
     def __post_init__(self):
+        refuse_masked(self.poisson, "poisson")
         try:
             nu = np.array(self.poisson, dtype=np.float64)
         except (TypeError, ValueError):

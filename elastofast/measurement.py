@@ -16,7 +16,7 @@ from scipy.ndimage import binary_dilation
 
 from .backend.device import Device, device_of, to_host
 from .boundary import Boundary, rigid_motion
-from .errors import DataError
+from .errors import DataError, refuse_masked
 from .forward.form import check_body
 from .geometry import Grid, Mesh
 from .io.measurements import measurement_arguments, save_measurement
@@ -606,10 +606,7 @@ def _check_strain(m):
 
 def _real(value, name) -> np.ndarray:
     """An argument as real numbers: a float64 array in host memory, not copied where it is one already."""
-    if np.ma.is_masked(value):  # whose mask asarray would drop
-        raise DataError(
-            f"{name} has masked entries, of which there is no value: fill them, for example by .filled(...)"
-        )
+    refuse_masked(value, name)
     try:
         value = np.asarray(to_host(value))
     except Exception as error:  # arrays of some libraries refuse to be copied to host memory implicitly

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .backend.device import to_host
+from .errors import refuse_masked
 from .geometry import Grid, Mesh
 
 # settings of SSIM by Wang et al. (IEEE TIP 13, 2004); K1 = 0.01 and K2 = 0.03 are the defaults of scikit-image
@@ -383,6 +384,8 @@ def evaluate(
     ValueError
         If shapes differ or values are not finite and positive.
     """
+    refuse_masked(modulus, "modulus")
+    refuse_masked(truth, "truth")
     x, truth = (np.asarray(to_host(value), dtype=np.float64) for value in (modulus, truth))
     for name, value in (("modulus", x), ("truth", truth)):
         if value.shape != geometry.node_shape:

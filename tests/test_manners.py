@@ -249,3 +249,30 @@ def test_reconstructions_are_logged(caplog):
     assert any("chi2" in record.getMessage() for record in caplog.records if record.levelno == logging.INFO)
     assert any(record.levelno == logging.DEBUG for record in caplog.records)
     assert logging.getLogger("elastofast").handlers  # quiet unless the program asks
+
+
+def test_masked_arrays_are_refused_where_their_mask_would_be_lost(tmp_path):
+    grid = ef.Grid((12, 12), (1e-3, 1e-3))
+    x = np.ma.masked_array(np.full(grid.shape, 1e4), np.eye(12, dtype=bool))
+    form, load = ef.ElasticForm(grid, ef.PlaneStress(0.4)), ef.compression(grid, pressure=100.0)
+    m = ef.simulate(grid, form.law, load, x.data)
+    calls = {
+        "poisson": lambda: ef.PlaneStress(x / 1e5),
+        "modulus": lambda: ef.save_modulus(tmp_path / "x.h5", x, grid),
+        "truth": lambda: ef.metrics.evaluate(x.data, x, grid),
+        "bounds": lambda: ef.reconstruct(m, prior="tv", bounds=(1e3, 9 * x)),
+        "x": lambda: form.solver(x, load.loaded),
+        "points": lambda: ef.Mesh(np.ma.masked_less(grid.points, 1e-9), [[0, 1, 2]]),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ef.DataError, match=f"{name} has masked entries"):
+            call()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_solver_refuses_a_modulus_that_no_body_has():
+    grid = ef.Grid((12, 12), (1e-3, 1e-3))
+    form, load = ef.ElasticForm(grid, ef.PlaneStress(0.4)), ef.compression(grid, pressure=100.0)
+    for wrong in (-1e4, 0.0, np.nan):
+        with pytest.raises(ef.ModulusError, match="x must be"):
+            form.solver(np.full(grid.n_nodes, wrong), load.loaded)

@@ -165,6 +165,8 @@ def run(options) -> int:
         raise ValueError("--uncertainty is for one measurement: leave it or --joint out")
     paths = files_of(options.files, work.sidecar) if options.joint else options.files
     m = work.load_joint(paths) if options.joint else work.load(paths[0])
+    if options.plot and m.geometry.dim != 2:
+        raise ValueError("--plot draws plane bodies only: leave it out, and write a .vtu file to see a volume")
     print(m)
     with ReconstructionBar(options.prior, hidden=options.quiet) as bar:
         result = work(m, bar)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..backend.device import HOST, Device, device_of, namespace
 from ..backend.operators import field_operator
-from ..errors import ModulusError
+from ..errors import ModulusError, refuse_masked
 from ..geometry import Grid, Mesh
 from ..laws import Law
 from .protocol import FormBackend, Solver
@@ -327,7 +327,12 @@ class ElasticForm:
         Returns
         -------
         Solver
-            For fields of shape (d, N), or (B, d, N) for a batch.
+            For fields of shape (d, N), or (B, d, N) for a batch. Its ``update`` does not check the modulus.
+
+        Raises
+        ------
+        ModulusError (a ValueError)
+            If x is not positive and finite; not looked at on a device.
 
         Examples
         --------
@@ -344,7 +349,10 @@ class ElasticForm:
         0.00032 m
         0.00016 m
         """
-        return self._on(device_of(x=x, shift=shift)).solver(x, active, shift)
+        device = device_of(x=x, shift=shift)
+        if not device.is_gpu:  # where it would have to wait for the device
+            check_modulus(x, self)
+        return self._on(device).solver(x, active, shift)
 
     def _on(self, device: Device) -> FormBackend:
         """The backend for arrays of a device."""
@@ -435,10 +443,7 @@ def check_body(geometry, law):
 
 def as_float(value, name) -> np.ndarray:
     """Array of float64 or float32, on a device as it is, else in NumPy; other real numbers become float64."""
-    if np.ma.is_masked(value):  # whose mask asarray would drop
-        raise ValueError(
-            f"{name} has masked entries, of which there is no value: fill them, for example by .filled(...)"
-        )
+    refuse_masked(value, name)
     try:
         array = namespace(value).asarray(value)
     except Exception as error:  # arrays of other libraries' devices refuse to be copied silently

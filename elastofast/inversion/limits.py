@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..backend.device import namespace, to_host
+from ..errors import refuse_masked
 from ..geometry import Grid, Mesh
 from ..result import BOUNDS_FACTOR
 from .coarsen import at_nodes_of
@@ -110,6 +111,8 @@ def _checked_bounds(bounds, geometry):
     """Logarithms of both bounds, each a number or an array (N,)."""
     if isinstance(bounds, Mapping | Set):  # whose order, or values, would be lost
         raise TypeError(f"bounds must be a pair (low, high) in pascals, got a {type(bounds).__name__}: {bounds!r}")
+    for own in bounds if isinstance(bounds, list | tuple) else ():
+        refuse_masked(own, "bounds")
     try:
         low, high = (np.asarray(to_host(own), dtype=float) for own in bounds)
     except (TypeError, ValueError):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..backend.device import to_host
-from ..errors import DataError
+from ..errors import DataError, refuse_masked
 from ..geometry import Grid, Mesh
 from .atomic import write_atomically
 from .containers import read_container
@@ -55,7 +55,9 @@ def save_modulus(
     OSError
         If the file cannot be written; no incomplete file is left behind.
     """
-    modulus = np.asarray(to_host(getattr(result, "modulus", result)), dtype=np.float64)
+    modulus = getattr(result, "modulus", result)
+    refuse_masked(modulus, "modulus")
+    modulus = np.asarray(to_host(modulus), dtype=np.float64)
     if modulus.shape != geometry.node_shape:
         raise DataError(f"modulus must have the geometry's shape {geometry.node_shape}, got {modulus.shape}")
     fields = {"format": MODULUS, "version": VERSION, **pack_geometry(geometry), "modulus": modulus}

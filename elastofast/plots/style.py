@@ -67,7 +67,9 @@ def encoded(figure, kind: str = "png") -> bytes:
 
 
 def checked(value, geometry, name) -> np.ndarray:
-    """A node field of a plane body, as floats."""
+    """A node field of a plane body, as floats; masked values are NaN, which is left blank."""
+    if np.ma.isMaskedArray(value):
+        value = np.ma.filled(value.astype(float), np.nan)
     value = np.asarray(to_host(value), dtype=np.float64)
     if geometry.dim != 2:
         raise ValueError(f"geometry must be two-dimensional, got {geometry.dim} dimensions")
@@ -132,8 +134,7 @@ def _coordinates(grid):
 
 def held(known, geometry) -> np.ndarray:
     """The nodes whose modulus was known, from moduli with NaN (or masked) elsewhere."""
-    known = known if np.ma.isMaskedArray(known) else to_host(known)
-    return np.isfinite(checked(np.ma.filled(np.ma.asarray(known, dtype=float), np.nan), geometry, "known"))
+    return np.isfinite(checked(known, geometry, "known"))
 
 
 def hatch(axes, mask, geometry) -> None:
