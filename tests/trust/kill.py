@@ -147,11 +147,15 @@ class Report(Compare):
         super().prepare(folder)
         self.finished = folder / "finished"
         self.finished.mkdir()
-        if code := Work(self, folder)(self.finished):
-            raise RuntimeError(f"the comparison ended with {code}")
+        comparison = Compare()
+        comparison.data = self.data
+        work = Work(comparison, folder)
+        if work(self.finished):
+            raise RuntimeError(f"the comparison ended with {work.error()}")
 
     def run(self, out):
         if not (out / "c").exists():
+            shutil.rmtree(out / "~c", ignore_errors=True)  # of a run whose disk was too small for the copy
             shutil.copytree(self.finished / "c", out / "~c")
             os.rename(out / "~c", out / "c")
         super().run(out)
