@@ -21,7 +21,7 @@ import numpy as np
 
 from .io.atomic import only_process, sync_folder, write_atomically
 
-__all__ = ["ResumableFolder", "RowFile", "difference"]
+__all__ = ["ResumableFolder", "RowFile", "difference", "reserve"]
 
 LOCK = ".lock"  # file in the folder that the process which works on it holds locked
 SHOWN = 80  # characters of a value in a message; longer values are cut
@@ -169,6 +169,20 @@ class ResumableFolder:
         if self.items != self.path:
             with suppress(FileNotFoundError):
                 self.items.rmdir()
+
+
+def reserve(file: BinaryIO, size: int) -> None:
+    """Reserve bytes on the disk for an HDF5 file that is open for writing, since HDF5 may crash on a full disk.
+
+    What remains of them is cut off when HDF5 closes the file.
+
+    Raises
+    ------
+    OSError
+        If there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
 
 
 class RowFile:

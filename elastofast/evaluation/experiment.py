@@ -26,12 +26,15 @@ from ..backend.tasks import check_workers, worked_on
 from ..learning.dataset import Dataset, OtherDatasetError, build_dataset, whole_number
 from ..metrics import evaluate, lesion_diameter
 from ..progress import progress_bar
-from ..resumable import ResumableFolder, RowFile
+from ..resumable import ResumableFolder, RowFile, reserve
 from .methods import METHODS, Method, chosen_methods
 from .results import COLUMNS, METRICS, Comparison
 from .scenarios import SCENARIOS, Condition, measure
 
 __all__ = ["METHODS", "Comparison", "compare"]
+
+# Bytes beside its values, estimated from above: of the index of a map in HDF5, and of the names of a method and its condition
+MAP_OVERHEAD, GROUP_OVERHEAD = 2048, 2**16
 
 
 def compare(
@@ -297,7 +300,9 @@ class _Folder(ResumableFolder):
         if not self.packed.exists():
             layout = {"chunks": (1, *shape), "compression": "gzip", "compression_opts": 1, "shuffle": True}
             with self.packing(self.packed) as target, h5py.File(target, "w") as file:
-                for condition, method in itertools.product((c.name for c in conditions), ("truth", *methods)):
+                names = [*itertools.product((c.name for c in conditions), ("truth", *methods))]
+                reserve(target, len(names) * (count * (4 * math.prod(shape) + MAP_OVERHEAD) + GROUP_OVERHEAD))
+                for condition, method in names:
                     name = f"{condition}/{method}"
                     maps = file.create_dataset(name, (count, *shape), np.float32, fillvalue=np.nan, **layout)
                     maps.attrs["units"] = "Pa"

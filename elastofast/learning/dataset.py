@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import warnings
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -31,7 +30,7 @@ from ..io.sizes import check_size
 from ..laws import LAWS
 from ..measurement import Measurement
 from ..progress import progress_bar
-from ..resumable import ResumableFolder, difference
+from ..resumable import ResumableFolder, difference, reserve
 from ..simulation import NOISES, simulate
 from .masks import Scan, collect, describe, on_grid, read_mask
 from .posterior import posterior_errors
@@ -705,12 +704,10 @@ def _write(target, config, tasks, folder, progress):
             config=json.dumps(config),
             **{name: config[name] for name in ("law", "poisson", "pressure", "snr", "noise")},
         )
-        # HDF5 may crash on a full disk, so the space is reserved first; what remains is cut off when the file is closed
         names = [name for name in FIELDS if name not in OPTIONAL or config[name]]
         shapes = {name: _shape(name, grid, config["errors"]) for name in names}
         size = sum(np.dtype(FIELDS[name][0]).itemsize * prod(shape) for name, shape in shapes.items())
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(target.fileno(), 0, len(tasks) * (size + SAMPLE_OVERHEAD) + FILE_OVERHEAD)
+        reserve(target, len(tasks) * (size + SAMPLE_OVERHEAD) + FILE_OVERHEAD)
         for name, shape in shapes.items():
             layout = {"chunks": (1, *shape), "shuffle": True, "compression": "gzip", "compression_opts": 1}
             file.create_dataset(name, (len(tasks), *shape), FIELDS[name][0], **layout)
