@@ -33,7 +33,7 @@ from .scenarios import SCENARIOS, Condition, measure
 
 __all__ = ["METHODS", "Comparison", "compare"]
 
-# Bytes beside its values, estimated from above: of the index of a map in HDF5, and of the names of a method and its condition
+# Bytes beside its values, estimated from above: of the index of a map in HDF5, and of the names of its group
 MAP_OVERHEAD, GROUP_OVERHEAD = 2048, 2**16
 
 
