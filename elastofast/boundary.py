@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import factorial
@@ -22,6 +23,7 @@ __all__ = [
     "axis_names",
     "check_support",
     "compression",
+    "directions",
     "pieces",
     "rigid_modes",
     "rigid_motion",
@@ -475,12 +477,17 @@ def free_motions(geometry: Grid | Mesh, fixed: np.ndarray) -> list[str]:
     return _free_motions(rigid_modes(geometry, nodes)[:, held[:, nodes]], axis_names(geometry))
 
 
+def directions(geometry) -> Sequence[str]:
+    """What each axis of a grid, or each coordinate of a mesh, is called."""
+    if isinstance(geometry, Grid):
+        return ("axial", "elevational", "lateral") if geometry.dim == 3 else ("axial", "lateral")
+    return "xyz"[: geometry.dim]
+
+
 def axis_names(geometry) -> list[str]:
     """Each axis by its number and its direction."""
-    if isinstance(geometry, Grid):
-        names = ["axial", "elevational", "lateral"] if geometry.dim == 3 else ["axial", "lateral"]
-        return [f"axis {i} ({name})" for i, name in enumerate(names)]
-    return [f"coordinate {i} ({name})" for i, name in enumerate("xyz"[: geometry.dim])]
+    kind = "axis" if isinstance(geometry, Grid) else "coordinate"
+    return [f"{kind} {i} ({name})" for i, name in enumerate(directions(geometry))]
 
 
 def pieces(geometry) -> np.ndarray:

@@ -87,3 +87,46 @@ def _mesh_psi(mesh, law):
         for n, b in enumerate(divergences.reshape(n_nodes, -1)):
             psi[n] += law.lame_lambda / shares[n] * np.outer(b, b)
     return psi
+
+
+def scikit_fem_stiffness(grid, law, x, full, volumetric):
+    """K(x) of scikit-fem on a grid, our numbering of the dofs: a (bi- or tri-)linear modulus x at the nodes.
+
+    ``full`` and ``volumetric`` are the options of its bases that state the quadrature of the mu and the lambda term.
+    """
+    import skfem
+    from skfem.helpers import ddot, sym_grad, trace
+
+    axes = [h * np.arange(n) for n, h in zip(grid.shape, grid.spacing, strict=True)]
+    kind, element = ((skfem.MeshQuad, skfem.ElementQuad1), (skfem.MeshHex, skfem.ElementHex1))[grid.dim - 2]
+    mesh = kind.init_tensor(*axes)
+    number = np.ravel_multi_index(np.rint(mesh.p / np.array(grid.spacing)[:, None]).astype(int), grid.shape)
+
+    @skfem.BilinearForm
+    def lambda_term(u, v, w):
+        return w.e * law.lame_lambda * trace(sym_grad(u)) * trace(sym_grad(v))
+
+    @skfem.BilinearForm
+    def mu_term(u, v, w):
+        return w.e * 2 * law.lame_mu * ddot(sym_grad(u), sym_grad(v))
+
+    found = 0
+    for term, rule in ((lambda_term, volumetric), (mu_term, full)):
+        basis = skfem.Basis(mesh, skfem.ElementVector(element()), **rule)
+        modulus = basis.with_element(element()).interpolate(np.ravel(x)[number])
+        found = found + term.assemble(basis, e=modulus)
+    ours = np.empty(grid.dim * grid.n_nodes, int)
+    for component in range(grid.dim):
+        ours[component * grid.n_nodes + number] = basis.nodal_dofs[component]
+    return found[ours][:, ours]
+
+
+def gauss(dim):
+    """Two Gauss points along each axis of a cell, as scikit-fem takes them."""
+    points = np.array(list(np.ndindex(*[2] * dim))).T / np.sqrt(3) + 0.5 - 0.5 / np.sqrt(3)
+    return {"quadrature": (points, np.full(2**dim, 0.5**dim))}
+
+
+def centre(dim):
+    """The middle of a cell, as scikit-fem takes it."""
+    return {"quadrature": (np.full((dim, 1), 0.5), np.ones(1))}

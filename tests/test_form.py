@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from dense import dense_psi
+from dense import centre, dense_psi, gauss, scikit_fem_stiffness
 from scipy.sparse import coo_array
 from scipy.spatial import Delaunay
 
@@ -228,34 +228,10 @@ def test_patterns_are_shared_and_out_is_refilled(dtype):
 @pytest.mark.parametrize(("shape", "spacing"), [((30, 41), (1e-3, 1e-3)), ((13, 70), (2e-3, 5e-4))])
 def test_stiffness_is_that_of_scikit_fem(law, shape, spacing):
     """Bilinear modulus, 2 x 2 Gauss points; in plane strain the lambda term by the cell's centre."""
-    skfem = pytest.importorskip("skfem")
-    from skfem.helpers import ddot, sym_grad, trace
-
+    pytest.importorskip("skfem")
     grid = Grid(shape, spacing)
-    x = fields(grid)[0]
-    mesh = skfem.MeshQuad.init_tensor(*(h * np.arange(n) for n, h in zip(shape, spacing, strict=True)))
-    number = np.ravel_multi_index(np.rint(mesh.p / np.array(spacing)[:, None]).astype(int), shape)
-
-    @skfem.BilinearForm
-    def volumetric(u, v, w):
-        return w.e * law.lame_lambda * trace(sym_grad(u)) * trace(sym_grad(v))
-
-    @skfem.BilinearForm
-    def deviatoric(u, v, w):
-        return w.e * 2 * law.lame_mu * ddot(sym_grad(u), sym_grad(v))
-
-    near = 0.5 - 0.5 / np.sqrt(3)
-    gauss = np.array([[near, 1 - near, near, 1 - near], [near, near, 1 - near, 1 - near]]), np.full(4, 0.25)
-    centre = np.array([[0.5], [0.5]]), np.array([1.0])
-    expected = 0
-    for bilinear, rule in ((volumetric, centre if law.name == "plane_strain" else gauss), (deviatoric, gauss)):
-        basis = skfem.Basis(mesh, skfem.ElementVector(skfem.ElementQuad1()), quadrature=rule)
-        modulus = basis.with_element(skfem.ElementQuad1()).interpolate(x.ravel()[number])
-        expected = expected + bilinear.assemble(basis, e=modulus)
-    ours = np.empty(2 * grid.n_nodes, int)
-    for component in range(2):
-        ours[component * grid.n_nodes + number] = basis.nodal_dofs[component]
-    expected = expected[ours][:, ours]
+    x, volumetric = fields(grid)[0], centre(2) if law.name == "plane_strain" else gauss(2)
+    expected = scikit_fem_stiffness(grid, law, x, full=gauss(2), volumetric=volumetric)
     difference = abs(ElasticForm(grid, law).stiffness(x) - expected)
     assert difference.max() <= 1e-12 * abs(expected).max()
 

@@ -119,3 +119,15 @@ def test_ratio_of_unconnected_pieces_is_not_determined_without_a_force():
     result = ef.reconstruct(ef.simulate(mesh, LAW, load, truth, snr=50.0), prior="tv", weight=100.0)
     assert result.status == "undetermined"
     assert result.undetermined == "the ratio of the moduli of the 2 unconnected pieces of the body"
+
+
+def test_region_of_a_volume_is_named_along_its_three_axes():
+    grid = ef.Grid((8, 8, 8), (1e-3, 1e-3, 1e-3))
+    load = ef.compression(grid, pressure=100.0)
+    m = ef.simulate(grid, ef.Solid(0.4), load, np.full(grid.shape, 1e4), snr=10.0)
+    std = np.where(np.arange(8) < 2, m.level, 100 * m.level) * np.ones(m.displacement.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = ef.reconstruct(m.derived(displacement_std=std), prior="tikhonov", weight=10.0)
+    assert result.status == "undetermined"
+    assert "axial 0 to 7 mm, elevational 0 to 7 mm, lateral 5 to 7 mm" in result.undetermined

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from dense import dense_psi
+from dense import centre, dense_psi, gauss, scikit_fem_stiffness
 from scipy.sparse import diags_array
 from scipy.sparse.linalg import LinearOperator, eigsh, splu
 
@@ -55,33 +55,10 @@ def test_contractions_are_the_dense_ones(shape, law, dtype, tolerance, instructi
 @pytest.mark.parametrize("shape", [(6, 5, 40), (17, 20, 23)], ids=str)
 def test_stiffness_is_that_of_scikit_fem(law, shape):
     """Trilinear modulus, 2 x 2 x 2 Gauss points, the lambda term by the cell's centre."""
-    skfem = pytest.importorskip("skfem")
-    from skfem.helpers import ddot, sym_grad, trace
-
+    pytest.importorskip("skfem")
     grid = ef.Grid(shape, SPACING)
     x, u, v = fields(grid)
-    mesh = skfem.MeshHex.init_tensor(*(h * np.arange(n) for n, h in zip(shape, SPACING, strict=True)))
-    number = np.ravel_multi_index(np.rint(mesh.p / np.array(SPACING)[:, None]).astype(int), shape)
-
-    @skfem.BilinearForm
-    def volumetric(u, v, w):
-        return w.e * law.lame_lambda * trace(sym_grad(u)) * trace(sym_grad(v))
-
-    @skfem.BilinearForm
-    def deviatoric(u, v, w):
-        return w.e * 2 * law.lame_mu * ddot(sym_grad(u), sym_grad(v))
-
-    gauss = np.array(list(np.ndindex(2, 2, 2))).T / np.sqrt(3) + 0.5 - 0.5 / np.sqrt(3), np.full(8, 0.125)
-    centre = np.full((3, 1), 0.5), np.ones(1)
-    expected = 0
-    for bilinear, rule in ((volumetric, centre), (deviatoric, gauss)):
-        basis = skfem.Basis(mesh, skfem.ElementVector(skfem.ElementHex1()), quadrature=rule)
-        modulus = basis.with_element(skfem.ElementHex1()).interpolate(x.ravel()[number])
-        expected = expected + bilinear.assemble(basis, e=modulus)
-    ours = np.empty(3 * grid.n_nodes, int)
-    for component in range(3):
-        ours[component * grid.n_nodes + number] = basis.nodal_dofs[component]
-    expected = expected[ours][:, ours]
+    expected = scikit_fem_stiffness(grid, law, x, full=gauss(3), volumetric=centre(3))
     form = ef.ElasticForm(grid, law)
     assert abs(form.stiffness(x) - expected).max() <= 1e-12 * abs(expected).max()
     assert relative(form.force(x, u), expected @ u.ravel()) < 1e-12

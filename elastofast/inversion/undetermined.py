@@ -14,9 +14,8 @@ import numpy as np
 from scipy.linalg import eigh, null_space
 
 from ..backend.device import to_host
-from ..boundary import axis_names, pieces
+from ..boundary import axis_names, directions, pieces
 from ..errors import SolveError
-from ..geometry import Grid
 from ..misfit.fidelity import Fidelity
 from ..misfit.joint import data_term
 from .limits import Limits
@@ -160,14 +159,14 @@ def _named(weak, vectors, mass, basis, along, geometry):
     density = (weak.T @ basis) ** 2
     share = density.sum(axis=0) / np.maximum(((vectors.T @ basis) ** 2).sum(axis=0), np.finfo(float).tiny)
     region = share > REGION
-    if 0 < weak.shape[1] <= (parts := len(_parts(geometry))):
-        return f"the ratio of the moduli of the {parts + 1} unconnected pieces of the body"
+    count = pieces(geometry).max() + 1
+    if weak.shape[1] < count:
+        return f"the ratio of the moduli of the {count} unconnected pieces of the body"
     if region.mean() > SMALLEST_REGION:
         inside = geometry.points[region]
-        axes = ("axial", "lateral") if isinstance(geometry, Grid) else "xyz"[: geometry.dim]
         sides = ", ".join(
             f"{name} {1e3 * a:.3g} to {1e3 * b:.3g} mm"
-            for name, a, b in zip(axes, inside.min(axis=0), inside.max(axis=0), strict=True)
+            for name, a, b in zip(directions(geometry), inside.min(axis=0), inside.max(axis=0), strict=True)
         )
         return f"the modulus of {region.mean():.0%} of the nodes ({sides})"
     for axis, own in enumerate(along):
